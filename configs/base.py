@@ -1,0 +1,134 @@
+"""Every field of a run, with its unit and where its default comes from.
+
+Two halves. `run` is what makes a run the same run: it is hashed, served by the
+coordinator and equal on every island. `island` is what each host may choose
+for itself: its mesh, its paths, its place. Other configs start from this one:
+
+  python -m intellect_jax.train --config=configs/demo.py --workdir=/tmp/demo
+
+Sources: [I1] INTELLECT-1, arXiv 2412.01152; [D] DiLoCo, arXiv 2311.08105;
+[SL] DiLoCo scaling laws, arXiv 2503.09799; [L3] Llama 3, arXiv 2407.21783;
+[P] docs/protocol.md of this project.
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+  config = ml_collections.ConfigDict()
+  config.run = run_config()
+  config.island = island_config()
+  return config
+
+
+def run_config() -> ml_collections.ConfigDict:
+  run = ml_collections.ConfigDict()
+  run.name = "base"  # shown in progress and results
+  run.seed = 0  # of the initial parameters; data has its own
+  run.tokens = 1_000_000_000  # committed tokens after which the run is final
+
+  run.model = ml_collections.ConfigDict(
+    dict(
+      layers=12,
+      width=1024,  # residual stream
+      heads=16,  # query heads
+      kv_heads=16,  # key/value heads; divides heads (GQA)
+      head_dim=64,
+      ffn=2816,  # hidden width of SwiGLU
+      vocab_size=32_000,  # at least the tokenizer's
+      rope_theta=10_000.0,  # [L3] uses 5e5
+      norm_epsilon=1e-5,  # RMSNorm [I1]
+      tied_embeddings=False,  # output projection = embedding, transposed
+      dtype="bfloat16",  # of compute; parameters and moments are float32
+    )
+  )
+  run.data = ml_collections.ConfigDict(
+    dict(
+      source="python_docs",  # the text that ships in the package
+      tokenizer="bpe:32000",  # "byte", or "bpe:N" with N token ids
+      sequence_length=1024,  # tokens a packed sample
+      seed=0,  # of the shuffle
+      held_out=0.05,  # fraction of the documents kept for evaluation
+    )
+  )
+  run.inner = ml_collections.ConfigDict(
+    dict(
+      batch_size=128,  # sequences an island and inner step [I1]
+      learning_rate=4e-4,  # peak, AdamW [D]
+      warmup_tokens=0,  # linear, over global tokens [P 9]
+      decay_tokens=0,  # 1 - sqrt, over the last global tokens of the run
+      beta1=0.9,  # [I1]
+      beta2=0.95,  # [I1]
+      epsilon=1e-8,
+      weight_decay=0.1,  # on matrices and embeddings, not on norms [I1]
+      clip_norm=1.0,  # global gradient norm [I1]
+      max_z_loss=0.0,  # weight of the squared largest logit; 2e-4 in [I1]
+    )
+  )
+  run.outer = ml_collections.ConfigDict(
+    dict(
+      inner_steps=100,  # H: inner steps a window [I1]
+      learning_rate=0.7,  # eta; 0.4 / 0.6 / 0.8 for 1 / 2-4 / 8 [SL]
+      momentum=0.9,  # mu, Nesterov [D]
+      codec="int8",  # of deltas and means: "int8" or "float32" (exact)
+      max_ahead_steps=0,  # inner steps past a proposal before waiting
+      max_carry=1,  # records that left-out work is carried over [P 3]
+    )
+  )
+  run.elastic = ml_collections.ConfigDict(
+    dict(
+      start_islands=1,  # the first round waits for so many
+      min_islands=1,  # fewer live islands commit nothing
+      lease_seconds=10.0,  # silence after which an island is gone [P 4]
+      fetch_patience=10.0,  # seconds without a byte before a peer is bad
+      deadline=False,  # plan without islands that are late [P 3]
+      deadline_ratio=1.5,  # x median of past windows; at least 1.1
+      deadline_deviations=4.0,  # median + k * MAD of past windows
+      deadline_cap=600.0,  # seconds after the first proposal, at most
+    )
+  )
+  run.evaluation = ml_collections.ConfigDict(
+    dict(
+      sequences=64,  # held-out samples a round; 0: do not evaluate
+    )
+  )
+  return run
+
+
+def island_config() -> ml_collections.ConfigDict:
+  island = ml_collections.ConfigDict()
+  island.name = ""  # unique in the run; empty: host name and process id
+  island.place = ""  # free text: where the host stands
+  island.platform = ""  # "cpu", "cuda"; empty: what JAX finds
+  island.cpu_devices = 1  # host devices on the cpu platform
+  island.mesh = ml_collections.ConfigDict(
+    dict(
+      fsdp=-1,  # devices that share each parameter; -1: all that are left
+      tensor=1,  # devices that share each matrix product
+    )
+  )
+  island.model = ml_collections.ConfigDict(
+    dict(
+      scan_layers=True,  # one compiled layer; False unrolls
+      remat="dots",  # recompute in backward: "none", "dots" or "full"
+      attention="xla",  # or "cudnn" on a GPU
+    )
+  )
+  island.inner = ml_collections.ConfigDict(
+    dict(
+      microbatch=0,  # sequences a forward pass; 0: the whole batch
+      paced_step_seconds=0.0,  # tests: a real step, then wait for the pace
+    )
+  )
+  island.checkpoint = ml_collections.ConfigDict(
+    dict(
+      every=1,  # records between two durable checkpoints; 0: at the end
+      keep=2,  # newest checkpoints to keep
+    )
+  )
+  island.listen = "127.0.0.1:0"  # where blobs are served; port 0: any free
+  island.advertise = ""  # address that others use; empty: the listening one
+  island.threads = 2  # of exchange work: encode, fetch, reduce, hash
+  island.upload_cap = 0.0  # MB/s that this island serves; 0: no cap
+  island.compilation_cache = "~/.cache/intellect_jax"  # empty: none
+  return island

@@ -1,0 +1,205 @@
+"""The configuration: where defaults come from, what is valid, its digest.
+
+The fields themselves stand in `configs/base.py`, with units and sources.
+"""
+
+import hashlib
+import importlib.util
+import json
+import pathlib
+import types
+
+import ml_collections
+
+from intellect_jax.errors import UserError
+
+ConfigDict = ml_collections.ConfigDict
+
+
+def base_path() -> pathlib.Path:
+  """Path of `configs/base.py`, in a checkout or in an installed wheel."""
+  package = pathlib.Path(__file__).resolve().parent
+  for folder in (package / "configs", package.parent / "configs"):
+    if (folder / "base.py").is_file():
+      return folder / "base.py"
+  raise UserError(f"configs/base.py is missing beside {package}; reinstall.")
+
+
+def base() -> ConfigDict:
+  """Returns the default configuration, locked: unknown keys are errors."""
+  return load(base_path())
+
+
+def load(path: str | pathlib.Path) -> ConfigDict:
+  """Returns what `get_config()` of the file at `path` returns, locked."""
+  config = _module(pathlib.Path(path)).get_config()
+  config.lock()
+  return config
+
+
+def _module(path: pathlib.Path) -> types.ModuleType:
+  if not path.is_file():
+    raise UserError(
+      f"There is no config file at {path}. Shipped ones are in"
+      f" {base_path().parent}: {', '.join(shipped())}."
+    )
+  spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+  assert spec is not None and spec.loader is not None
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+def shipped() -> list[str]:
+  """Names of the config files that ship with the project."""
+  return sorted(path.name for path in base_path().parent.glob("*.py"))
+
+
+def digest(run: ConfigDict) -> str:
+  """Hex SHA-256 of the run half: two islands of one run have the same."""
+  return hashlib.sha256(to_json(run).encode()).hexdigest()
+
+
+def to_json(run: ConfigDict) -> str:
+  """The run half as canonical JSON: sorted keys, no spaces."""
+  return json.dumps(run.to_dict(), sort_keys=True, separators=(",", ":"))
+
+
+def from_json(text: str) -> ConfigDict:
+  """The run half from `to_json`, checked against the fields of this version.
+
+  Raises:
+    UserError: if the fields are not those that this version knows.
+  """
+  run = base().run
+  _overwrite(run, json.loads(text), "run")
+  validate_run(run)
+  return run
+
+
+def _overwrite(config: ConfigDict, values: dict, path: str) -> None:
+  """Sets every field of `config` from nested `values`; all must be there."""
+  if set(values) != set(config):
+    differing = sorted(set(values) ^ set(config))
+    raise UserError(
+      f"The coordinator's config differs from this version's in the fields"
+      f" of {path}: {', '.join(differing)}. Run the same version of"
+      " intellect_jax on the coordinator and on every island."
+    )
+  for key, value in values.items():
+    if isinstance(config[key], ConfigDict):
+      _overwrite(config[key], value, f"{path}.{key}")
+    else:
+      config[key] = value
+
+
+def validate(config: ConfigDict) -> None:
+  """Checks both halves; see `validate_run` and `validate_island`."""
+  validate_run(config.run)
+  validate_island(config.run, config.island)
+
+
+def validate_run(run: ConfigDict) -> None:
+  """Raises UserError, naming field and remedy, for an impossible run."""
+  model, data, inner, outer = run.model, run.data, run.inner, run.outer
+  for section, names in (
+    (model, "layers width heads kv_heads head_dim ffn vocab_size"),
+    (data, "sequence_length"),
+    (inner, "batch_size"),
+    (outer, "inner_steps"),
+    (run.elastic, "start_islands min_islands"),
+  ):
+    for name in names.split():
+      _require(section[name] >= 1, name, section[name], "at least 1")
+  _require(run.tokens >= 1, "run.tokens", run.tokens, "at least 1")
+  _require(
+    model.heads % model.kv_heads == 0,
+    "run.model.kv_heads",
+    model.kv_heads,
+    f"a divisor of run.model.heads={model.heads}",
+  )
+  _require(
+    model.head_dim % 2 == 0,
+    "run.model.head_dim",
+    model.head_dim,
+    "an even number, because RoPE rotates pairs",
+  )
+  _require(
+    model.dtype in ("float32", "bfloat16"),
+    "run.model.dtype",
+    model.dtype,
+    "float32 or bfloat16",
+  )
+  _require(
+    outer.codec in ("int8", "float32"),
+    "run.outer.codec",
+    outer.codec,
+    "int8 or float32",
+  )
+  _require(
+    0 < outer.learning_rate <= 2,
+    "run.outer.learning_rate",
+    outer.learning_rate,
+    "above 0 and at most 2; good ones lie between 0.4 and 0.8",
+  )
+  _require(
+    0 <= outer.momentum < 1,
+    "run.outer.momentum",
+    outer.momentum,
+    "at least 0 and below 1",
+  )
+  _require(
+    outer.max_ahead_steps >= 0 and outer.max_carry >= 0,
+    "run.outer.max_ahead_steps and max_carry",
+    (outer.max_ahead_steps, outer.max_carry),
+    "not negative",
+  )
+  _require(
+    run.elastic.lease_seconds > 0 and run.elastic.fetch_patience > 0,
+    "run.elastic.lease_seconds and fetch_patience",
+    (run.elastic.lease_seconds, run.elastic.fetch_patience),
+    "above 0",
+  )
+  _require(
+    run.elastic.deadline_ratio >= 1.1,
+    "run.elastic.deadline_ratio",
+    run.elastic.deadline_ratio,
+    "at least 1.1, or ordinary jitter would leave islands out",
+  )
+  _require(
+    0 < data.held_out < 1,
+    "run.data.held_out",
+    data.held_out,
+    "a fraction between 0 and 1",
+  )
+
+
+def validate_island(run: ConfigDict, island: ConfigDict) -> None:
+  """Raises UserError if this island cannot take part in `run`."""
+  microbatch, batch = island.inner.microbatch, run.inner.batch_size
+  _require(
+    microbatch >= 0 and (microbatch == 0 or batch % microbatch == 0),
+    "island.inner.microbatch",
+    microbatch,
+    f"0 or a divisor of run.inner.batch_size={batch}",
+  )
+  _require(
+    island.model.remat in ("none", "dots", "full"),
+    "island.model.remat",
+    island.model.remat,
+    "none, dots or full",
+  )
+  _require(
+    island.model.attention in ("xla", "cudnn"),
+    "island.model.attention",
+    island.model.attention,
+    "xla or cudnn",
+  )
+
+
+def _require(holds: bool, name: str, value: object, expected: str) -> None:
+  if not holds:
+    raise UserError(
+      f"{name} is {value}, but must be {expected}. Change it in the config"
+      f" file or with --config.{name}=… on the command line."
+    )

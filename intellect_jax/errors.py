@@ -1,0 +1,9 @@
+"""The one kind of error that a user is meant to read."""
+
+
+class UserError(Exception):
+  """A mistake that its reader can mend: shown as a paragraph, no traceback.
+
+  The message names the setting, the value seen, what was expected and what to
+  do. The commands print it to stderr and exit with status 2.
+  """
