@@ -1,0 +1,1 @@
+"""One island's training step."""

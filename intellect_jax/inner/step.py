@@ -1,0 +1,241 @@
+"""The inner step: one AdamW update of an island, and the evaluation."""
+
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
+
+from intellect_jax.inner.loss import loss_sums
+from intellect_jax.inner.optimizer import learning_rate, make_optimizer
+from intellect_jax.model import llama, sharding
+
+Batch = Mapping[str, Any]  # of BxL arrays, see TrainStep
+
+
+class TrainState(NamedTuple):
+  params: llama.Params  # float32
+  opt_state: optax.OptState  # Adam's moments, sharded as the parameters
+
+
+class TrainStep:
+  """One compiled AdamW step on one island's mesh.
+
+  A batch holds int32 tokens, targets, segment_ids and positions and float32
+  weights (0: not trained on), each batch_size x sequence_length.
+
+  Raises:
+    UserError: if batch, microbatch or model do not divide among the mesh.
+  """
+
+  def __init__(self, run: ConfigDict, island: ConfigDict, mesh: Mesh):
+    inner = run.inner
+    self._run = run
+    self._mesh = mesh
+    self._microbatch = island.inner.microbatch or inner.batch_size
+    self._pace_seconds = island.inner.paced_step_seconds
+    self._c = llama.LlamaConfig.of(run.model, island.model)
+    self._optimizer = make_optimizer(inner)
+    if island.inner.microbatch:
+      sharding.check_batch("island.inner.microbatch", self._microbatch, mesh)
+    sharding.check_batch("run.inner.batch_size", inner.batch_size, mesh)
+
+    param_shardings = sharding.param_shardings(self._c, mesh)
+    params = llama.abstract_params(self._c)
+    opt_state = jax.eval_shape(self._optimizer.init, params)
+    replicated = NamedSharding(mesh, P())
+    self.state_shardings = TrainState(
+      param_shardings,
+      # Without this, moments made under jit would be whole on each device.
+      optax.tree_map_params(
+        self._optimizer,
+        lambda _, param_sharding: param_sharding,
+        opt_state,
+        param_shardings,
+        transform_non_params=lambda _: replicated,
+      ),
+    )
+    self.abstract_state = jax.tree.map(
+      lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
+      TrainState(params, opt_state),
+      self.state_shardings,
+    )
+    self._batch_sharding = sharding.batch_sharding(mesh)
+    self._jitted = jax.jit(
+      self._step,
+      in_shardings=(self.state_shardings, self._batch_sharding, replicated),
+      out_shardings=(self.state_shardings, replicated),
+      donate_argnums=0,
+    )
+    self._compiled = None
+
+  def compile(self) -> dict[str, int]:
+    """Compiles ahead of the loop; returns the memory plan of a device.
+
+    Bytes of "arguments", "outputs", "aliased" (outputs in the place of donated
+    arguments) and "temporaries".
+    """
+    inner, length = self._run.inner, self._run.data.sequence_length
+    shape = (inner.batch_size, length)
+    batch = {
+      name: jax.ShapeDtypeStruct(shape, jnp.int32)
+      for name in ("tokens", "targets", "segment_ids", "positions")
+    }
+    batch["weights"] = jax.ShapeDtypeStruct(shape, jnp.float32)
+    position = jax.ShapeDtypeStruct((), jnp.float32)
+    with jax.set_mesh(self._mesh):
+      lowered = self._jitted.lower(self.abstract_state, batch, position)
+    self._compiled = lowered.compile()
+    memory = self._compiled.memory_analysis()
+    return dict(
+      arguments=memory.argument_size_in_bytes,
+      outputs=memory.output_size_in_bytes,
+      aliased=memory.alias_size_in_bytes,
+      temporaries=memory.temp_size_in_bytes,
+    )
+
+  def init(self, key: jax.Array) -> TrainState:
+    """Random parameters and zero moments, on the mesh."""
+    return self.from_params(llama.init_params(self._c, key, self._mesh))
+
+  def from_params(self, params: llama.Params) -> TrainState:
+    """These parameters, placed (see `place`), with zero moments."""
+    zero_moments = jax.jit(
+      self._optimizer.init, out_shardings=self.state_shardings.opt_state
+    )
+    params = self.place(params)
+    return TrainState(params, zero_moments(params))
+
+  def place(self, params: llama.Params) -> llama.Params:
+    """A copy of `params` (numpy or jax) on the mesh, complete on return.
+
+    On CPUs jax.device_put shares the memory of numpy arrays, whatever
+    `may_alias` says; who then changes them in place changes the model too.
+    """
+    shardings = self.state_shardings.params
+    copy = jax.jit(
+      lambda params: jax.tree.map(jnp.copy, params), out_shardings=shardings
+    )
+    return jax.block_until_ready(copy(jax.device_put(params, shardings)))
+
+  def __call__(
+    self, state: TrainState, batch: Batch, position: float
+  ) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One update. `state` is donated: its arrays are gone afterwards.
+
+    Args:
+      state: from `init`, `from_params` or the last call.
+      batch: arrays of the host.
+      position: schedule position, in tokens of the swarm.
+
+    Returns:
+      The next state, and scalars on the device: loss (mean nats a token),
+      grad_norm (before the clip), learning_rate, max_logit.
+    """
+    start = time.monotonic()
+    if self._compiled is None:
+      self.compile()
+    batch = jax.device_put(dict(batch), self._batch_sharding)
+    result = self._compiled(state, batch, np.float32(position))
+    if self._pace_seconds:
+      jax.block_until_ready(result)
+      time.sleep(max(0.0, start + self._pace_seconds - time.monotonic()))
+    return result
+
+  def _step(self, state, batch, position):
+    inner = self._run.inner
+    grads, metrics = self._gradient(state.params, batch)
+    updates, opt_state = self._optimizer.update(
+      grads, state.opt_state, state.params
+    )
+    rate = learning_rate(inner, self._run.tokens, position)
+    params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
+    metrics |= dict(grad_norm=optax.global_norm(grads), learning_rate=rate)
+    return TrainState(params, opt_state), metrics
+
+  def _gradient(self, params, batch):
+    """Gradient of the mean over all tokens, one microbatch at a time."""
+    # The count of the whole batch comes first, so that microbatches with
+    # different numbers of tokens simply add up.
+    count = jnp.maximum(jnp.sum(batch["weights"]), 1)
+
+    def objective(params, batch):
+      logits_BxLxV = llama.apply(
+        self._c,
+        params,
+        batch["tokens"],
+        batch["positions"],
+        batch["segment_ids"],
+      )
+      sums = loss_sums(logits_BxLxV, batch["targets"], batch["weights"])
+      total = sums.nll + self._run.inner.max_z_loss * sums.z
+      return total / count, (sums.nll / count, sums.max_logit)
+
+    gradient = jax.grad(objective, has_aux=True)
+    if self._microbatch == self._run.inner.batch_size:
+      grads, (loss, max_logit) = gradient(params, batch)
+      return grads, dict(loss=loss, max_logit=max_logit)
+
+    def accumulate(sums, microbatch):
+      grads, (loss, max_logit) = gradient(params, microbatch)
+      return jax.tree.map(jnp.add, sums, (grads, loss)), max_logit
+
+    zeros = jax.tree.map(jnp.zeros_like, (params, jnp.float32(0)))
+    (grads, loss), max_logits = jax.lax.scan(
+      accumulate, zeros, jax.tree.map(self._split, batch)
+    )
+    return grads, dict(loss=loss, max_logit=jnp.max(max_logits))
+
+  def _split(self, x_BxL):
+    """Microbatches, first axis; each takes an equal part of every device."""
+    x_bxMxL = x_BxL.reshape(self._microbatch, -1, x_BxL.shape[-1])
+    return jnp.moveaxis(x_bxMxL, 1, 0)
+
+
+class EvalStep:
+  """Mean negative log-likelihood of held-out batches."""
+
+  def __init__(self, run: ConfigDict, island: ConfigDict, mesh: Mesh):
+    self._c = llama.LlamaConfig.of(run.model, island.model)
+    self._mesh = mesh
+    self._param_shardings = sharding.param_shardings(self._c, mesh)
+    self._batch_sharding = sharding.batch_sharding(mesh)
+    self._jitted = jax.jit(
+      self._sums,
+      in_shardings=(self._param_shardings, self._batch_sharding),
+      out_shardings=NamedSharding(mesh, P()),
+    )
+
+  def __call__(self, params: llama.Params, batches: Iterable[Batch]) -> float:
+    """Nats a token over all batches; `params` on the host or the mesh.
+
+    Raises:
+      UserError: if a batch does not divide among the mesh.
+    """
+    params = jax.device_put(params, self._param_shardings)
+    sums = []
+    with jax.set_mesh(self._mesh):
+      for batch in batches:
+        sharding.check_batch(
+          "A batch of evaluation", len(batch["tokens"]), self._mesh
+        )
+        sums.append(self._jitted(params, dict(batch)))
+    nll, count = np.array(jax.device_get(sums), np.float64).sum(axis=0)
+    return float(nll / count)
+
+  def _sums(self, params, batch):
+    logits_BxLxV = llama.apply(
+      self._c,
+      params,
+      batch["tokens"],
+      batch["positions"],
+      batch["segment_ids"],
+    )
+    sums = loss_sums(logits_BxLxV, batch["targets"], batch["weights"])
+    return sums.nll, jnp.sum(batch["weights"])

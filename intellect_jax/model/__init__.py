@@ -1,0 +1,1 @@
+"""The Llama: parameters, attention, sharding, names, sampling."""

@@ -1,0 +1,74 @@
+"""Rotary positions, document masks and causal attention.
+
+Dimensions: B batch, L length, H query heads, K key/value heads, G = H / K
+query heads a key/value head, C head_dim.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+MASKED = -1e30  # a logit that is exactly 0 after the softmax in float32
+
+
+def rotary_angles(positions_BxL: jax.Array, head_dim: int, theta: float):
+  """Cosines and sines of RoPE (arXiv 2104.09864), float32, each BxLx1xC/2."""
+  frequency = theta ** (-jnp.arange(0, head_dim, 2) / head_dim)
+  angle_BxLx1xC = positions_BxL[:, :, None, None] * frequency
+  return jnp.cos(angle_BxLx1xC), jnp.sin(angle_BxLx1xC)
+
+
+def rotate(x_BxLxHxC: jax.Array, angles: tuple[jax.Array, jax.Array]):
+  """Rotates pairs (i, i + C/2), the order of Hugging Face checkpoints."""
+  cos, sin = (angle.astype(x_BxLxHxC.dtype) for angle in angles)
+  a, b = jnp.split(x_BxLxHxC, 2, axis=-1)
+  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+
+def document_mask(segment_ids_BxL: jax.Array) -> jax.Array:
+  """True where query l may look at key m: not later, and the same document."""
+  length = segment_ids_BxL.shape[1]
+  causal_LxL = jnp.tril(jnp.ones((length, length), bool))
+  return causal_LxL & (
+    segment_ids_BxL[:, :, None] == segment_ids_BxL[:, None, :]
+  )
+
+
+def attend(
+  q_BxLxHxC: jax.Array,
+  k_BxLxKxC: jax.Array,
+  v_BxLxKxC: jax.Array,
+  mask_BxLxL: jax.Array,
+  implementation: str,
+) -> jax.Array:
+  """Grouped-query attention (arXiv 2305.13245) under a boolean mask.
+
+  `implementation` is "xla" (runs anywhere) or "cudnn" (flash attention on
+  NVIDIA GPUs; its mask becomes a bias of B x L x L). The softmax is float32.
+  Returns BxLxHxC in the dtype of the inputs.
+  """
+  B, L, H, C = q_BxLxHxC.shape
+  K = k_BxLxKxC.shape[2]
+  chex.assert_shape([k_BxLxKxC, v_BxLxKxC], (B, L, K, C))
+  chex.assert_shape(mask_BxLxL, (B, L, L))
+  if implementation == "cudnn":
+    return jax.nn.dot_product_attention(
+      q_BxLxHxC,
+      k_BxLxKxC,
+      v_BxLxKxC,
+      mask=mask_BxLxL[:, None],
+      implementation="cudnn",
+    )
+  q_BxLxKxGxC = q_BxLxHxC.reshape(B, L, K, H // K, C) * C**-0.5
+  scores_BxKxGxLxM = jnp.einsum(
+    "blkgc,bmkc->bkglm",
+    q_BxLxKxGxC,
+    k_BxLxKxC,
+    preferred_element_type=jnp.float32,
+  )
+  scores_BxKxGxLxM = jnp.where(
+    mask_BxLxL[:, None, None], scores_BxKxGxLxM, MASKED
+  )
+  weights_BxKxGxLxM = jax.nn.softmax(scores_BxKxGxLxM).astype(v_BxLxKxC.dtype)
+  out_BxLxKxGxC = jnp.einsum("bkglm,bmkc->blkgc", weights_BxKxGxLxM, v_BxLxKxC)
+  return out_BxLxKxGxC.reshape(B, L, H, C)
