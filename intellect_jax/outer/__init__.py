@@ -1,0 +1,1 @@
+"""DiLoCo on arrays: deltas, codecs, the mean, Nesterov. No transport here."""

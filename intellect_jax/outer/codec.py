@@ -1,0 +1,145 @@
+"""Codecs: float32 values to the bytes that travel, and back.
+
+A codec works on blocks, each on its own: any range of whole blocks is encoded
+and decoded as in the whole, so threads and islands can share a vector. What an
+island encoded is the wire value; everyone decodes the same bytes to the same
+bits. All calls release the GIL.
+"""
+
+from typing import Protocol
+
+import chex
+import numpy as np
+
+from intellect_jax.errors import UserError
+from intellect_jax.outer import kernels
+
+
+class NotFiniteError(ValueError):
+  """A value to encode is NaN or infinite.
+
+  Attributes:
+    index: its position in the encoded range.
+  """
+
+  def __init__(self, index: int, value: float):
+    super().__init__(
+      f"Value {index} is {value}, and what is not finite has no code. It never"
+      " enters a mean: look at the losses and gradient norms before it."
+    )
+    self.index = index
+
+
+class Codec(Protocol):
+  """What the exchange asks of a codec.
+
+  Values are float32 [n * block], codes uint8 [n * block_bytes], contiguous.
+  """
+
+  name: str
+  block: int  # values
+  block_bytes: int
+
+  def encode(self, values: np.ndarray, out: np.ndarray) -> None:
+    """Writes the codes of `values` to `out`; raises NotFiniteError."""
+    ...
+
+  def decode(self, codes: np.ndarray, out: np.ndarray) -> None:
+    """Writes the decoded values to `out`."""
+    ...
+
+  def accumulate(
+    self, total: np.ndarray, codes: np.ndarray, weight: float
+  ) -> None:
+    """total += weight * decoded, every operation rounded to float32."""
+    ...
+
+  def squared_norm(self, codes: np.ndarray) -> float:
+    """Sum of the squares of the decoded values, in float64."""
+    ...
+
+
+def make_codec(name: str) -> Codec:
+  """Returns the codec called `name`; raises UserError if there is none."""
+  codecs: dict[str, type[Codec]] = {"int8": Int8, "float32": Float32}
+  if name not in codecs:
+    raise UserError(
+      f"run.outer.codec is {name!r}, but must be one of"
+      f" {', '.join(codecs)}. Change it with --config.run.outer.codec=…"
+    )
+  return codecs[name]()
+
+
+class Int8:
+  """8 bits a value: blocks of 256 with one absmax scale.
+
+  A block is a float32 scale (little-endian), then 256 codes in [-127, 127]:
+
+    scale = max |x| / 127,  code = round_half_even(x / scale)
+
+  so that |x - scale * code| <= scale / 2, with no clipping at any size of x.
+  """
+
+  name = "int8"
+  block = kernels.BLOCK
+  block_bytes = kernels.INT8_BLOCK.itemsize
+
+  def encode(self, values: np.ndarray, out: np.ndarray) -> None:
+    _check(self, values, out)
+    bad = kernels.encode_int8(values, out.view(kernels.INT8_BLOCK))
+    if bad >= 0:
+      start = bad * self.block
+      _refuse_not_finite(values[start : start + self.block], start)
+
+  def decode(self, codes: np.ndarray, out: np.ndarray) -> None:
+    _check(self, out, codes)
+    kernels.decode_int8(codes.view(kernels.INT8_BLOCK), out)
+
+  def accumulate(
+    self, total: np.ndarray, codes: np.ndarray, weight: float
+  ) -> None:
+    _check(self, total, codes)
+    kernels.accumulate_int8(total, codes.view(kernels.INT8_BLOCK), weight)
+
+  def squared_norm(self, codes: np.ndarray) -> float:
+    return kernels.squared_norm_int8(codes.view(kernels.INT8_BLOCK))
+
+
+class Float32:
+  """The values themselves, little-endian: exact, for tests of the rest."""
+
+  name = "float32"
+  block = kernels.BLOCK
+  block_bytes = 4 * kernels.BLOCK
+
+  def encode(self, values: np.ndarray, out: np.ndarray) -> None:
+    _check(self, values, out)
+    _refuse_not_finite(values, 0)
+    out.view("<f4")[:] = values
+
+  def decode(self, codes: np.ndarray, out: np.ndarray) -> None:
+    _check(self, out, codes)
+    out[:] = codes.view("<f4")
+
+  def accumulate(
+    self, total: np.ndarray, codes: np.ndarray, weight: float
+  ) -> None:
+    _check(self, total, codes)
+    total += np.float32(weight) * codes.view("<f4")
+
+  def squared_norm(self, codes: np.ndarray) -> float:
+    return float(np.square(codes.view("<f4"), dtype=np.float64).sum())
+
+
+def _check(codec: Codec, values: np.ndarray, codes: np.ndarray) -> None:
+  blocks = values.size // codec.block
+  chex.assert_shape(values, (blocks * codec.block,))
+  chex.assert_shape(codes, (blocks * codec.block_bytes,))
+  chex.assert_type([values, codes], [np.float32, np.uint8])
+
+
+def _refuse_not_finite(values: np.ndarray, start: int) -> None:
+  finite = np.isfinite(values)
+  if not finite.all():
+    index = int(finite.argmin())
+    raise NotFiniteError(start + index, float(values[index]))

@@ -1,0 +1,155 @@
+"""The canonical vector: a model's parameters as one float32 vector.
+
+Tensors stand in the order of their Hugging Face names, each raveled and padded
+with zeros to whole codec blocks. A stacked leaf [layers, ...] is as many
+tensors as it has layers. So the vector is the same on every mesh, with layers
+stacked or not, and a block never mixes two tensors.
+"""
+
+from collections.abc import Iterable, Iterator
+import dataclasses
+import functools
+import math
+import operator
+import re
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+
+Params = dict[str, Any]  # nested, leaves are arrays or jax.ShapeDtypeStruct
+
+
+class Named(Protocol):
+  """What `model.huggingface.tensor_names` says about a tensor."""
+
+  @property
+  def name(self) -> str: ...
+  @property
+  def path(self) -> tuple[str, ...]: ...
+  @property
+  def layer(self) -> int | None: ...
+
+
+class Tensor(NamedTuple):
+  """A tensor's place in the model and in the vector."""
+
+  name: str  # Hugging Face name, the layer in it
+  path: tuple[str, ...]  # of its leaf in the tree of parameters
+  layer: int | None  # index into the leaf's first axis; None: not stacked
+  shape: tuple[int, ...]  # of one layer
+  start: int  # in floats
+  size: int  # in floats, without padding
+  stop: int  # in floats, end of its padding
+
+  def of(self, vector: np.ndarray) -> np.ndarray:
+    """The view of `vector` that holds this tensor."""
+    return vector[self.start : self.start + self.size].reshape(self.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """Where each tensor stands in the canonical vector."""
+
+  tensors: tuple[Tensor, ...]
+  block: int  # floats that the codec treats as one
+  size: int  # floats, padding included
+
+  @property
+  def blocks(self) -> int:
+    return self.size // self.block
+
+  @classmethod
+  def of(
+    cls, params: Params, names: Iterable[Named], block: int = 256
+  ) -> "Layout":
+    """Lays out `params`, arrays or abstract ones, all float32.
+
+    Raises:
+      ValueError: if a leaf is not float32 or `names` leave a value out.
+    """
+    tensors, start = [], 0
+    for named in sorted(names, key=lambda named: _in_order(named.name)):
+      place = named.name, named.path, named.layer
+      leaf = _leaf(params, named.path)
+      if leaf.dtype != np.float32:
+        raise ValueError(f"{named.name} is {leaf.dtype}, but must be float32.")
+      shape = leaf.shape if named.layer is None else leaf.shape[1:]
+      size = math.prod(shape)
+      stop = start + math.ceil(size / block) * block
+      tensors.append(Tensor(*place, shape, start, size, stop))
+      start = stop
+    named_values = sum(tensor.size for tensor in tensors)
+    values = sum(leaf.size for leaf in jax.tree.leaves(params))
+    if named_values != values:
+      raise ValueError(f"Names cover {named_values} of {values} parameters.")
+    return cls(tuple(tensors), block, start)
+
+  def pieces(self, params: Params) -> Iterator[tuple[Tensor, Any, np.ndarray]]:
+    """Yields (tensor, index, values): each tensor in the parts devices hold.
+
+    Parts of a sharded tensor come straight from their devices, a layer at a
+    time: nothing is gathered on a device, and no leaf is copied whole. `values`
+    belongs at `index` of the tensor; it may be a view of a device buffer, which
+    cannot be donated while the view lives, so do not keep it.
+    """
+    for tensor in self.tensors:
+      leaf = _leaf(params, tensor.path)
+      if not isinstance(leaf, jax.Array):
+        yield tensor, ..., leaf if tensor.layer is None else leaf[tensor.layer]
+        continue
+      if not leaf.is_fully_addressable:
+        raise ValueError(f"{tensor.name} is sharded over several processes.")
+      for shard in leaf.addressable_shards:
+        if shard.replica_id == 0:
+          piece = _of_layer(shard, tensor.layer)
+          if piece is not None:
+            yield tensor, *piece
+
+  def flatten(self, params: Params) -> np.ndarray:
+    """Returns a new float32 [size] with the values of `params`."""
+    vector = np.zeros(self.size, np.float32)
+    for tensor, index, values in self.pieces(params):
+      tensor.of(vector)[index] = values
+    return vector
+
+  def unflatten(self, vector: np.ndarray) -> Params:
+    """Returns a tree of new float32 arrays with the values of `vector`."""
+    layers: dict[tuple[str, ...], list[np.ndarray]] = {}
+    stacked = {tensor.path: tensor.layer is not None for tensor in self.tensors}
+    for tensor in self.tensors:
+      layers.setdefault(tensor.path, []).append(tensor.of(vector))
+    params: Params = {}
+    for path, arrays in layers.items():
+      node = functools.reduce(
+        lambda n, k: n.setdefault(k, {}), path[:-1], params
+      )
+      node[path[-1]] = np.stack(arrays) if stacked[path] else arrays[0].copy()
+    return params
+
+
+def _in_order(name: str) -> list[str | int]:
+  """Sorts layers.2 before layers.10: text and numbers alternate."""
+  return [
+    int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)
+  ]
+
+
+def _leaf(params: Params, path: tuple[str, ...]) -> Any:
+  return functools.reduce(operator.getitem, path, params)
+
+
+def _of_layer(
+  shard: jax.Shard, layer: int | None
+) -> tuple[tuple[slice, ...], np.ndarray] | None:
+  """What `shard` holds of one layer, and where in the layer it belongs."""
+  data = shard.data
+  assert data is not None  # it is addressable
+  if layer is None:
+    return shard.index, np.asarray(data)
+  layers, *index = shard.index
+  row = layer - (layers.start or 0)
+  if not 0 <= row < data.shape[0]:
+    return None
+  row_data = jax.lax.dynamic_index_in_dim(data, row, keepdims=False)
+  return tuple(index), np.asarray(row_data)

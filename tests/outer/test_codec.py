@@ -1,0 +1,230 @@
+import numpy as np
+import pytest
+
+from intellect_jax.errors import UserError
+from intellect_jax.outer import codec as codec_lib
+from intellect_jax.outer import kernels
+
+FINFO = np.finfo(np.float32)
+
+
+@pytest.fixture(params=["int8", "float32"])
+def codec(request):
+  return codec_lib.make_codec(request.param)
+
+
+@pytest.fixture
+def int8():
+  return codec_lib.make_codec("int8")
+
+
+def encode(codec, values):
+  out = np.empty(values.size // codec.block * codec.block_bytes, np.uint8)
+  codec.encode(values, out)
+  return out
+
+
+def decode(codec, codes):
+  out = np.empty(codes.size // codec.block_bytes * codec.block, np.float32)
+  codec.decode(codes, out)
+  return out
+
+
+def normal(blocks, seed=0):
+  rng = np.random.default_rng(seed)
+  return rng.standard_normal(blocks * 256, dtype=np.float32)
+
+
+def extreme(blocks, seed):
+  """Blocks of every magnitude, with zeros, subnormals and single giants."""
+  rng = np.random.default_rng(seed)
+  bits = rng.integers(0, 2**32, blocks * 256, dtype=np.uint32)
+  x = bits.view(np.float32).reshape(blocks, 256)
+  x[~np.isfinite(x)] = FINFO.max
+  ceiling = np.float32(2.0) ** rng.integers(-149, 128, (blocks, 1))
+  x[1::2] = np.clip(x, -ceiling, ceiling)[1::2]
+  x[::5, 1:] = 0
+  x[::7] *= np.float32(1e-30)
+  return x.ravel()
+
+
+@pytest.mark.parametrize(
+  ("draw", "bar"),
+  [
+    (lambda rng, n: rng.standard_normal(n), 0.008),
+    (lambda rng, n: rng.laplace(size=n), 0.011),
+    (lambda rng, n: rng.standard_t(3, size=n), 0.020),
+  ],
+  ids=["normal", "laplace", "student_t3"],
+)
+def test_int8_keeps_the_relative_l2_error_low(int8, draw, bar):
+  x = draw(np.random.default_rng(0), 4096 * 256).astype(np.float32)
+  error = decode(int8, encode(int8, x)) - x
+  assert np.linalg.norm(error) / np.linalg.norm(x) <= bar
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_int8_error_is_at_most_half_a_scale_at_any_magnitude(int8, seed):
+  x = extreme(512, seed)
+  codes = encode(int8, x)
+  y = decode(int8, codes)
+  assert np.isfinite(y).all()
+  scale = codes.view(kernels.INT8_BLOCK)["scale"].astype(np.float64)
+  error = np.abs(y.astype(np.float64) - x).reshape(-1, 256).max(axis=1)
+  # Division and product round once each, at up to 127 scales.
+  assert (error <= scale * (0.5 + 254 * FINFO.eps)).all()
+  assert not (y.reshape(-1, 256)[scale == 0]).any()
+
+
+@pytest.mark.parametrize(
+  "largest", [FINFO.max, FINFO.tiny, FINFO.smallest_subnormal, 1e-44, 1.0]
+)
+def test_int8_holds_one_huge_value_in_a_block(int8, largest):
+  x = np.zeros(256, np.float32)
+  x[17] = -largest
+  codes = encode(int8, x)
+  scale = codes.view(kernels.INT8_BLOCK)["scale"][0]
+  y = decode(int8, codes)
+  assert abs(np.float64(y[17]) - x[17]) <= scale / 2
+  assert not y[:17].any() and not y[18:].any()
+
+
+def test_zero_blocks_have_scale_zero_and_come_back_as_zeros(codec):
+  zeros = np.zeros(512, np.float32)
+  codes = encode(codec, zeros)
+  assert not codes.any()
+  assert not decode(codec, codes).any()
+  assert codec.squared_norm(codes) == 0
+
+
+def test_int8_rounds_half_to_even(int8):
+  x = np.zeros(256, np.float32)
+  x[:6] = [127, 0.5, 1.5, 2.5, -0.5, -1.5]
+  np.testing.assert_array_equal(
+    decode(int8, encode(int8, x))[:6], [127, 0, 2, 2, 0, -2]
+  )
+
+
+def test_a_tiny_block_beside_a_large_one_keeps_its_relative_error(int8):
+  x = normal(2)
+  x[256:] *= np.float32(1e-3)
+  y = decode(int8, encode(int8, x))
+  errors = np.linalg.norm((y - x).reshape(2, 256), axis=1)
+  assert (errors <= 0.01 * np.linalg.norm(x.reshape(2, 256), axis=1)).all()
+
+
+def test_float32_is_exact(codec):
+  x = extreme(64, 0)
+  y = decode(codec, encode(codec, x))
+  if codec.name == "float32":
+    np.testing.assert_array_equal(x.view(np.uint32), y.view(np.uint32))
+
+
+@pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("index", [0, 300, 1023])
+def test_values_that_are_not_finite_are_refused_by_index(codec, bad, index):
+  x = normal(4)
+  x[index] = bad
+  with pytest.raises(codec_lib.NotFiniteError, match=f"Value {index} ") as info:
+    encode(codec, x)
+  assert info.value.index == index
+
+
+def test_any_range_of_blocks_is_coded_as_in_the_whole(codec):
+  x = extreme(40, 1)
+  whole = encode(codec, x)
+  total = np.zeros_like(x)
+  codec.accumulate(total, whole, 0.3)
+  for first, last in [(0, 1), (1, 17), (17, 40)]:
+    values = slice(first * codec.block, last * codec.block)
+    coded = slice(first * codec.block_bytes, last * codec.block_bytes)
+    np.testing.assert_array_equal(encode(codec, x[values]), whole[coded])
+    np.testing.assert_array_equal(
+      decode(codec, whole[coded]), decode(codec, whole)[values]
+    )
+    part = np.zeros(x[values].size, np.float32)
+    codec.accumulate(part, whole[coded], 0.3)
+    np.testing.assert_array_equal(part, total[values])
+
+
+def test_received_bytes_decode_wherever_they_lie_in_memory(codec):
+  x = normal(3)
+  codes = encode(codec, x)
+  received = np.frombuffer(b"x" + codes.tobytes(), np.uint8)[1:]
+  assert not received.flags.writeable
+  np.testing.assert_array_equal(decode(codec, received), decode(codec, codes))
+  total = np.zeros_like(x)
+  codec.accumulate(total, received, 1.0)
+  np.testing.assert_array_equal(total, decode(codec, codes))
+  assert codec.squared_norm(received) == codec.squared_norm(codes)
+
+
+def test_accumulate_rounds_as_numpy_float32_does(codec):
+  """A contracted multiply-add would differ in the last bit here and there."""
+  weights = [np.float32(w) for w in (0.1, 7e4, 1 / 3)]
+  total = np.zeros(256 * 256, np.float32)
+  expected = np.zeros_like(total)
+  for seed, weight in enumerate(weights):
+    codes = encode(codec, normal(256, seed))
+    codec.accumulate(total, codes, weight)
+    if codec.name == "int8":
+      blocks = codes.view(kernels.INT8_BLOCK)
+      decoded = blocks["scale"][:, None] * blocks["codes"].astype(np.float32)
+      np.testing.assert_array_equal(decode(codec, codes), decoded.ravel())
+    expected = expected + weight * decode(codec, codes)
+  np.testing.assert_array_equal(total, expected)
+
+
+def test_two_halves_of_a_worker_weigh_as_much_as_the_whole(codec):
+  """Weights are tokens: splitting an island in two changes no mean."""
+  a, b = encode(codec, normal(8, 0)), encode(codec, normal(8, 1))
+
+  def mean(codes, tokens):
+    total = np.zeros(8 * 256, np.float32)
+    for code, weight in zip(codes, tokens, strict=True):
+      codec.accumulate(total, code, weight)
+    return total / np.float32(sum(tokens))
+
+  np.testing.assert_allclose(
+    mean([a, b, b], [3000, 1000, 1000]),
+    mean([a, b], [3000, 2000]),
+    rtol=1e-5,
+    atol=1e-6,
+  )
+
+
+def test_squared_norm_is_that_of_the_decoded_values(codec):
+  codes = encode(codec, normal(100))
+  exact = np.square(decode(codec, codes).astype(np.float64)).sum()
+  assert codec.squared_norm(codes) == pytest.approx(exact, rel=1e-6)
+
+
+def test_squared_norm_of_int8_is_exact_in_each_block(int8):
+  codes = encode(int8, normal(1))
+  block = codes.view(kernels.INT8_BLOCK)[0]
+  squares = sum(int(c) ** 2 for c in block["codes"])
+  assert int8.squared_norm(codes) == float(block["scale"]) ** 2 * squares
+
+
+def test_a_wrong_length_or_type_is_refused(codec):
+  with pytest.raises(AssertionError):
+    codec.encode(normal(2), np.empty(codec.block_bytes, np.uint8))
+  with pytest.raises(AssertionError):
+    codec.encode(normal(1)[:-1], np.empty(codec.block_bytes, np.uint8))
+  with pytest.raises(AssertionError):
+    encode(codec, normal(1).astype(np.float64))
+
+
+def test_compile_all_leaves_nothing_to_compile(codec):
+  kernels.compile_all()
+  codes = encode(codec, normal(2))
+  compiled = [len(kernel.signatures) for kernel in kernels._SIGNATURES]
+  total = decode(codec, np.frombuffer(codes.tobytes(), np.uint8))
+  codec.accumulate(total, codes, 1)
+  codec.squared_norm(codes)
+  assert compiled == [len(kernel.signatures) for kernel in kernels._SIGNATURES]
+
+
+def test_an_unknown_codec_names_the_setting_and_the_choices():
+  with pytest.raises(UserError, match=r"run\.outer\.codec is 'int7'.*int8"):
+    codec_lib.make_codec("int7")
