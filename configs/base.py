@@ -129,6 +129,5 @@ def island_config() -> ml_collections.ConfigDict:
   island.listen = "127.0.0.1:0"  # where blobs are served; port 0: any free
   island.advertise = ""  # address that others use; empty: the listening one
   island.threads = 2  # of exchange work: encode, fetch, reduce, hash
-  island.upload_cap = 0.0  # MB/s that this island serves; 0: no cap
   island.compilation_cache = "~/.cache/intellect_jax"  # empty: none
   return island

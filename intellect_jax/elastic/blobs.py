@@ -1,0 +1,270 @@
+"""Blobs: immutable, hashed bytes that an island serves, and how to fetch them.
+
+Everything bulky is a blob: an encoded delta, a reduced share, a state for a
+newcomer. A blob is cut into chunks; its id is the BLAKE3 hash of the list of
+chunk hashes, so that any range of it can be verified (docs/protocol.md, 2).
+"""
+
+from collections.abc import Iterator, Sequence
+import dataclasses
+import functools
+import itertools
+import queue
+import struct
+import threading
+import time
+
+from blake3 import blake3
+import grpc
+import numpy as np
+
+from intellect_jax.elastic import rpc
+from intellect_jax.elastic.protocol import elastic_pb2 as pb
+
+_FETCH = "/intellect.v1.Blobs/Fetch"
+_MAX_CHUNK = 1 << 20  # bytes; larger frames gain nothing, smaller cost CPU
+_MIN_CHUNKS = 64  # a blob has so many, if it has so many blocks
+_MAX_MANIFEST = 64 << 20  # bytes; a blob of 2 TB has this much
+_HEADER = struct.Struct("<QI")  # length, chunk size
+_HASH = 32
+_AHEAD = 4  # chunks that a fetch may be ahead of its reader
+_RETRY = 0.05  # seconds before the next address is asked
+
+
+def chunk_bytes(length: int, block_bytes: int) -> int:
+  """Bytes a chunk: whole codec blocks, 1 MiB at most, but enough chunks."""
+  blocks = -(-length // block_bytes)
+  return block_bytes * max(
+    1, min(_MAX_CHUNK // block_bytes, blocks // _MIN_CHUNKS)
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+  """What a blob must be: its length and the BLAKE3 hash of every chunk."""
+
+  length: int
+  chunk: int  # bytes; the last one may be shorter
+  hashes: bytes  # 32 a chunk
+
+  @classmethod
+  def of(cls, data: np.ndarray, chunk: int) -> "Manifest":
+    """Hashes uint8 `data`."""
+    view = memoryview(data)
+    starts = range(0, len(view), chunk)
+    hashes = (blake3(view[i : i + chunk]).digest() for i in starts)
+    return cls(len(view), chunk, b"".join(hashes))
+
+  @functools.cached_property
+  def id(self) -> bytes:
+    return blake3(self.pack()).digest()
+
+  def pack(self) -> bytes:
+    return _HEADER.pack(self.length, self.chunk) + self.hashes
+
+  @classmethod
+  def unpack(cls, frame: bytes, expected_id: bytes) -> "Manifest":
+    """Raises ValueError unless `frame` is the manifest of that id."""
+    if len(frame) > _MAX_MANIFEST or blake3(frame).digest() != expected_id:
+      raise ValueError("the manifest is not that of the blob asked for")
+    length, chunk = _HEADER.unpack_from(frame)
+    return cls(length, chunk, frame[_HEADER.size :])
+
+  def chunks(self, start: int, stop: int) -> range:
+    """First bytes of the chunks that cover [start, stop)."""
+    first = start - start % self.chunk
+    return range(first, min(stop, self.length), self.chunk)
+
+  def verify(self, offset: int, data: bytes) -> None:
+    """Raises ValueError unless `data` is the chunk at `offset`."""
+    index = _HASH * (offset // self.chunk)
+    if blake3(data).digest() != self.hashes[index : index + _HASH]:
+      raise ValueError(f"the chunk at byte {offset} has a wrong hash")
+
+
+class BlobStore:
+  """The blobs that this island serves, by id. Safe to use from any thread."""
+
+  def __init__(self):
+    self._blobs: dict[bytes, tuple[Manifest, np.ndarray]] = {}
+    self._lock = threading.Lock()
+    self.address = ""  # where they are served; set once it is known
+    self.bytes_sent = 0
+
+  def publish(self, data: np.ndarray, chunk: int) -> pb.Blob:
+    """Serves uint8 `data`, which must not change until `withdraw`."""
+    return self.publish_hashed(Manifest.of(data, chunk), data)
+
+  def publish_hashed(self, manifest: Manifest, data: np.ndarray) -> pb.Blob:
+    with self._lock:
+      self._blobs[manifest.id] = (manifest, data)
+    part = pb.Part(stop=manifest.length, addresses=[self.address])
+    return pb.Blob(id=manifest.id, length=manifest.length, parts=[part])
+
+  def withdraw(self, blob_id: bytes) -> None:
+    with self._lock:
+      self._blobs.pop(blob_id, None)
+
+  def get(self, blob_id: bytes) -> np.ndarray | None:
+    """The bytes, if they are here."""
+    with self._lock:
+      found = self._blobs.get(blob_id)
+    return found[1] if found else None
+
+  def serve(self, request: pb.FetchRequest, context) -> Iterator[bytes]:
+    """The Fetch RPC: the manifest, then the chunks that cover the range."""
+    with self._lock:
+      found = self._blobs.get(request.id)
+    if found is None:
+      context.abort(grpc.StatusCode.NOT_FOUND, "no such blob here")
+      return
+    manifest, data = found
+    yield manifest.pack()
+    for offset in manifest.chunks(request.start, request.stop):
+      frame = data[offset : offset + manifest.chunk].tobytes()
+      self.bytes_sent += len(frame)  # statistics: a lost update does no harm
+      yield frame
+
+  def add_to(self, server: grpc.Server) -> None:
+    method = grpc.unary_stream_rpc_method_handler(
+      self.serve, request_deserializer=pb.FetchRequest.FromString
+    )
+    service, name = _FETCH.strip("/").split("/")
+    handler = grpc.method_handlers_generic_handler(service, {name: method})
+    server.add_generic_rpc_handlers((handler,))
+
+
+class FetchError(Exception):
+  """A peer did not deliver. `peer` is its address."""
+
+  def __init__(self, peer: str, reason: str):
+    super().__init__(f"{peer}: {reason}")
+    self.peer = peer
+    self.reason = reason
+
+
+class Cancelled(Exception):
+  """The attempt that wanted these bytes is over."""
+
+
+class Fetcher:
+  """Fetches ranges of blobs from other islands, verified chunk by chunk."""
+
+  def __init__(self, credentials: rpc.Credentials, patience: float):
+    self._channels = rpc.Channels(credentials)
+    self._patience = patience  # seconds without a chunk before giving up
+    self.bytes_received = 0
+
+  def fetch(
+    self,
+    addresses: Sequence[str],
+    blob_id: bytes,
+    start: int,
+    stop: int,
+    cancelled: threading.Event,
+  ) -> Iterator[tuple[int, bytes]]:
+    """Yields (offset, bytes) of each chunk that covers [start, stop).
+
+    Goes on from the next address where one fails, and around again.
+
+    Raises:
+      FetchError: no good chunk from anyone for `patience` seconds.
+      Cancelled: once `cancelled` is set.
+    """
+    progress = time.monotonic()
+    for address in itertools.cycle(addresses):
+      try:
+        for offset, chunk in self._stream(
+          address, blob_id, start, stop, cancelled
+        ):
+          start, progress = offset + len(chunk), time.monotonic()
+          yield offset, chunk
+        return
+      except FetchError:
+        if time.monotonic() - progress >= self._patience:
+          raise
+        cancelled.wait(_RETRY)
+
+  def _stream(
+    self,
+    address: str,
+    blob_id: bytes,
+    start: int,
+    stop: int,
+    cancelled: threading.Event,
+  ) -> Iterator[tuple[int, bytes]]:
+    call = self._channels.to(address).unary_stream(
+      _FETCH, request_serializer=pb.FetchRequest.SerializeToString
+    )(pb.FetchRequest(id=blob_id, start=start, stop=stop))
+    frames: queue.Queue = queue.Queue(maxsize=_AHEAD)
+    over = threading.Event()
+    reader = threading.Thread(
+      target=_read_frames, args=(call, frames, over), daemon=True
+    )
+    reader.start()
+    try:
+      manifest = Manifest.unpack(
+        self._next(frames, address, cancelled), blob_id
+      )
+      for offset in manifest.chunks(start, stop):
+        chunk = self._next(frames, address, cancelled)
+        manifest.verify(offset, chunk)
+        yield offset, chunk
+    except ValueError as error:
+      raise FetchError(address, str(error)) from error
+    finally:
+      over.set()
+      call.cancel()
+
+  def _next(
+    self, frames: queue.Queue, address: str, cancelled: threading.Event
+  ) -> bytes:
+    waited = 0.0
+    while True:
+      if cancelled.is_set():
+        raise Cancelled
+      try:
+        frame = frames.get(timeout=0.1)
+        break
+      except queue.Empty:
+        waited += 0.1
+        if waited >= self._patience:
+          raise FetchError(
+            address, f"nothing came for {self._patience:g} s"
+          ) from None
+    if isinstance(frame, Exception):
+      raise FetchError(address, _reason(frame)) from frame
+    self.bytes_received += len(frame)
+    return frame
+
+  def close(self) -> None:
+    self._channels.close()
+
+
+def _read_frames(call, frames: queue.Queue, over: threading.Event) -> None:
+  """Moves frames from a call to a bounded queue; its end is an exception."""
+  try:
+    for frame in call:
+      while not over.is_set():
+        try:
+          frames.put(frame, timeout=0.1)
+          break
+        except queue.Full:
+          continue
+      if over.is_set():
+        return
+    ending: Exception = EOFError("the stream ended early")
+  except grpc.RpcError as error:
+    ending = error
+  while not over.is_set():
+    try:
+      frames.put(ending, timeout=0.1)
+      return
+    except queue.Full:
+      continue
+
+
+def _reason(error: Exception) -> str:
+  if isinstance(error, grpc.RpcError) and isinstance(error, grpc.Call):
+    return f"{error.code().name}: {error.details()}"
+  return str(error)

@@ -1,0 +1,148 @@
+"""The coordinator's memory: terms, records, leases, losses. SQLite on disk.
+
+What is written here is durable when the call returns (WAL, synchronous=FULL):
+a record is written first and announced after.
+"""
+
+import json
+import pathlib
+import sqlite3
+import uuid
+
+from intellect_jax.elastic.coordination import History
+from intellect_jax.elastic.protocol import elastic_pb2 as pb
+from intellect_jax.elastic.samples import Holder, Interval
+from intellect_jax.errors import UserError
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS run (
+  id TEXT NOT NULL, digest TEXT NOT NULL, config TEXT NOT NULL,
+  term INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS records (
+  number INTEGER PRIMARY KEY, body BLOB NOT NULL, hash BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS leases (
+  island TEXT, incarnation INTEGER, window INTEGER, samples TEXT NOT NULL,
+  PRIMARY KEY (island, incarnation, window));
+CREATE TABLE IF NOT EXISTS losses (
+  island TEXT, incarnation INTEGER, tokens INTEGER, cause TEXT);
+"""
+
+
+class Ledger:
+  """One run's ledger in one file; used by one thread of one process."""
+
+  def __init__(self, path: pathlib.Path):
+    """Opens or makes the file.
+
+    Raises:
+      UserError: if another coordinator has it open.
+    """
+    self._path = path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    self._db = sqlite3.connect(
+      path, isolation_level=None, timeout=5, check_same_thread=False
+    )
+    try:
+      # Held until close: two coordinators cannot write one ledger.
+      self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
+      self._db.execute("PRAGMA journal_mode=WAL")
+      self._db.execute("PRAGMA synchronous=FULL")
+      self._db.executescript(_SCHEMA)
+      self._db.execute("BEGIN IMMEDIATE")
+      self._db.execute("COMMIT")
+    except sqlite3.OperationalError as error:
+      raise UserError(
+        f"The ledger {path} cannot be opened ({error}). If a coordinator"
+        " with this workdir is running, end it first or use another"
+        " --workdir."
+      ) from error
+
+  def open_run(self, digest: str, config_json: str) -> History:
+    """Starts the next term of the run, or the run itself.
+
+    Raises:
+      UserError: if the ledger belongs to a run with another config.
+    """
+    row = self._db.execute(
+      "SELECT id, digest, config, term FROM run"
+    ).fetchone()
+    if row is None:
+      run_id, term = uuid.uuid4().hex, 1
+      self._db.execute(
+        "INSERT INTO run VALUES (?, ?, ?, ?)",
+        (run_id, digest, config_json, term),
+      )
+    else:
+      run_id, known, known_json, term = row[0], row[1], row[2], row[3] + 1
+      if known != digest:
+        raise UserError(
+          f"The ledger {self._path} belongs to run {run_id}, whose config"
+          f" differs in {', '.join(_differences(known_json, config_json))}."
+          " Start with the config of that run, or choose another --workdir."
+        )
+      self._db.execute("UPDATE run SET term = ?", (term,))
+    return History(
+      run_id,
+      term,
+      log=[
+        pb.SealedRecord(body=body, hash=digest)
+        for body, digest in self._db.execute(
+          "SELECT body, hash FROM records ORDER BY number"
+        )
+      ],
+      leases={
+        Holder(*row[:3]): [(a, b) for a, b in json.loads(row[3])]
+        for row in self._db.execute("SELECT * FROM leases")
+      },
+      losses=[
+        pb.Loss(island=a, incarnation=b, tokens=c, cause=d)
+        for a, b, c, d in self._db.execute("SELECT * FROM losses")
+      ],
+    )
+
+  def append(self, record: pb.Record, sealed: pb.SealedRecord) -> None:
+    self._db.execute(
+      "INSERT INTO records VALUES (?, ?, ?)",
+      (record.number, sealed.body, sealed.hash),
+    )
+
+  def save_lease(self, holder: Holder, samples: list[Interval]) -> None:
+    self._db.execute(
+      "INSERT OR REPLACE INTO leases VALUES (?, ?, ?, ?)",
+      (*holder, json.dumps(samples)),
+    )
+
+  def end_leases(self, island: str, incarnation: int) -> None:
+    self._db.execute(
+      "DELETE FROM leases WHERE island = ? AND incarnation = ?",
+      (island, incarnation),
+    )
+
+  def save_loss(self, loss: pb.Loss) -> None:
+    self._db.execute(
+      "INSERT INTO losses VALUES (?, ?, ?, ?)",
+      (loss.island, loss.incarnation, loss.tokens, loss.cause),
+    )
+
+  def close(self) -> None:
+    self._db.close()
+
+
+def _differences(known_json: str, config_json: str) -> list[str]:
+  known, given = _flat(json.loads(known_json)), _flat(json.loads(config_json))
+  keys = sorted(known.keys() | given.keys())
+  return [
+    f"{key} ({known.get(key)} there, {given.get(key)} here)"
+    for key in keys
+    if known.get(key) != given.get(key)
+  ]
+
+
+def _flat(tree: dict, path: str = "run") -> dict[str, object]:
+  flat = {}
+  for key, value in tree.items():
+    name = f"{path}.{key}"
+    flat.update(
+      _flat(value, name) if isinstance(value, dict) else {name: value}
+    )
+  return flat

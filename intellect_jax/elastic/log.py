@@ -1,0 +1,96 @@
+"""An island's own log: the records, and beside each its encoded mean.
+
+Who is late replays it and ends on the same bits. Files, in one folder:
+
+    attempt-3f2a….mean    the mean of an attempt that is not committed yet
+    000000012.mean        the mean of record 12
+    000000012.record      record 12 as the coordinator sealed it
+"""
+
+from collections.abc import Iterator
+import os
+import pathlib
+
+from absl import logging
+from blake3 import blake3
+import numpy as np
+
+from intellect_jax.elastic.protocol import elastic_pb2 as pb
+
+
+class RecordLog:
+  """The committed log of one island, on disk. Used by one thread at a time."""
+
+  def __init__(self, folder: pathlib.Path):
+    self._folder = folder
+    folder.mkdir(parents=True, exist_ok=True)
+    for torn in folder.glob("attempt-*"):
+      torn.unlink()
+
+  def open_mean(self, attempt: bytes, length: int) -> np.memmap:
+    """Returns writable uint8 [length], the mean of an attempt."""
+    path = self._attempt_path(attempt)
+    with open(path, "ab") as file:  # never shrinks what is mapped already
+      file.truncate(length)
+    return np.memmap(path, np.uint8, "r+", shape=(length,))
+
+  def adopt(self, sealed: pb.SealedRecord) -> pb.Record:
+    """Adds a committed record; the mean of its attempt becomes its own."""
+    record = pb.Record.FromString(sealed.body)
+    attempt = self._attempt_path(record.step.attempt)
+    if record.HasField("step") and attempt.exists():
+      attempt.rename(self._path(record.number, "mean"))
+    whole = pb.SealedRecord(body=sealed.body, hash=sealed.hash)
+    path = self._path(record.number, "record")
+    partial = path.with_suffix(".partial")
+    partial.write_bytes(whole.SerializeToString())
+    partial.rename(path)
+    return record
+
+  def record(self, number: int) -> pb.SealedRecord | None:
+    """Record `number`, if it is here and whole."""
+    path = self._path(number, "record")
+    if not path.exists():
+      return None
+    sealed = pb.SealedRecord.FromString(path.read_bytes())
+    if blake3(sealed.body).digest() != sealed.hash:
+      logging.warning("Ignoring the damaged log entry %s.", path)
+      return None
+    return sealed
+
+  def mean(self, number: int) -> np.ndarray | None:
+    """The encoded mean of record `number`, uint8, if it is here."""
+    path = self._path(number, "mean")
+    return np.memmap(path, np.uint8, "r") if path.exists() else None
+
+  def after(self, number: int) -> Iterator[tuple[pb.Record, np.ndarray | None]]:
+    """Yields records from `number` + 1 on, as far as they can be replayed."""
+    while (sealed := self.record(number + 1)) is not None:
+      record = pb.Record.FromString(sealed.body)
+      mean = self.mean(record.number)
+      if record.HasField("step") and mean is None:
+        return
+      if record.HasField("annulment"):
+        return
+      yield record, mean
+      number += 1
+
+  def sync(self, number: int) -> None:
+    """Puts record `number` and its mean on the disk for good."""
+    for kind in ("mean", "record"):
+      path = self._path(number, kind)
+      if path.exists():
+        with open(path, "rb") as file:
+          os.fsync(file.fileno())
+
+  def trim(self, before: int) -> None:
+    """Deletes the means of records below `before`; the records stay."""
+    for path in self._folder.glob("*.mean"):
+      if path.stem.isdigit() and int(path.stem) < before:
+        path.unlink()
+
+  def _path(self, number: int, kind: str) -> pathlib.Path:
+    return self._folder / f"{number:09d}.{kind}"
+
+  def _attempt_path(self, attempt: bytes) -> pathlib.Path:
+    return self._folder / f"attempt-{attempt.hex()[:32]}.mean"

@@ -1,0 +1,136 @@
+"""Who is in the run: incarnations, membership leases, places. No I/O.
+
+An island is *in* as long as it is heard: each message renews its lease, and
+leases are measured by the coordinator's own monotonic clock, `now`. A broken
+control stream takes it out of the attempt at once; out of the run, only the
+end of its lease does.
+"""
+
+import dataclasses
+import enum
+
+from intellect_jax.elastic.protocol import elastic_pb2 as pb
+
+
+class State(enum.Enum):
+  JOINING = "joining"  # admitted, does not hold the newest state yet
+  IN = "in"
+  GONE = "gone"  # its lease ran out
+  LEFT = "left"
+
+
+@dataclasses.dataclass
+class Member:
+  """One incarnation of an island."""
+
+  island: str
+  incarnation: int
+  process: bytes  # random; a copied workdir has another
+  session: int | None  # its control stream, if there is one
+  state: State
+  lease_until: float
+  addresses: list[str] = dataclasses.field(default_factory=list)
+  place: str = ""
+  heard: float = 0.0
+  heartbeat: pb.Heartbeat = dataclasses.field(default_factory=pb.Heartbeat)
+  state_record: int = 0
+  state_hash: bytes = b""
+
+
+class Membership:
+  """The members of a run, by island name."""
+
+  def __init__(self, lease_seconds: float):
+    self._lease = lease_seconds
+    self.members: dict[str, Member] = {}
+
+  def expect(self, island: str, incarnation: int, now: float) -> Member:
+    """Holds a place for a member of before the coordinator's restart."""
+    self.members[island] = Member(
+      island, incarnation, b"", None, State.IN, now + self._lease
+    )
+    return self.members[island]
+
+  def refusal(self, hello: pb.Hello, now: float) -> str:
+    """Why this hello may not take part; empty if it may."""
+    known = self.members.get(hello.island)
+    if known is None or hello.incarnation > known.incarnation:
+      return ""
+    if hello.incarnation < known.incarnation:
+      return (
+        f"A newer process of island {hello.island!r} is in the run"
+        f" (incarnation {known.incarnation}, this one is"
+        f" {hello.incarnation}). If two hosts share this name, start one"
+        " with another --config.island.name and an empty workdir."
+      )
+    if known.process and known.process != hello.process:
+      return (
+        f"Island {hello.island!r} with incarnation {hello.incarnation} is"
+        " in the run already, from another process: its workdir was copied."
+        " Start this one with an empty workdir."
+      )
+    return ""
+
+  def admit(
+    self, hello: pb.Hello, session: int, now: float
+  ) -> tuple[Member, Member | None, bool]:
+    """Returns the member, whom it replaces, and whether it was evicted."""
+    known = self.members.get(hello.island)
+    same = known is not None and known.incarnation == hello.incarnation
+    evicted = same and known is not None and known.state is State.GONE
+    if same and known is not None:
+      member, replaced = known, None
+      member.process = hello.process
+      if evicted:
+        member.state = State.JOINING
+    else:
+      member = Member(
+        hello.island,
+        hello.incarnation,
+        hello.process,
+        session,
+        State.JOINING,
+        now,
+      )
+      replaced = known
+      self.members[hello.island] = member
+    member.session = session
+    member.addresses = list(hello.addresses)
+    member.place = hello.place
+    self.renew(member, now)
+    return member, replaced, evicted
+
+  def renew(self, member: Member, now: float) -> None:
+    member.heard = now
+    member.lease_until = now + self._lease
+
+  def by_session(self, session: int) -> Member | None:
+    for member in self.members.values():
+      if member.session == session:
+        return member
+    return None
+
+  def expired(self, now: float) -> list[Member]:
+    """Members whose lease has run out; they are gone from now on."""
+    gone = [
+      m
+      for m in self.members.values()
+      if m.state in (State.IN, State.JOINING) and now > m.lease_until
+    ]
+    for member in gone:
+      member.state = State.GONE
+    return gone
+
+  def renew_all(self, now: float) -> None:
+    """After a gap of the coordinator's own: nobody could be heard."""
+    for member in self.members.values():
+      if member.state in (State.IN, State.JOINING):
+        member.lease_until = now + self._lease
+
+  def inside(self) -> list[Member]:
+    """Members that take part, whether or not they can be heard just now."""
+    return [m for m in self.members.values() if m.state is State.IN]
+
+  def reachable(self) -> set[str]:
+    """Names of members that take part and can be heard."""
+    return {m.island for m in self.inside() if m.session is not None}

@@ -1,0 +1,164 @@
+"""The all-reduce over blobs: reduce one share for everybody, gather the rest.
+
+A member reduces its share of the vector from everybody's deltas, in member
+order, and encodes it once; all fetch all shares, so all decode the same bytes:
+two roundings whatever the number of members, and two latencies.
+"""
+
+from collections.abc import Callable, Iterator
+import contextlib
+import threading
+
+import numpy as np
+
+from intellect_jax.elastic import blobs
+from intellect_jax.elastic import round as round_lib
+from intellect_jax.elastic.protocol import elastic_pb2 as pb
+from intellect_jax.outer.codec import Codec
+
+
+class MemberError(Exception):
+  """A member did not deliver what an attempt needs."""
+
+  def __init__(self, island: str, reason: str):
+    super().__init__(f"{island}: {reason}")
+    self.island = island
+    self.reason = reason
+
+
+class Exchange:
+  """Reduces and gathers with what this island serves and can fetch."""
+
+  def __init__(
+    self, codec: Codec, store: blobs.BlobStore, fetcher: blobs.Fetcher
+  ):
+    self.codec = codec
+    self.store = store
+    self.fetcher = fetcher
+
+  def reduce_share(
+    self, plan: pb.Plan, index: int, cancelled: threading.Event
+  ) -> tuple[np.ndarray, list[float]]:
+    """Returns the encoded weighted mean of a share, and squared norms.
+
+    The mean is sum(w c d) / sum(w) over the members in order, accumulated in
+    float32; w is the weight, c the clip factor, d the decoded delta.
+
+    Returns:
+      The codes, uint8, and each member's sum of squares in this share.
+
+    Raises:
+      MemberError: if a delta cannot be had.
+      blobs.Cancelled: once `cancelled` is set.
+    """
+    codec, share = self.codec, plan.shares[index]
+    start = share.start * codec.block_bytes
+    stop = share.stop * codec.block_bytes
+    mean = np.empty(stop - start, np.uint8)
+    squares = [0.0] * len(plan.members)
+    divisor = np.float32(sum(member.weight for member in plan.members))
+    with contextlib.ExitStack() as stack:
+      streams = [
+        stack.enter_context(
+          contextlib.closing(self._delta(member, start, stop, cancelled))
+        )
+        for member in plan.members
+      ]
+      # Chunk by chunk: all members' chunks at one place, then the next place.
+      for chunks in zip(*streams, strict=True):
+        offset = chunks[0][0]
+        length = len(chunks[0][1])
+        total = np.zeros(length // codec.block_bytes * codec.block, np.float32)
+        for i, (member, (place, chunk)) in enumerate(
+          zip(plan.members, chunks, strict=True)
+        ):
+          if place != offset or len(chunk) != length:
+            raise MemberError(member.island, "its delta has other chunks")
+          codes = np.frombuffer(chunk, np.uint8)
+          codec.accumulate(total, codes, member.weight * member.clip)
+          squares[i] += codec.squared_norm(codes)
+        total /= divisor
+        codec.encode(total, mean[offset - start : offset - start + length])
+    return mean, squares
+
+  def _delta(
+    self, member: pb.Member, start: int, stop: int, cancelled: threading.Event
+  ) -> Iterator[tuple[int, bytes | np.ndarray]]:
+    blob = member.delta
+    try:
+      yield from self._chunks(
+        blob, round_lib.addresses(blob), start, stop, cancelled
+      )
+    except blobs.FetchError as error:
+      raise MemberError(member.island, error.reason) from error
+
+  def _chunks(
+    self,
+    blob: pb.Blob,
+    addresses: list[str],
+    start: int,
+    stop: int,
+    cancelled: threading.Event,
+  ) -> Iterator[tuple[int, bytes | np.ndarray]]:
+    """The chunks of a range, from here or from elsewhere."""
+    here = self.store.get(blob.id)
+    if here is None:
+      yield from self.fetcher.fetch(addresses, blob.id, start, stop, cancelled)
+      return
+    chunk = blobs.chunk_bytes(blob.length, self.codec.block_bytes)
+    for offset in range(start, stop, chunk):
+      if cancelled.is_set():
+        raise blobs.Cancelled
+      yield offset, here[offset : min(offset + chunk, stop)]
+
+  def gather(
+    self,
+    action: round_lib.Gather,
+    into: np.ndarray,
+    cancelled: threading.Event,
+    submit: Callable,
+  ) -> None:
+    """Brings all shares of a mean into uint8 `into`, verified, in parallel.
+
+    Args:
+      action: the shares, and who has them.
+      into: the whole encoded mean.
+      cancelled: ends the work when it is set.
+      submit: starts a call in another thread and returns its future.
+
+    Raises:
+      MemberError: naming the owner of a share that nobody delivers.
+      blobs.Cancelled: once `cancelled` is set.
+    """
+    futures = [
+      submit(self._gather_share, share, action.holders, into, cancelled)
+      for share in action.shares
+    ]
+    errors = [future.exception() for future in futures]
+    for error in errors:
+      if error is not None:
+        raise error
+
+  def _gather_share(
+    self,
+    share: pb.Share,
+    holders: list[str],
+    into: np.ndarray,
+    cancelled: threading.Event,
+  ) -> None:
+    base = share.start * self.codec.block_bytes
+    owner = round_lib.addresses(share.mean)
+    others = [address for address in holders if address not in owner]
+    own = self.store.address
+    try:
+      for offset, chunk in self._chunks(
+        share.mean,
+        [a for a in owner + others if a != own] or owner,
+        0,
+        share.mean.length,
+        cancelled,
+      ):
+        codes = np.frombuffer(chunk, np.uint8)
+        into[base + offset : base + offset + len(codes)] = codes
+    except blobs.FetchError as error:
+      raise MemberError(share.owner, error.reason) from error

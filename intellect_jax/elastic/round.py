@@ -1,0 +1,428 @@
+"""A round, both sides of it, without I/O: docs/protocol.md, section 3.
+
+    island                          coordinator
+    propose   --- Proposal ------>  waits for all, or for the deadline
+              <-- Plan -----------  fixes members, weights, shares
+    reduce    --- ShareReduced -->  waits for every share
+              <-- Fix ------------  fixes the bytes of the mean
+    gather    --- Prepared ------>  waits for every member that still lives
+              <-- SealedRecord ---  made durable, then announced
+    adopt     (and only now do theta and b move)
+
+A failure ends the attempt, not the round: the next Plan goes on without who
+failed, with the same encoded deltas and a new divisor.
+"""
+
+import dataclasses
+import itertools
+import math
+
+from blake3 import blake3
+
+from intellect_jax.elastic import blobs
+from intellect_jax.elastic.protocol import elastic_pb2 as pb
+
+_MAX_EXACT_COVER = 12  # members; beyond it the cover is greedy
+_NORM_TOLERANCE = 1e-3  # relative, between a claimed and a measured norm
+
+Outgoing = list[tuple[str, pb.ToIsland]]
+
+
+# ------------------------------------------------------------- coordinator
+
+
+class CoordinatorRound:
+  """The round that is open, as the coordinator sees it."""
+
+  def __init__(self, block_bytes: int):
+    self._block_bytes = block_bytes  # of an encoded codec block
+    self.proposals: dict[str, pb.Proposal] = {}
+    self._incarnations: dict[str, int] = {}
+    self.plan: pb.Plan | None = None  # of the attempt that is open
+    self.planned = False  # further attempts wait for nobody
+    self._reduced: dict[int, pb.ShareReduced] = {}
+    self._fixed = False
+    self._prepared: set[str] = set()
+    self._broken: list[tuple[str, str]] = []  # (reader, peer) that failed
+
+  def propose(
+    self, island: str, incarnation: int, proposal: pb.Proposal
+  ) -> str:
+    """Takes a proposal, again too. Returns why not, or an empty string."""
+    tokens = sum(window.tokens for window in proposal.windows)
+    if not math.isfinite(proposal.norm):
+      return f"the norm of its delta is {proposal.norm}"
+    if tokens <= 0:
+      return "it has no tokens"
+    if proposal.delta.length % self._block_bytes:
+      return "its delta is not whole codec blocks"
+    lengths = {p.delta.length for p in self.proposals.values()}
+    if lengths - {proposal.delta.length}:
+      return "its delta has another length than those of others"
+    self.proposals[island] = proposal
+    self._incarnations[island] = incarnation
+    return ""
+
+  def start(self, number: int, members: list[str]) -> Outgoing:
+    """Starts an attempt with these members, in this order."""
+    self._reduced.clear()
+    self._prepared.clear()
+    self._fixed = False
+    first = self.proposals[members[0]]
+    plan = pb.Plan(number=number, fragment=first.fragment, base=first.base)
+    for island in members:
+      proposal = self.proposals[island]
+      plan.members.add(
+        island=island,
+        incarnation=self._incarnations[island],
+        windows=proposal.windows,
+        weight=sum(window.tokens for window in proposal.windows),
+        clip=1.0,
+        delta=proposal.delta,
+      )
+    for owner, (start, stop) in zip(
+      members,
+      share_bounds(first.delta.length, self._block_bytes, len(members)),
+      strict=True,
+    ):
+      plan.shares.add(start=start, stop=stop, owner=owner)
+    plan.attempt = blake3(plan.SerializeToString(deterministic=True)).digest()
+    self.plan = plan
+    self.planned = True
+    return [(island, pb.ToIsland(plan=plan)) for island in members]
+
+  def share_reduced(self, island: str, report: pb.ShareReduced) -> Outgoing:
+    """Takes an owner's report; the last one fixes the mean."""
+    plan = self.plan
+    if (
+      plan is None
+      or self._fixed
+      or report.attempt != plan.attempt
+      or report.share >= len(plan.shares)
+      or plan.shares[report.share].owner != island
+      or len(report.squared_norms) != len(plan.members)
+    ):
+      return []
+    self._reduced[report.share] = report
+    if len(self._reduced) < len(plan.shares):
+      return []
+    self._fixed = True
+    for share, done in zip(plan.shares, self._in_order(), strict=True):
+      share.mean.CopyFrom(done.mean)
+    fix = pb.Fix(attempt=plan.attempt, means=[s.mean for s in plan.shares])
+    return [(m.island, pb.ToIsland(fix=fix)) for m in plan.members]
+
+  def liars(self) -> list[str]:
+    """Members whose delta, as its readers saw it, is not as they claimed."""
+    if self.plan is None or len(self._reduced) < len(self.plan.shares):
+      return []
+    found = []
+    for index, member in enumerate(self.plan.members):
+      seen = math.sqrt(sum(r.squared_norms[index] for r in self._in_order()))
+      claimed = self.proposals[member.island].norm
+      if not math.isclose(seen, claimed, rel_tol=_NORM_TOLERANCE):
+        found.append(member.island)
+    return found
+
+  def _in_order(self) -> list[pb.ShareReduced]:
+    return [self._reduced[index] for index in sorted(self._reduced)]
+
+  def prepared(self, island: str, attempt: bytes) -> None:
+    if self.plan is not None and attempt == self.plan.attempt and self._fixed:
+      self._prepared.add(island)
+
+  def complete(self, reachable: set[str]) -> bool:
+    """Whether every member that can still be heard holds the mean."""
+    if self.plan is None or not self._fixed:
+      return False
+    alive = {m.island for m in self.plan.members} & reachable
+    return bool(alive) and alive <= self._prepared
+
+  def gone(self, island: str, reachable: set[str]) -> bool:
+    """Notes that a member cannot be heard. Returns whether the attempt ends.
+
+    Before the mean is fixed its bytes are still needed. After that they are
+    not, as soon as one other member holds the whole mean: its work counts.
+    """
+    self.proposals.pop(island, None)
+    if self.plan is None or island not in {m.island for m in self.plan.members}:
+      return False
+    return not (self._fixed and self._prepared & reachable)
+
+  def fetch_failed(self, island: str, report: pb.FetchFailed) -> bool:
+    """Notes a pair that cannot reach each other. Whether the attempt ends."""
+    if self.plan is None or report.attempt != self.plan.attempt:
+      return False
+    self._broken.append((island, report.peer))
+    return True
+
+  def left_out(self) -> set[str]:
+    """Members without which the others can all reach each other."""
+    return cover(self._broken, self.proposals)
+
+  def abandon(self) -> None:
+    """Ends the attempt; proposals stay for the next one."""
+    self.plan = None
+    self._fixed = False
+
+  def describe(self, waiting_for: list[str]) -> str:
+    """What the round waits for, for the operator."""
+    if self.plan is None:
+      return "waiting for proposals of " + (", ".join(waiting_for) or "anyone")
+    names = {m.island for m in self.plan.members}
+    if not self._fixed:
+      owners = {s.owner for i, s in enumerate(self.plan.shares)}
+      done = {self.plan.shares[i].owner for i in self._reduced}
+      return "reducing, waiting for " + ", ".join(sorted(owners - done))
+    return "gathering, waiting for " + ", ".join(sorted(names - self._prepared))
+
+
+def share_bounds(
+  length: int, block_bytes: int, members: int
+) -> list[tuple[int, int]]:
+  """Equal shares of a blob of `length` bytes: [start, stop) in codec blocks.
+
+  Bounds lie between chunks, so that every fetched byte can be verified and
+  none is fetched twice.
+  """
+  chunk = blobs.chunk_bytes(length, block_bytes)
+  chunks = -(-length // chunk)
+  bounds = [
+    min(length, chunks * index // members * chunk) // block_bytes
+    for index in range(members + 1)
+  ]
+  return list(itertools.pairwise(bounds))
+
+
+def cover(
+  broken: list[tuple[str, str]], proposals: dict[str, pb.Proposal]
+) -> set[str]:
+  """The fewest members without which no broken pair is left.
+
+  Among equals, those that others could not read, then those with least work.
+  """
+  pairs = [p for p in broken if p[0] in proposals and p[1] in proposals]
+  names = sorted({name for pair in pairs for name in pair})
+
+  def cost(name: str) -> tuple[int, int]:
+    blamed = sum(peer == name for _, peer in pairs)
+    return -blamed, sum(w.tokens for w in proposals[name].windows)
+
+  names.sort(key=cost)
+  if len(names) <= _MAX_EXACT_COVER:
+    for size in range(len(names) + 1):
+      for chosen in itertools.combinations(names, size):
+        if all(a in chosen or b in chosen for a, b in pairs):
+          return set(chosen)
+  chosen = set()
+  for reader, peer in pairs:
+    if reader not in chosen and peer not in chosen:
+      chosen.add(peer)
+  return chosen
+
+
+def addresses(blob: pb.Blob) -> list[str]:
+  """Where a blob of one part is served."""
+  return list(blob.parts[0].addresses) if blob.parts else []
+
+
+# ------------------------------------------------------------------ island
+
+
+@dataclasses.dataclass(frozen=True)
+class Send:
+  """Say this to the coordinator."""
+
+  message: pb.FromIsland
+
+
+@dataclasses.dataclass(frozen=True)
+class Reduce:
+  """Reduce the plan's share `index`, then call `reduced` or `failed`."""
+
+  plan: pb.Plan
+  index: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Gather:
+  """Bring the whole mean here, then call `gathered` or `failed`.
+
+  `late` is the number of the record that is committed already, or 0.
+  """
+
+  attempt: bytes
+  shares: list[pb.Share]
+  holders: list[str]  # addresses that may have shares besides their owners
+  late: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Cancel:
+  """Stop working for any attempt."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Adopt:
+  """The record is committed and its mean is here: apply it when it suits."""
+
+  record: pb.Record
+  sealed: pb.SealedRecord
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadLog:
+  """Records are missing from `start` on: ask the coordinator for them."""
+
+  start: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Diverged:
+  """This island stands at a record that was annulled."""
+
+  record: int
+
+
+Action = Send | Reduce | Gather | Cancel | Adopt | ReadLog | Diverged
+
+
+class IslandRound:
+  """One island's side of its rounds."""
+
+  def __init__(self, island: str, record: int | None):
+    self.island = island
+    self.record = record  # newest adopted; None: no state to stand on yet
+    self._proposal: pb.Proposal | None = None
+    self._plan: pb.Plan | None = None
+    self._fix: pb.Fix | None = None
+    self._said: list[pb.FromIsland] = []  # in this attempt, to say again
+    self._gathered: set[bytes] = set()  # attempts whose mean is here
+    self._waiting: dict[int, pb.SealedRecord] = {}  # committed, not adopted
+    self._void: set[int] = set()  # numbers of annulled records
+    self._fetching = 0  # number of the record whose mean is being fetched
+
+  def stand(self, record: int) -> list[Action]:
+    """The island holds the state of `record`; -1: it is about to make it."""
+    self.record = record
+    return self._adopt()
+
+  def propose(self, proposal: pb.Proposal) -> list[Action]:
+    self._proposal = proposal
+    return [Send(pb.FromIsland(proposal=proposal))]
+
+  def reconnected(self) -> list[Action]:
+    """Says again what the coordinator may not have heard."""
+    said = list(self._said)
+    if self._proposal is not None:
+      said.insert(0, pb.FromIsland(proposal=self._proposal))
+    return [Send(message) for message in said]
+
+  def withdraw(self) -> list[Action]:
+    """The windows behind the proposal are void."""
+    self._proposal = None
+    return self._end_attempt()
+
+  def plan(self, plan: pb.Plan) -> list[Action]:
+    if self.record is None or plan.number <= self.record:
+      return []
+    if self._plan is not None and plan.attempt == self._plan.attempt:
+      return []
+    actions = self._end_attempt()
+    owners = [share.owner for share in plan.shares]
+    if self.island in owners:
+      self._plan = plan
+      actions.append(Reduce(plan, owners.index(self.island)))
+    return actions
+
+  def reduced(self, report: pb.ShareReduced) -> list[Action]:
+    if self._plan is None or report.attempt != self._plan.attempt:
+      return []
+    return [self._say(pb.FromIsland(share_reduced=report))]
+
+  def fix(self, fix: pb.Fix) -> list[Action]:
+    plan = self._plan
+    if plan is None or fix.attempt != plan.attempt or self._fix is not None:
+      return []
+    self._fix = fix
+    shares = [
+      pb.Share(start=s.start, stop=s.stop, owner=s.owner, mean=mean)
+      for s, mean in zip(plan.shares, fix.means, strict=True)
+    ]
+    holders = [a for m in plan.members for a in addresses(m.delta)]
+    return [Gather(plan.attempt, shares, holders)]
+
+  def gathered(self, attempt: bytes) -> list[Action]:
+    """The mean of `attempt` is here and verified."""
+    self._gathered.add(attempt)
+    actions: list[Action] = []
+    if self._plan is not None and self._plan.attempt == attempt:
+      said = pb.FromIsland(prepared=pb.Prepared(attempt=attempt))
+      actions.append(self._say(said))
+    return actions + self._adopt()
+
+  def failed(self, attempt: bytes, peer: str, reason: str) -> list[Action]:
+    """`peer` did not deliver what `attempt` needs."""
+    if self._plan is None or self._plan.attempt != attempt:
+      return []
+    report = pb.FetchFailed(attempt=attempt, peer=peer, reason=reason)
+    return [Send(pb.FromIsland(fetch_failed=report))]
+
+  def late_fetch_failed(self, number: int) -> list[Action]:
+    """Nobody delivered the mean of a committed record; tries again."""
+    if self._fetching == number:
+      self._fetching = 0
+    return self._adopt()
+
+  def committed(self, log: list[pb.SealedRecord]) -> list[Action]:
+    """Records, announced or read from the log; in any order, also twice."""
+    for sealed in log:
+      record = pb.Record.FromString(sealed.body)
+      self._waiting[record.number] = sealed
+      if record.HasField("annulment"):
+        self._void.update(range(record.annulment.to + 1, record.number))
+    return self._adopt()
+
+  def _adopt(self) -> list[Action]:
+    """Adopts what is waiting, in order, as far as the means are here."""
+    actions: list[Action] = []
+    if self.record is None:
+      return actions
+    if self.record in self._void:
+      return [Diverged(self.record)]
+    while self.record + 1 in self._void:
+      self.record += 1
+    for number in [n for n in self._waiting if n <= self.record]:
+      del self._waiting[number]
+    while self.record + 1 in self._waiting:
+      sealed = self._waiting[self.record + 1]
+      record = pb.Record.FromString(sealed.body)
+      step = record.step if record.HasField("step") else None
+      if step and step.attempt not in self._gathered:
+        if self._fetching != record.number:
+          self._fetching = record.number
+          shares, holders = list(step.shares), list(sealed.holders)
+          actions.append(
+            Gather(step.attempt, shares, holders, late=record.number)
+          )
+        return actions
+      del self._waiting[record.number]
+      self.record = record.number
+      if self._plan is not None and self._plan.number <= record.number:
+        actions += self._end_attempt()
+      self._proposal = None
+      self._gathered.clear()
+      actions.append(Adopt(record, sealed))
+    if self._waiting and min(self._waiting) > self.record + 1:
+      actions.append(ReadLog(self.record + 1))
+    return actions
+
+  def _say(self, message: pb.FromIsland) -> Send:
+    self._said.append(message)
+    return Send(message)
+
+  def _end_attempt(self) -> list[Action]:
+    ended = self._plan is not None
+    self._plan = self._fix = None
+    self._said.clear()
+    return [Cancel()] if ended else []

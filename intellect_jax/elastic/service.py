@@ -1,0 +1,200 @@
+"""The shell around the coordinator's state machine: gRPC, SQLite, a clock.
+
+One thread owns the state machine. Whatever happens, a message, a broken
+stream, a tick, comes to it through one queue; what the machine wants done is
+done in the machine's order, so that a record is durable before it is told.
+"""
+
+from collections.abc import Callable, Iterator
+import itertools
+import pathlib
+import queue
+import threading
+import time
+
+from absl import logging
+import grpc
+from ml_collections import ConfigDict
+
+from intellect_jax import config as config_lib
+from intellect_jax.elastic import coordination, rpc
+from intellect_jax.elastic.ledger import Ledger
+from intellect_jax.elastic.protocol import elastic_pb2 as pb
+from intellect_jax.elastic.protocol import elastic_pb2_grpc as pb_grpc
+
+_TICK = 0.1  # seconds
+_MAX_ISLANDS = 64  # control streams, a thread each
+_QUEUED = 10_000  # messages for one island before it counts as dead
+_END = None  # ends an outgoing queue
+
+
+class CoordinatorService(pb_grpc.CoordinatorServicer):
+  """A coordinator that serves one run, until `close`."""
+
+  def __init__(
+    self,
+    run: ConfigDict,
+    workdir: pathlib.Path,
+    listen: str = "127.0.0.1:0",
+    credentials: rpc.Credentials = rpc.LOOPBACK,
+    on_record: Callable[[pb.Record, pb.Status], None] | None = None,
+  ):
+    """Opens the ledger in `workdir`, starts a term, listens.
+
+    `on_record` is called from the coordinator's thread after each record.
+    """
+    self._run = run
+    self._ledger = Ledger(workdir / "ledger.sqlite")
+    try:
+      history = self._ledger.open_run(
+        config_lib.digest(run), config_lib.to_json(run)
+      )
+      self._machine = coordination.Coordinator(run, history, time.monotonic())
+      self._on_record = on_record
+      self._inbox: queue.Queue = queue.Queue()
+      self._outboxes: dict[int, queue.Queue] = {}
+      self._sessions = itertools.count(1)
+      self._closing = threading.Event()
+      self.done = threading.Event()  # the run is over and everyone has left
+      self.stopped = ""  # why another coordinator has taken over
+      self._thread = threading.Thread(
+        target=self._work, name="coordinator", daemon=True
+      )
+      self._thread.start()
+      self._server = rpc.server(threads=_MAX_ISLANDS + 8)
+      pb_grpc.add_CoordinatorServicer_to_server(self, self._server)
+      self.address = rpc.listen(self._server, listen, credentials)
+    except BaseException:
+      self._ledger.close()
+      raise
+
+  def status(self) -> pb.Status:
+    """What an operator sees."""
+    return self._ask(lambda machine: machine.status(time.monotonic()))
+
+  def close(self) -> None:
+    """Ends all streams; the run goes on with the next coordinator."""
+    self._closing.set()
+    self._server.stop(grace=0.5).wait()
+    self._inbox.put(lambda: None)
+    self._thread.join()
+    self._ledger.close()
+
+  # ----------------------------------------------------------------- RPCs
+
+  def Describe(self, request, context) -> pb.Description:
+    return pb.Description(
+      protocol=rpc.PROTOCOL_VERSION,
+      run_id=self._machine.run_id,
+      run_json=config_lib.to_json(self._run),
+      run_digest=self._machine.digest,
+      term=self._machine.term,
+    )
+
+  def GetStatus(self, request, context) -> pb.Status:
+    return self.status()
+
+  def ReadLog(self, request, context) -> Iterator[pb.SealedRecord]:
+    log, holders = self._ask(lambda m: (list(m.log), m.holders()))
+    for sealed in log[request.start :]:
+      yield pb.SealedRecord(body=sealed.body, hash=sealed.hash, holders=holders)
+
+  def Attend(self, request_iterator, context) -> Iterator[pb.ToIsland]:
+    session = next(self._sessions)
+    outbox: queue.Queue = queue.Queue()
+    self._outboxes[session] = outbox
+    threading.Thread(
+      target=self._listen_to,
+      args=(session, request_iterator),
+      name=f"session-{session}",
+      daemon=True,
+    ).start()
+    while not self._closing.is_set():
+      try:
+        message = outbox.get(timeout=1.0)
+      except queue.Empty:
+        if not context.is_active():
+          return
+        continue
+      if message is _END:
+        return
+      yield message
+
+  def _listen_to(self, session: int, messages) -> None:
+    try:
+      for message in messages:
+        self._post(
+          lambda m, s=session, x=message: m.handle(s, x, time.monotonic())
+        )
+    except grpc.RpcError:
+      pass  # the stream broke, which is what is said next
+    self._post(lambda m: m.disconnected(session, time.monotonic()))
+    self._end(session)
+
+  # --------------------------------------------------- the machine's thread
+
+  def _post(self, step: Callable) -> None:
+    self._inbox.put(lambda: self._carry_out(step(self._machine)))
+
+  def _ask(self, question: Callable):
+    """The answer to a question that the machine's thread is asked."""
+    answer: queue.Queue = queue.Queue()
+    self._inbox.put(lambda: answer.put(question(self._machine)))
+    return answer.get(timeout=30)
+
+  def _work(self) -> None:
+    next_tick = time.monotonic()
+    while not self._closing.is_set():
+      wait = max(0.0, next_tick - time.monotonic())
+      try:
+        work = self._inbox.get(timeout=wait)
+      except queue.Empty:
+        work = None
+      if work is not None:
+        work()
+      now = time.monotonic()
+      if now >= next_tick:
+        self._carry_out(self._machine.tick(now))
+        next_tick = now + _TICK
+        if self._machine.done():
+          self.done.set()
+
+  def _carry_out(self, actions: list[coordination.Action]) -> None:
+    """Does what the machine wants, in its order."""
+    for action in actions:
+      match action:
+        case coordination.Send(session, message):
+          self._send(session, message)
+        case coordination.Close(session):
+          self._end(session)
+        case coordination.Append(record, sealed):
+          self._ledger.append(record, sealed)
+          if self._on_record is not None:
+            status = self._machine.status(time.monotonic())
+            self._on_record(record, status)
+        case coordination.SaveLease(holder, samples):
+          self._ledger.save_lease(holder, samples)
+        case coordination.EndLeases(island, incarnation):
+          self._ledger.end_leases(island, incarnation)
+        case coordination.SaveLoss(loss):
+          logging.warning(
+            "%d tokens of %s are lost: %s", loss.tokens, loss.island, loss.cause
+          )
+          self._ledger.save_loss(loss)
+        case coordination.Stop(reason):
+          self.stopped = reason
+          self.done.set()
+
+  def _send(self, session: int, message: pb.ToIsland) -> None:
+    outbox = self._outboxes.get(session)
+    if outbox is None:
+      return
+    if outbox.qsize() > _QUEUED:
+      self._end(session)
+    else:
+      outbox.put(message)
+
+  def _end(self, session: int) -> None:
+    outbox = self._outboxes.pop(session, None)
+    if outbox is not None:
+      outbox.put(_END)
