@@ -4,10 +4,10 @@ Decode, accumulate and Nesterov must give the same bits on every CPU, so they
 are not left to XLA, which contracts multiply-add where it likes. numba without
 fast-math keeps the order and the rounding that is written here.
 
-Three habits make them fast on one core: inner loops run over slices, because
-numba does not vectorize over computed indices; division has numpy's error
-model, because a test for zero stops the vectorizer too; and the GIL is
-released, so that threads can work on disjoint ranges.
+Three habits make them fast on one core: inner loops count through slices,
+since numba vectorizes neither computed indices nor iteration; division follows
+numpy's error model, since a test for zero stops the vectorizer too; and the GIL
+is released, so that threads can work on disjoint ranges.
 """
 
 from collections.abc import Callable
@@ -76,25 +76,26 @@ def encode_int8(values, blocks):
   largest_bits = np.empty(1, np.uint32)
   largest = largest_bits.view(np.float32)
   for n in range(blocks.size):
-    largest_bits[0] = 0
+    x = values[n * BLOCK : (n + 1) * BLOCK]
+    b = bits[n * BLOCK : (n + 1) * BLOCK]
     top = np.uint32(0)
-    for b in bits[n * BLOCK : (n + 1) * BLOCK]:
-      top = max(top, b & np.uint32(0x7FFFFFFF))
+    for i in range(BLOCK):
+      top = max(top, b[i] & np.uint32(0x7FFFFFFF))
     if top >= np.uint32(0x7F800000):
       return n
     largest_bits[0] = top
     scale = largest[0] / np.float32(127)
     scale = min(max(scale, SMALLEST_SCALE), LARGEST_SCALE)
-    x = values[n * BLOCK : (n + 1) * BLOCK]
     codes = blocks[n].codes
     for i in range(BLOCK):
-      codes[i] = np.int8(np.int32(np.rint(x[i] / scale)))
+      codes[i] = np.int32(np.rint(x[i] / scale))
     blocks[n].scale = scale if top > 0 else np.float32(0)
   return -1
 
 
 @_kernel(_reads(_CODES), _writes(types.float32))
 def decode_int8(blocks, out):
+  """out = scale * code."""
   for n in range(blocks.size):
     scale, codes = blocks[n].scale, blocks[n].codes
     y = out[n * BLOCK : (n + 1) * BLOCK]
@@ -104,6 +105,7 @@ def decode_int8(blocks, out):
 
 @_kernel(_writes(types.float32), _reads(_CODES), types.float32)
 def accumulate_int8(total, blocks, weight):
+  """total += weight * (scale * code)."""
   for n in range(blocks.size):
     scale, codes = blocks[n].scale, blocks[n].codes
     t = total[n * BLOCK : (n + 1) * BLOCK]
@@ -113,10 +115,11 @@ def accumulate_int8(total, blocks, weight):
 
 @_kernel(_reads(_CODES))
 def squared_norm_int8(blocks):
+  """Sum over blocks of scale^2 * sum of code^2, the inner sum exact."""
   total = 0.0
   for n in range(blocks.size):
     scale, codes = np.float64(blocks[n].scale), blocks[n].codes
-    squares = np.int32(0)  # exact: at most 256 * 127^2
+    squares = np.int32(0)  # at most 256 * 127^2
     for i in range(BLOCK):
       squares += np.int32(codes[i]) * np.int32(codes[i])
     total += scale * scale * np.float64(squares)
@@ -131,6 +134,7 @@ def squared_norm_int8(blocks):
   types.float32,
 )
 def nesterov(theta, momentum, mean, learning_rate, mu):
+  """momentum = mu momentum + mean; theta -= rate (mean + mu momentum)."""
   for i in range(theta.size):
     momentum[i] = mu * momentum[i] + mean[i]
     theta[i] -= learning_rate * (mean[i] + mu * momentum[i])
