@@ -1,0 +1,61 @@
+# Everything a newcomer does: `make help`.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3)
+VENV := .venv
+BIN := $(VENV)/bin
+SETUP := $(VENV)/.up-to-date
+SWARM := $(BIN)/python -m intellect_jax.swarm --config=configs/demo.py
+PROTO := intellect_jax/elastic/protocol/elastic.proto
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run demo-kill test lint proto lock clean
+.DELETE_ON_ERROR:
+
+help:  ## Show these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s%s\n", $$1, $$2}' \
+	  $(MAKEFILE_LIST)
+
+setup: $(SETUP)  ## Make .venv with the locked versions; PYTHON=… picks another
+
+run: setup  ## Train a small Llama with a swarm of three islands, 5 minutes
+	$(SWARM) --islands=3 --workdir=runs/demo
+
+demo-kill: setup  ## The same in a minute, while parts of it are killed
+	$(SWARM) --islands=3 --workdir=runs/demo-kill \
+	  --kill=island-1@2 --kill=coordinator@4
+
+test: setup  ## Run the tests, under 8 minutes on two cores
+	$(BIN)/python -m pytest -n 2
+
+lint: setup  ## Check format, style and types
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/pyright
+
+proto: setup  ## Generate the messages from elastic.proto again
+	$(BIN)/python -m grpc_tools.protoc -I . \
+	  --python_out=. --pyi_out=. --grpc_python_out=. $(PROTO)
+
+lock: setup  ## Write the newest versions that go together to requirements.lock
+	$(BIN)/python -m pip install --upgrade --upgrade-strategy=eager \
+	  --editable '.[dev]'
+	{ echo '# What `make setup` installs. Written by `make lock`.' && \
+	  $(BIN)/python -m pip freeze --exclude-editable; } > requirements.lock
+
+clean:  ## Remove .venv and all caches, but no results
+	rm -rf $(VENV) .pytest_cache .ruff_cache build dist
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+$(SETUP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  2>/dev/null || { echo "intellect_jax needs Python 3.11 or newer, and" \
+	  "$(PYTHON) is not one: install it (on Debian: apt install python3.11" \
+	  "python3.11-venv) or name one with make setup PYTHON=…" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' \
+	  2>/dev/null || { echo "$(PYTHON) has no venv or no ensurepip, which make" \
+	  "an environment with pip: install them (on Debian: apt install" \
+	  "python3.11-venv) or name another with make setup PYTHON=…" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	@touch $@
