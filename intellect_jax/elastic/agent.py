@@ -143,6 +143,17 @@ class Agent:
     for thread in self._threads:
       thread.start()
 
+  def flush(self, timeout: float = 5.0) -> None:
+    """Waits until everything said so far is on the stream."""
+    done = threading.Event()
+    self._inbox.put(done.set)
+    done.wait(timeout)
+
+  @property
+  def closing(self) -> threading.Event:
+    """Set when all work is to end."""
+    return self._closing
+
   def close(self) -> None:
     """Ends the stream, after what was said on it, and all threads."""
     self._closing.set()

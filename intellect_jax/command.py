@@ -1,0 +1,105 @@
+"""What all commands share: flags, errors that read well, a config."""
+
+from collections.abc import Callable
+import pathlib
+import sys
+
+from absl import app, flags, logging
+import ml_collections
+from ml_collections import config_flags
+
+from intellect_jax import config as config_lib
+from intellect_jax.errors import UserError
+
+_EXIT_USER_ERROR = 2
+
+
+def define_config() -> flags.FlagHolder:
+  """The --config flag: a file, and --config.run.… or --config.island.…"""
+  return config_flags.DEFINE_config_file(
+    "config",
+    str(config_lib.base_path()),
+    "Config file; fields are set by --config.run.outer.inner_steps=20 and the"
+    " like. All of them stand, explained, in configs/base.py.",
+    lock_config=True,
+  )
+
+
+def define_workdir(what: str) -> flags.FlagHolder:
+  return flags.DEFINE_string(
+    "workdir", None, f"Folder for {what}; made if needed.", required=True
+  )
+
+
+def define_insecure() -> flags.FlagHolder:
+  return flags.DEFINE_bool(
+    "insecure", False, "Listen beyond this machine without TLS, at your risk."
+  )
+
+
+def overridden() -> list[str]:
+  """Config fields that were set on the command line: run.outer.momentum …"""
+  return sorted(config_flags.get_override_values(flags.FLAGS["config"]))
+
+
+def config_flags_given() -> list[str]:
+  """The --config flags of this process, to start another with the same."""
+  holder = flags.FLAGS["config"]
+  overrides = config_flags.get_override_values(holder)
+  return [
+    f"--config={config_flags.get_config_filename(holder)}",
+    *(f"--config.{field}={value}" for field, value in overrides.items()),
+  ]
+
+
+def path(holder: flags.FlagHolder) -> pathlib.Path:
+  return pathlib.Path(holder.value).expanduser().absolute()
+
+
+def run(main: Callable[[], None]) -> None:
+  """Runs a command. A UserError becomes a paragraph and exit status 2."""
+
+  def checked(argv: list[str]) -> None:
+    if not flags.FLAGS["verbosity"].present:
+      logging.set_verbosity(logging.WARNING)
+    if len(argv) > 1:
+      _fail(f"{argv[1]!r} is no flag. --help lists them.")
+    try:
+      main()
+    except UserError as error:
+      _fail(str(error))
+    except KeyboardInterrupt:
+      _fail("Interrupted.", status=130)
+
+  app.run(checked, flags_parser=_parse)
+
+
+def _parse(argv: list[str]) -> list[str]:
+  try:
+    return flags.FLAGS(argv)
+  except flags.Error as error:
+    _fail(f"{error} --help lists the flags, configs/base.py the fields.")
+  except (AttributeError, KeyError, TypeError, ValueError) as error:
+    # ml_collections names the nearest known key.
+    _fail(f"The config has no such field or value. {_plain(error)}")
+  except (UserError, OSError) as error:
+    _fail(
+      f"{_plain(error)} Shipped configs are {', '.join(config_lib.shipped())}"
+      f" in {config_lib.base_path().parent}."
+    )
+
+
+def _plain(error: Exception) -> str:
+  text = str(error.args[0]) if error.args else str(error)
+  return text.replace("\\n", " ").replace("\n", " ").strip("'\" ")
+
+
+def _fail(message: str, status: int = _EXIT_USER_ERROR):
+  print(f"{pathlib.Path(sys.argv[0]).name}: {message}", file=sys.stderr)
+  sys.exit(status)
+
+
+def config_of(holder: flags.FlagHolder) -> ml_collections.ConfigDict:
+  """The checked config of the flag."""
+  config_lib.validate(holder.value)
+  return holder.value

@@ -1,0 +1,111 @@
+"""What one island tells: lines in a terminal, metrics.jsonl, summary.json."""
+
+from collections import deque
+import math
+import pathlib
+import time
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from intellect_jax.elastic.mesh import ElasticDeviceMesh, Event
+from intellect_jax.observe.metrics import MetricsLog, write_summary
+from intellect_jax.outer.schedule import payload_reduction
+
+_LINE_SECONDS = 2.0  # between two lines about inner steps
+
+
+class IslandReport:
+  """Writes down the events of one island's process."""
+
+  def __init__(self, workdir: pathlib.Path, run: ConfigDict):
+    workdir.mkdir(parents=True, exist_ok=True)
+    self._workdir = workdir
+    self._run = run
+    self._log = MetricsLog(workdir / "metrics.jsonl")
+    self._island = ""
+    self._started = time.monotonic()
+    self._last_line = -math.inf
+    self._evaluations: dict[int, float] = {}
+
+  def compiled(self, memory: dict[str, int]) -> None:
+    seconds = time.monotonic() - self._started
+    plan = ", ".join(f"{n} {b / 2**20:.1f} MiB" for n, b in memory.items())
+    print(f"compiled in {seconds:.1f} s; a device holds {plan}", flush=True)
+
+  def joined(self, mesh: ElasticDeviceMesh) -> None:
+    self._island = mesh.island
+    print(
+      f"island {mesh.island} stands at record {mesh.outer.record}"
+      f" of run {self._run.name!r}",
+      flush=True,
+    )
+
+  def take(self, events: deque[Event]) -> None:
+    """Writes and shows events, and empties the queue."""
+    while events:
+      event = events.popleft()
+      self._log.write(dict(island=self._island, **event))
+      getattr(self, f"_{event['kind']}")(event)
+
+  def _step(self, event: Event) -> None:
+    now = time.monotonic()
+    if now - self._last_line >= _LINE_SECONDS:
+      self._last_line = now
+      print(
+        f"round {event['round']:4d}  step {event['step']:6d}"
+        f"  loss {event['loss']:.4f}"
+        f"  {event['tokens_per_second']:8,.0f} tokens/s",
+        flush=True,
+      )
+
+  def _record(self, event: Event) -> None:
+    spent = event["train_seconds"] + event["blocked_seconds"]
+    print(
+      f"record {event['round']:3d}  {event['members']} islands"
+      f"  {event['total_tokens']:,} of {self._run.tokens:,} tokens"
+      f"  blocked {100 * event['blocked_seconds'] / max(spent, 1e-9):.1f} %"
+      + ("" if event["included"] else "  (this island was left out)"),
+      flush=True,
+    )
+
+  def _evaluation(self, event: Event) -> None:
+    self._evaluations[event["round"]] = event["eval_loss"]
+    print(
+      f"record {event['round']:3d}  held-out loss {event['eval_loss']:.4f}",
+      flush=True,
+    )
+
+  def _lost(self, event: Event) -> None:
+    print(f"lost {event['tokens']:,} tokens: {event['cause']}", flush=True)
+
+  def _restored(self, event: Event) -> None:
+    print(
+      f"restored record {event['record']} from {event['source']}", flush=True
+    )
+
+  def finish(self, mesh: ElasticDeviceMesh) -> dict[str, Any]:
+    """Writes summary.json and says where it is."""
+    self.take(mesh.events)
+    summary = mesh.summary()
+    evaluations = sorted(self._evaluations.items())
+    summary.update(
+      initial_eval_loss=evaluations[0][1] if evaluations else None,
+      final_eval_loss=evaluations[-1][1] if evaluations else None,
+      payload_reduction=payload_reduction(
+        summary["members"],
+        summary["values"],
+        self._run.outer.inner_steps,
+        summary["codec_bytes_sent"] / max(summary["rounds"], 1),
+      ),
+      wall_seconds=time.monotonic() - self._started,
+    )
+    write_summary(self._workdir / "summary.json", summary)
+    print(f"Results are in {self._workdir}/summary.json and metrics.jsonl.")
+    return summary
+
+  def __enter__(self) -> "IslandReport":
+    return self
+
+  def __exit__(self, *_) -> None:
+    self._log.close()

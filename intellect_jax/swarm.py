@@ -1,0 +1,263 @@
+"""A whole swarm on this machine: a coordinator and islands, each a process.
+
+  python -m intellect_jax.swarm --config=configs/demo.py --islands=3 \\
+      --workdir=runs/demo
+
+The machine's cores are divided among the islands. Run it again with the same
+workdir to go on with an interrupted run. To see what the swarm bears:
+
+  … --kill=island-1@2 --kill=coordinator@4
+
+kills a process (SIGKILL) when a record is committed, and starts it again.
+"""
+
+import contextlib
+import ctypes
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from typing import Any
+
+from absl import flags
+import grpc
+import rich.console
+
+from intellect_jax import command
+from intellect_jax.elastic import rpc
+from intellect_jax.elastic.protocol import elastic_pb2 as pb
+from intellect_jax.elastic.protocol import elastic_pb2_grpc as pb_grpc
+from intellect_jax.errors import UserError
+from intellect_jax.observe.metrics import write_summary
+from intellect_jax.observe.progress import Progress, summary_table
+from intellect_jax.observe.swarm import mean_payload_reduction
+
+CONFIG = command.define_config()
+WORKDIR = command.define_workdir("all processes' logs, checkpoints and metrics")
+ISLANDS = flags.DEFINE_integer("islands", 3, "Islands to start.", lower_bound=1)
+KILL = flags.DEFINE_multi_string(
+  "kill", [], "NAME@RECORD: kill that process at that record; may be repeated."
+)
+
+_START_SECONDS = 60  # for the coordinator to listen
+_GRACE_SECONDS = 30  # between asking a process to end and killing it
+_MAX_RESTARTS = 5  # of one process, unasked
+
+
+@dataclasses.dataclass
+class _Part:
+  """A process of the swarm, which is started again when it dies."""
+
+  name: str
+  module: str
+  arguments: list[str]
+  folder: pathlib.Path
+  cores: set[int] | None
+  process: subprocess.Popen | None = None
+  restarts: int = 0
+
+  def start(self) -> None:
+    self.folder.mkdir(parents=True, exist_ok=True)
+    with open(self.folder / "log.txt", "a") as log:
+      self.process = subprocess.Popen(
+        [sys.executable, "-m", self.module, *self.arguments],
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        preexec_fn=self._in_child,
+      )
+
+  def _in_child(self) -> None:
+    os.setpgid(0, 0)  # Ctrl-C reaches the swarm, which ends its parts in order
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if self.cores:
+      os.sched_setaffinity(0, self.cores)
+
+  @property
+  def running(self) -> bool:
+    return self.process is not None and self.process.poll() is None
+
+  def last_words(self) -> str:
+    lines = (self.folder / "log.txt").read_text().strip().splitlines()
+    return lines[-1] if lines else "(it said nothing)"
+
+
+class Swarm:
+  """The processes of a swarm, from `with` to its end; none outlives it."""
+
+  def __init__(self, workdir: pathlib.Path, islands: int, flags_: list[str]):
+    self._workdir = workdir
+    flags_ = [*flags_, f"--config.run.elastic.start_islands={islands}"]
+    folder = workdir / "coordinator"
+    self.address = _free_address()
+    self.coordinator = _Part(
+      "coordinator",
+      "intellect_jax.coordinator",
+      [*flags_, f"--listen={self.address}", f"--workdir={folder}"],
+      folder,
+      None,
+    )
+    cores = _divide(sorted(os.sched_getaffinity(0)), islands)
+    self.islands = [
+      _Part(
+        f"island-{i}",
+        "intellect_jax.train",
+        [
+          *flags_,
+          f"--coordinator={self.address}",
+          f"--workdir={workdir / f'island-{i}'}",
+          f"--config.island.name=island-{i}",
+        ],
+        workdir / f"island-{i}",
+        cores[i],
+      )
+      for i in range(islands)
+    ]
+    self.parts = {p.name: p for p in (self.coordinator, *self.islands)}
+
+  def __enter__(self) -> "Swarm":
+    self._channel = rpc.channel(self.address, rpc.LOOPBACK)
+    self._stub = pb_grpc.CoordinatorStub(self._channel)
+    self._status = pb.Status()
+    try:
+      for part in self.parts.values():
+        part.start()
+    except BaseException:
+      self._end()
+      raise
+    return self
+
+  def status(self) -> pb.Status:
+    """The newest that the coordinator said; it may be away for a moment."""
+    with contextlib.suppress(grpc.RpcError):
+      self._status = self._stub.GetStatus(pb.StatusRequest(), timeout=2)
+    return self._status
+
+  def kill(self, name: str) -> None:
+    """SIGKILL; `supervise` starts it again."""
+    process = self.parts[name].process
+    assert process is not None
+    process.kill()
+    process.wait()
+
+  def supervise(self) -> bool:
+    """Starts again what died. Returns whether anything still runs.
+
+    Raises:
+      UserError: if a part ends with an error of the user's, or keeps dying.
+    """
+    for part in self.parts.values():
+      assert part.process is not None
+      status = part.process.poll()
+      if status in (None, 0):
+        continue
+      part.restarts += 1
+      if status == 2 or part.restarts > _MAX_RESTARTS:
+        raise UserError(
+          f"{part.name} ended with status {status}: {part.last_words()}"
+          f" Its log is {part.folder}/log.txt."
+        )
+      part.start()
+    return any(part.running for part in self.parts.values())
+
+  def __exit__(self, *_) -> None:
+    self._end()
+
+  def _end(self) -> None:
+    """Asks all to end in good order, islands first; kills what does not."""
+    self._channel.close()
+    for group in (self.islands, [self.coordinator]):
+      running = [p for p in group if p.running]
+      for part in running:
+        assert part.process is not None
+        part.process.terminate()
+      deadline = time.monotonic() + _GRACE_SECONDS
+      for part in running:
+        assert part.process is not None
+        try:
+          part.process.wait(max(0.1, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+          part.process.kill()
+          part.process.wait()
+
+
+def _divide(cores: list[int], islands: int) -> list[set[int]]:
+  """Cores for each island: whole ones if there are enough, else shared."""
+  if islands >= len(cores):
+    return [{cores[i % len(cores)]} for i in range(islands)]
+  return [set(cores[i::islands]) for i in range(islands)]
+
+
+def _free_address() -> str:
+  with socket.socket() as probe:
+    probe.bind(("127.0.0.1", 0))
+    return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+def main() -> None:
+  config = command.config_of(CONFIG)
+  workdir = command.path(WORKDIR)
+  started = time.monotonic()
+  swarm = Swarm(workdir, ISLANDS.value, command.config_flags_given())
+  kills = _parse_kills(KILL.value, swarm.parts)
+  with swarm:
+    with Progress(swarm.status, config.run) as progress:
+      while swarm.supervise():
+        record = swarm.status().record
+        for name in [n for n, at in kills if at <= record]:
+          progress.note(f"SIGKILL to {name} at record {record}")
+          swarm.kill(name)
+          kills = [k for k in kills if k[0] != name]
+        time.sleep(0.2)
+    summary = _summary(swarm, config)
+  summary.update(wall_seconds=time.monotonic() - started)
+  write_summary(workdir / "summary.json", summary)
+  console = rich.console.Console()
+  console.print(summary_table(summary))
+  if summary["final"]:
+    _show_sample(console, workdir / "island-0")
+  console.print(f"Results: {workdir}/summary.json, and a folder a process.")
+
+
+def _parse_kills(
+  values: list[str], parts: dict[str, _Part]
+) -> list[tuple[str, int]]:
+  kills = []
+  for value in values:
+    match = re.fullmatch(r"(.+)@(\d+)", value)
+    if match is None or match[1] not in parts:
+      raise UserError(
+        f"--kill={value} names no process and record. Write NAME@RECORD with"
+        f" one of {', '.join(parts)}, as in --kill=coordinator@4."
+      )
+    kills.append((match[1], int(match[2])))
+  return kills
+
+
+def _summary(swarm: Swarm, config) -> dict[str, Any]:
+  """The coordinator's figures, and what only the islands know."""
+  summary = json.loads((swarm.coordinator.folder / "summary.json").read_text())
+  islands = [
+    json.loads((island.folder / "summary.json").read_text())
+    for island in swarm.islands
+  ]
+  summary["theta_hash"] = {
+    i["island"]: i["theta_hash"][i["island"]] for i in islands
+  }
+  summary["payload_reduction"] = mean_payload_reduction(
+    islands, config.run.outer.inner_steps
+  )
+  train = sum(i["train_seconds"] for i in islands)
+  blocked = sum(i["blocked_seconds"] for i in islands)
+  summary["compute_utilization"] = train / (train + blocked)
+  return summary
+
+
+if __name__ == "__main__":
+  command.run(main)

@@ -1,0 +1,136 @@
+"""Train: one island, alone or in a swarm.
+
+  python -m intellect_jax.train --config=configs/demo.py --workdir=runs/alone
+  python -m intellect_jax.train --coordinator=host:port --workdir=runs/island
+
+Alone, the island is its own coordinator. In a swarm the run half of the config
+comes from the coordinator, and only --config.island.… fields are set here. An
+interrupted run goes on where it was: start it again with the same workdir.
+"""
+
+import contextlib
+import os
+import signal
+
+from absl import flags
+import jax
+
+from intellect_jax import command
+from intellect_jax import config as config_lib
+from intellect_jax.data.index import GlobalIndex
+from intellect_jax.data.tokenizer import make_tokenizer
+from intellect_jax.elastic import agent, rpc
+from intellect_jax.elastic.mesh import ElasticDeviceMesh
+from intellect_jax.elastic.service import CoordinatorService
+from intellect_jax.errors import UserError
+from intellect_jax.inner.step import EvalStep, TrainStep
+from intellect_jax.model import sharding
+from intellect_jax.observe.island import IslandReport
+from intellect_jax.outer import kernels
+
+CONFIG = command.define_config()
+WORKDIR = command.define_workdir("this island's log, checkpoints and metrics")
+COORDINATOR = flags.DEFINE_string(
+  "coordinator", None, "host:port of a swarm's coordinator; none: train alone"
+)
+INSECURE = command.define_insecure()
+
+
+def main() -> None:
+  config = command.config_of(CONFIG)
+  workdir = command.path(WORKDIR)
+  credentials = rpc.Credentials(insecure=INSECURE.value)
+  with contextlib.ExitStack() as stack:
+    if COORDINATOR.value is None:
+      service = CoordinatorService(config.run, workdir / "coordinator")
+      stack.callback(service.close)
+      coordinator = service.address
+    else:
+      coordinator = COORDINATOR.value
+    description = agent.describe(coordinator, credentials)
+    run = _run_half(config, description)
+    config_lib.validate_island(run, config.island)
+
+    _set_up_jax(config.island)
+    tokenizer = make_tokenizer(run.data.tokenizer)
+    if run.model.vocab_size < tokenizer.vocab_size:
+      raise UserError(
+        f"run.model.vocab_size is {run.model.vocab_size}, but tokenizer"
+        f" {run.data.tokenizer!r} has {tokenizer.vocab_size} ids. Make it at"
+        " least that, or choose a smaller tokenizer."
+      )
+    index = GlobalIndex(run.data, tokenizer)
+    devices = sharding.make_mesh(
+      config.island.mesh.fsdp, config.island.mesh.tensor
+    )
+    report = stack.enter_context(IslandReport(workdir, run))
+    train_step = TrainStep(run, config.island, devices)
+    report.compiled(train_step.compile())
+    kernels.compile_all()
+
+    mesh = stack.enter_context(
+      ElasticDeviceMesh(
+        run,
+        config.island,
+        workdir,
+        train_step,
+        index,
+        _evaluator(run, config.island, devices, index),
+        coordinator,
+        description,
+        credentials,
+        alone=COORDINATOR.value is None,
+      )
+    )
+    for signum in (signal.SIGINT, signal.SIGTERM):
+      signal.signal(signum, lambda *_: mesh.stop())
+    report.joined(mesh)
+    state = mesh.state
+    for batch in mesh.batches():
+      state, metrics = train_step(state, batch, mesh.schedule_position())
+      state = mesh.after_step(state, metrics)
+      report.take(mesh.events)
+    report.finish(mesh)
+
+
+def _run_half(config, description):
+  """The run half, from the coordinator; an explicit one must be the same."""
+  if COORDINATOR.value is None:
+    return config.run
+  run = config_lib.from_json(description.run_json)
+  given = flags.FLAGS["config"].present or any(
+    field.startswith("run.") for field in command.overridden()
+  )
+  if given and config_lib.digest(config.run) != description.run_digest:
+    raise UserError(
+      f"The run half of the config given here has digest"
+      f" {config_lib.digest(config.run)[:12]}, the coordinator's"
+      f" {description.run_digest[:12]}: they are different runs. Leave out"
+      " --config and --config.run.…: the coordinator has them. Fields of this"
+      " island alone are set by --config.island.…"
+    )
+  return run
+
+
+def _set_up_jax(island) -> None:
+  if island.platform:
+    jax.config.update("jax_platforms", island.platform)
+  jax.config.update("jax_num_cpu_devices", island.cpu_devices)
+  if island.compilation_cache:
+    jax.config.update(
+      "jax_compilation_cache_dir", os.path.expanduser(island.compilation_cache)
+    )
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
+def _evaluator(run, island, devices, index):
+  sequences = run.evaluation.sequences
+  if not sequences:
+    return None
+  batches = index.held_out(sequences, run.inner.batch_size)
+  evaluate = EvalStep(run, island, devices)
+  return lambda params: evaluate(params, batches)
+
+
+if __name__ == "__main__":
+  command.run(main)
