@@ -302,8 +302,11 @@ def test_kill_9_in_a_save_leaves_the_last_whole_one(directory, moment):
   process = subprocess.Popen(
     [sys.executable, __file__, str(directory)],
     env=os.environ | {"PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu"},
+    stdout=subprocess.PIPE,
   )
+  assert process.stdout is not None
   try:
+    assert process.stdout.readline() == b"records 1 and 2 are whole\n"
     # A stage may pass between two looks; then the next save has it again.
     record = 3
     while not (directory / moment.format(record)).exists():
@@ -312,7 +315,7 @@ def test_kill_9_in_a_save_leaves_the_last_whole_one(directory, moment):
       record = max([3, *(n + 1 for n in done)])
   finally:
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.communicate()
   with warnings.catch_warnings(), opened(directory) as checkpoints:
     warnings.simplefilter("error")
     latest = checkpoints.latest()
@@ -327,3 +330,6 @@ if __name__ == "__main__":
   checkpoints = DurableCheckpoints(sys.argv[1], "run", keep=2)
   for number in range(1, 1000):
     save(checkpoints, number)
+    if number == 2:
+      checkpoints.wait()
+      print("records 1 and 2 are whole", flush=True)
