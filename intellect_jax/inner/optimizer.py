@@ -2,8 +2,8 @@
 
 import jax
 import jax.numpy as jnp
-import optax
 from ml_collections import ConfigDict
+import optax
 
 
 def make_optimizer(run_inner: ConfigDict) -> optax.GradientTransformation:

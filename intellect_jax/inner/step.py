@@ -1,16 +1,17 @@
 """The inner step: one AdamW update of an island, and the evaluation."""
 
-import time
 from collections.abc import Iterable, Mapping
+import functools
+import time
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
+import numpy as np
+import optax
 
 from intellect_jax.inner.loss import loss_sums
 from intellect_jax.inner.optimizer import learning_rate, make_optimizer
@@ -73,16 +74,10 @@ class TrainStep:
       out_shardings=(self.state_shardings, replicated),
       donate_argnums=0,
     )
-    self._compiled = None
 
-  def compile(self) -> dict[str, int]:
-    """Compiles ahead of the loop; returns the memory plan of a device.
-
-    Bytes of "arguments", "outputs", "aliased" (outputs in the place of donated
-    arguments) and "temporaries".
-    """
-    inner, length = self._run.inner, self._run.data.sequence_length
-    shape = (inner.batch_size, length)
+  @functools.cached_property
+  def _compiled(self) -> jax.stages.Compiled:
+    shape = (self._run.inner.batch_size, self._run.data.sequence_length)
     batch = {
       name: jax.ShapeDtypeStruct(shape, jnp.int32)
       for name in ("tokens", "targets", "segment_ids", "positions")
@@ -91,8 +86,17 @@ class TrainStep:
     position = jax.ShapeDtypeStruct((), jnp.float32)
     with jax.set_mesh(self._mesh):
       lowered = self._jitted.lower(self.abstract_state, batch, position)
-    self._compiled = lowered.compile()
+      return lowered.compile()
+
+  def compile(self) -> dict[str, int]:
+    """Compiles ahead of the loop; returns the memory plan of a device.
+
+    Bytes of "arguments", "outputs", "aliased" (outputs in the place of donated
+    arguments) and "temporaries"; nothing where the backend does not say.
+    """
     memory = self._compiled.memory_analysis()
+    if memory is None:
+      return {}
     return dict(
       arguments=memory.argument_size_in_bytes,
       outputs=memory.output_size_in_bytes,
@@ -139,8 +143,6 @@ class TrainStep:
       grad_norm (before the clip), learning_rate, max_logit.
     """
     start = time.monotonic()
-    if self._compiled is None:
-      self.compile()
     batch = jax.device_put(dict(batch), self._batch_sharding)
     result = self._compiled(state, batch, np.float32(position))
     if self._pace_seconds:
@@ -164,6 +166,7 @@ class TrainStep:
     # The count of the whole batch comes first, so that microbatches with
     # different numbers of tokens simply add up.
     count = jnp.maximum(jnp.sum(batch["weights"]), 1)
+    max_z_loss = self._run.inner.max_z_loss
 
     def objective(params, batch):
       logits_BxLxV = llama.apply(
@@ -174,7 +177,9 @@ class TrainStep:
         batch["segment_ids"],
       )
       sums = loss_sums(logits_BxLxV, batch["targets"], batch["weights"])
-      total = sums.nll + self._run.inner.max_z_loss * sums.z
+      total = sums.nll
+      if max_z_loss:  # XLA would not leave out the gradient of 0 * max
+        total += max_z_loss * sums.z
       return total / count, (sums.nll / count, sums.max_logit)
 
     gradient = jax.grad(objective, has_aux=True)

@@ -17,9 +17,9 @@ import math
 from typing import Any
 
 import chex
+from flax import nnx
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -110,20 +110,19 @@ class Block(nnx.Module):
     return x_BxLxD
 
   def attention(self, x_BxLxD, angles, mask_BxLxL):
-    project = functools.partial(_einsum, "bld,dhc->blhc", x_BxLxD)
-    q_BxLxHxC = rotate(project(self.query), angles)
-    k_BxLxKxC = rotate(project(self.key), angles)
-    v_BxLxKxC = project(self.value)
+    q_BxLxHxC = rotate(_product(x_BxLxD, self.query), angles)
+    k_BxLxKxC = rotate(_product(x_BxLxD, self.key), angles)
+    v_BxLxKxC = _product(x_BxLxD, self.value)
     out_BxLxHxC = attend(
       q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, mask_BxLxL, self.c.attention
     )
-    return _einsum("blhc,hcd->bld", out_BxLxHxC, self.output)
+    return _product(out_BxLxHxC, self.output)
 
   def mlp(self, x_BxLxD):
     """SwiGLU (arXiv 2002.05202)."""
-    gate_BxLxF = jax.nn.silu(_einsum("bld,df->blf", x_BxLxD, self.gate))
-    up_BxLxF = _einsum("bld,df->blf", x_BxLxD, self.up)
-    return _einsum("blf,fd->bld", gate_BxLxF * up_BxLxF, self.down)
+    gate_BxLxF = jax.nn.silu(_product(x_BxLxD, self.gate))
+    up_BxLxF = _product(x_BxLxD, self.up)
+    return _product(gate_BxLxF * up_BxLxF, self.down)
 
 
 class Llama(nnx.Module):
@@ -171,11 +170,9 @@ class Llama(nnx.Module):
     return rms_norm(x_BxLxD, self.final_norm, c.norm_epsilon)
 
   def logits(self, x_BxLxD) -> jax.Array:
-    if self.c.tied_embeddings:
-      equation, weight = "bld,vd->blv", self.embed
-    else:
-      equation, weight = "bld,dv->blv", self.unembed
-    return _einsum(equation, x_BxLxD, weight, jnp.float32)
+    tied = self.c.tied_embeddings
+    weight_DxV = self.embed[...].T if tied else self.unembed[...]
+    return _product(x_BxLxD, weight_DxV, jnp.float32)
 
 
 def rms_norm(x_BxLxD: jax.Array, scale_D, epsilon: float) -> jax.Array:
@@ -185,11 +182,22 @@ def rms_norm(x_BxLxD: jax.Array, scale_D, epsilon: float) -> jax.Array:
   return (x * scale_D[...]).astype(x_BxLxD.dtype)
 
 
-def _einsum(equation: str, x: jax.Array, weight: nnx.Param, dtype=None):
-  """x times the weight in x's dtype; the result in `dtype`, if given."""
-  return jnp.einsum(
-    equation, x, weight[...].astype(x.dtype), preferred_element_type=dtype
+def _product(x_BxLxI, weight_IxO, dtype=None) -> jax.Array:
+  """Contracts all axes of x after B and L with the first axes of the weight.
+
+  In x's dtype, the result in `dtype` if given. As a product of two matrices:
+  of an einsum over B and L, XLA's gradient for the weight is a transposed
+  product, 2 to 4 times as slow on CPUs.
+  """
+  B, L, *inner = x_BxLxI.shape
+  outer = weight_IxO.shape[len(inner) :]
+  size = math.prod(inner)
+  out_BLxO = jnp.matmul(
+    x_BxLxI.reshape(B * L, size),
+    weight_IxO[...].reshape(size, -1).astype(x_BxLxI.dtype),
+    preferred_element_type=dtype,
   )
+  return out_BLxO.reshape(B, L, *outer)
 
 
 def _remat(body, remat: str):

@@ -8,9 +8,9 @@ product (Megatron). Change the table to change the layout; XLA's partitioner
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, Any
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding
@@ -37,7 +37,7 @@ RULES: dict[str, str | None] = {
 def make_mesh(
   fsdp: int = -1,
   tensor: int = 1,
-  devices: Sequence[jax.Device] | None = None,
+  devices: Sequence[Any] | None = None,
 ) -> Mesh:
   """An fsdp x tensor mesh over all `devices` (default: all of this process).
 
