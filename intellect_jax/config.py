@@ -66,13 +66,18 @@ def to_json(run: ConfigDict) -> str:
 
 
 def from_json(text: str) -> ConfigDict:
-  """The run half from `to_json`, checked against the fields of this version.
+  """The run half from `to_json`; see `from_dict`."""
+  return from_dict(json.loads(text))
+
+
+def from_dict(fields: dict) -> ConfigDict:
+  """The run half with these fields, checked against those of this version.
 
   Raises:
     UserError: if the fields are not those that this version knows.
   """
   run = base().run
-  _overwrite(run, json.loads(text), "run")
+  _overwrite(run, fields, "run")
   validate_run(run)
   return run
 
@@ -82,9 +87,9 @@ def _overwrite(config: ConfigDict, values: dict, path: str) -> None:
   if set(values) != set(config):
     differing = sorted(set(values) ^ set(config))
     raise UserError(
-      f"The coordinator's config differs from this version's in the fields"
-      f" of {path}: {', '.join(differing)}. Run the same version of"
-      " intellect_jax on the coordinator and on every island."
+      f"This run's config differs from this version's in the fields of {path}:"
+      f" {', '.join(differing)}. Use the version of intellect_jax that the run"
+      " was started with, on the coordinator and on every island."
     )
   for key, value in values.items():
     if isinstance(config[key], ConfigDict):

@@ -28,6 +28,8 @@ from typing import Any
 from absl import flags
 import grpc
 import rich.console
+import rich.panel
+import rich.text
 
 from intellect_jax import command
 from intellect_jax.elastic import rpc
@@ -45,7 +47,7 @@ KILL = flags.DEFINE_multi_string(
   "kill", [], "NAME@RECORD: kill that process at that record; may be repeated."
 )
 
-_START_SECONDS = 60  # for the coordinator to listen
+_PROMPT = "The function returns"
 _GRACE_SECONDS = 30  # between asking a process to end and killing it
 _MAX_RESTARTS = 5  # of one process, unasked
 
@@ -58,7 +60,8 @@ class _Part:
   module: str
   arguments: list[str]
   folder: pathlib.Path
-  cores: set[int] | None
+  cores: set[int]
+  sharing: int = 1  # processes on these cores
   process: subprocess.Popen | None = None
   restarts: int = 0
 
@@ -70,6 +73,7 @@ class _Part:
         stdout=log,
         stderr=subprocess.STDOUT,
         stdin=subprocess.DEVNULL,
+        env=self._environment(),
         preexec_fn=self._in_child,
       )
 
@@ -78,6 +82,13 @@ class _Part:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     if self.cores:
       os.sched_setaffinity(0, self.cores)
+
+  def _environment(self) -> dict[str, str]:
+    """One XLA thread a core, however many islands share the cores."""
+    if not self.cores:
+      return dict(os.environ)
+    threads = max(1, len(self.cores) // self.sharing)
+    return {**os.environ, "NPROC": str(threads)}
 
   @property
   def running(self) -> bool:
@@ -101,9 +112,10 @@ class Swarm:
       "intellect_jax.coordinator",
       [*flags_, f"--listen={self.address}", f"--workdir={folder}"],
       folder,
-      None,
+      set(),
     )
-    cores = _divide(sorted(os.sched_getaffinity(0)), islands)
+    cores = sorted(os.sched_getaffinity(0))
+    crowded = islands > len(cores)
     self.islands = [
       _Part(
         f"island-{i}",
@@ -115,7 +127,9 @@ class Swarm:
           f"--config.island.name=island-{i}",
         ],
         workdir / f"island-{i}",
-        cores[i],
+        # Too few cores for all: every island gets a turn on each of them.
+        set(cores) if crowded else set(cores[i::islands]),
+        sharing=islands if crowded else 1,
       )
       for i in range(islands)
     ]
@@ -187,13 +201,6 @@ class Swarm:
           part.process.wait()
 
 
-def _divide(cores: list[int], islands: int) -> list[set[int]]:
-  """Cores for each island: whole ones if there are enough, else shared."""
-  if islands >= len(cores):
-    return [{cores[i % len(cores)]} for i in range(islands)]
-  return [set(cores[i::islands]) for i in range(islands)]
-
-
 def _free_address() -> str:
   with socket.socket() as probe:
     probe.bind(("127.0.0.1", 0))
@@ -222,7 +229,25 @@ def main() -> None:
   console.print(summary_table(summary))
   if summary["final"]:
     _show_sample(console, workdir / "island-0")
-  console.print(f"Results: {workdir}/summary.json, and a folder a process.")
+  console.print(
+    f"Results: {workdir}/summary.json; metrics.jsonl, log.txt and checkpoints"
+    " in a folder for each process.\n"
+    "Try next:\n"
+    f"  python -m intellect_jax.generate --workdir={workdir}/island-0"
+    ' --prompt="The class"\n'
+    f"  --kill=island-1@2 --kill=coordinator@4 with another --workdir\n"
+    f"  --config.run.outer.learning_rate=0.4, and other fields of"
+    " configs/base.py",
+    highlight=False,
+  )
+
+
+def _show_sample(console: rich.console.Console, workdir: pathlib.Path) -> None:
+  command_line = [sys.executable, "-m", "intellect_jax.generate"]
+  command_line += [f"--workdir={workdir}", f"--prompt={_PROMPT}"]
+  sampled = subprocess.run(command_line, stdout=subprocess.PIPE, text=True)
+  text = rich.text.Text(sampled.stdout.strip())
+  console.print(rich.panel.Panel(text, title="a sample of its text"))
 
 
 def _parse_kills(

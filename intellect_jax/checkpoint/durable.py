@@ -46,6 +46,40 @@ class Restored(NamedTuple):
   meta: dict[str, Any]
 
 
+class Outer(NamedTuple):
+  """The part of a checkpoint that all islands have in common."""
+
+  record: int
+  theta: np.ndarray  # float32 [size]
+  meta: dict[str, Any]
+
+
+def read_theta(directory: str | os.PathLike) -> Outer:
+  """Reads theta of the newest whole checkpoint; changes nothing on the disk.
+
+  So it may be used beside the process that trains.
+
+  Raises:
+    UserError: if there is no whole checkpoint.
+  """
+  folder = pathlib.Path(directory).absolute()
+  whole = _whole(folder, warn=True) if folder.is_dir() else {}
+  if not whole:
+    raise UserError(
+      f"There is no whole checkpoint in {folder}. Pass the --workdir of an"
+      " island that has trained: of runs/demo, that is runs/demo/island-0."
+    )
+  record = max(whole)
+  manifest = whole[record]
+  values = jax.ShapeDtypeStruct((manifest["size"],), np.float32)
+  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    outer = checkpointer.restore(
+      folder / str(record) / "outer",
+      args=_restore_args(dict(theta=values, momentum=values)),
+    )
+  return Outer(record, outer["theta"], manifest["meta"])
+
+
 class DurableCheckpoints:
   """The checkpoints of one island in one directory."""
 
@@ -237,19 +271,23 @@ class DurableCheckpoints:
       warnings.warn(f"Moved the damaged {folder} to {torn}.", stacklevel=3)
 
   def _whole(self, warn: bool = False) -> dict[int, dict[str, Any]]:
-    """Manifests of the whole checkpoints, by record."""
-    whole = {}
-    for folder in self._directory.iterdir():
-      if folder.name.isdigit():
-        manifest = _manifest(folder)
-        if manifest is not None:
-          whole[int(folder.name)] = manifest
-        elif warn:
-          warnings.warn(
-            f"Checkpoint {folder} is empty or damaged, and is skipped.",
-            stacklevel=3,
-          )
-    return whole
+    return _whole(self._directory, warn)
+
+
+def _whole(directory: pathlib.Path, warn: bool) -> dict[int, dict[str, Any]]:
+  """Manifests of the whole checkpoints, by record."""
+  whole = {}
+  for folder in directory.iterdir():
+    if folder.name.isdigit():
+      manifest = _manifest(folder)
+      if manifest is not None:
+        whole[int(folder.name)] = manifest
+      elif warn:
+        warnings.warn(
+          f"Checkpoint {folder} is empty or damaged, and is skipped.",
+          stacklevel=4,
+        )
+  return whole
 
 
 def _manifest(folder: pathlib.Path) -> dict[str, Any] | None:
