@@ -321,8 +321,6 @@ class Agent:
     with self.changed:
       heartbeat = pb.Heartbeat()
       heartbeat.CopyFrom(self.progress.heartbeat)
-      if self._outgoing is not None:
-        self.progress.heartbeat.ClearField("evaluations")
     heartbeat.activity = self.progress.waiting_for or heartbeat.activity
     heartbeat.bytes_sent = self._exchange.store.bytes_sent
     heartbeat.bytes_received = self._exchange.fetcher.bytes_received

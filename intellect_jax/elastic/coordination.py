@@ -66,13 +66,28 @@ class SaveLoss:
 
 
 @dataclasses.dataclass(frozen=True)
+class SaveEvaluation:
+  record: int
+  loss: float  # nats a token
+
+
+@dataclasses.dataclass(frozen=True)
 class Stop:
   """Another coordinator has taken over."""
 
   reason: str
 
 
-Action = Send | Close | Append | SaveLease | EndLeases | SaveLoss | Stop
+Action = (
+  Send
+  | Close
+  | Append
+  | SaveLease
+  | EndLeases
+  | SaveLoss
+  | SaveEvaluation
+  | Stop
+)
 
 
 @dataclasses.dataclass
@@ -84,6 +99,7 @@ class History:
   log: list[pb.SealedRecord] = dataclasses.field(default_factory=list)
   leases: dict[Holder, list[Interval]] = dataclasses.field(default_factory=dict)
   losses: list[pb.Loss] = dataclasses.field(default_factory=list)
+  evaluations: dict[int, float] = dataclasses.field(default_factory=dict)
 
 
 class Coordinator:
@@ -96,7 +112,7 @@ class Coordinator:
     self.digest = config_lib.digest(run)
     self.log = list(history.log)  # record v at index v
     self.losses = list(history.losses)
-    self.evaluations: dict[int, float] = {}
+    self.evaluations = dict(history.evaluations)
     self._members = Membership(run.elastic.lease_seconds)
     self._block_bytes = make_codec(run.outer.codec).block_bytes
     self._round = CoordinatorRound(self._block_bytes)
@@ -329,7 +345,10 @@ class Coordinator:
   ) -> None:
     member.heartbeat = heartbeat
     for evaluation in heartbeat.evaluations:
-      self.evaluations[evaluation.record] = evaluation.loss
+      if evaluation.record not in self.evaluations:
+        self.evaluations[evaluation.record] = evaluation.loss
+        save = SaveEvaluation(evaluation.record, evaluation.loss)
+        self._actions.append(save)
 
   def _leave(self, member: Member, leave: pb.Leave, now: float) -> None:
     self._lose(member, leave.reason, revoke=True)

@@ -25,6 +25,8 @@ CREATE TABLE IF NOT EXISTS leases (
   PRIMARY KEY (island, incarnation, window));
 CREATE TABLE IF NOT EXISTS losses (
   island TEXT, incarnation INTEGER, tokens INTEGER, cause TEXT);
+CREATE TABLE IF NOT EXISTS evaluations (
+  record INTEGER PRIMARY KEY, loss REAL NOT NULL);
 """
 
 
@@ -98,6 +100,7 @@ class Ledger:
         pb.Loss(island=a, incarnation=b, tokens=c, cause=d)
         for a, b, c, d in self._db.execute("SELECT * FROM losses")
       ],
+      evaluations=dict(self._db.execute("SELECT * FROM evaluations")),
     )
 
   def append(self, record: pb.Record, sealed: pb.SealedRecord) -> None:
@@ -123,6 +126,9 @@ class Ledger:
       "INSERT INTO losses VALUES (?, ?, ?, ?)",
       (loss.island, loss.incarnation, loss.tokens, loss.cause),
     )
+
+  def save_evaluation(self, record: int, loss: float) -> None:
+    self._db.execute("INSERT INTO evaluations VALUES (?, ?)", (record, loss))
 
   def close(self) -> None:
     self._db.close()

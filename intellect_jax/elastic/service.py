@@ -181,6 +181,8 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
             "%d tokens of %s are lost: %s", loss.tokens, loss.island, loss.cause
           )
           self._ledger.save_loss(loss)
+        case coordination.SaveEvaluation(record, loss):
+          self._ledger.save_evaluation(record, loss)
         case coordination.Stop(reason):
           self.stopped = reason
           self.done.set()
