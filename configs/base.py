@@ -128,6 +128,7 @@ def island_config() -> ml_collections.ConfigDict:
   )
   island.listen = "127.0.0.1:0"  # where blobs are served; port 0: any free
   island.advertise = ""  # address that others use; empty: the listening one
+  island.connect_patience = 30.0  # seconds for a coordinator to answer at start
   island.threads = 2  # of exchange work: encode, fetch, reduce, hash
   island.compilation_cache = "~/.cache/intellect_jax"  # empty: none
   return island

@@ -16,6 +16,7 @@ import time
 from absl import flags
 
 from intellect_jax import command
+from intellect_jax.data.tokenizer import tokenizer_of
 from intellect_jax.elastic import rpc
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.elastic.service import CoordinatorService
@@ -34,6 +35,7 @@ ADDRESS_FILE = "address"  # in the workdir: where this coordinator listens
 
 def main() -> None:
   config = command.config_of(CONFIG)
+  tokenizer_of(config.run)  # or no island could train
   workdir = command.path(WORKDIR)
   started = time.monotonic()
   stopping = threading.Event()

@@ -18,8 +18,9 @@ import jax
 from intellect_jax import command
 from intellect_jax import config as config_lib
 from intellect_jax.data.index import GlobalIndex
-from intellect_jax.data.tokenizer import make_tokenizer
+from intellect_jax.data.tokenizer import tokenizer_of
 from intellect_jax.elastic import agent, rpc
+from intellect_jax.elastic.identity import Identity
 from intellect_jax.elastic.mesh import ElasticDeviceMesh
 from intellect_jax.elastic.service import CoordinatorService
 from intellect_jax.errors import UserError
@@ -40,39 +41,38 @@ def main() -> None:
   config = command.config_of(CONFIG)
   workdir = command.path(WORKDIR)
   credentials = rpc.Credentials(insecure=INSECURE.value)
+  coordinator, description = COORDINATOR.value, None
   with contextlib.ExitStack() as stack:
-    if COORDINATOR.value is None:
-      service = CoordinatorService(config.run, workdir / "coordinator")
-      stack.callback(service.close)
-      coordinator = service.address
-    else:
-      coordinator = COORDINATOR.value
-    description = agent.describe(coordinator, credentials)
-    run = _run_half(config, description)
+    # What can be wrong with the settings shows before anything is written.
+    if coordinator is not None:
+      patience = config.island.connect_patience
+      description = agent.describe(coordinator, credentials, patience)
+    run = config.run if description is None else _run_half(config, description)
     config_lib.validate_island(run, config.island)
-
+    tokenizer = tokenizer_of(run)
     _set_up_jax(config.island)
-    tokenizer = make_tokenizer(run.data.tokenizer)
-    if run.model.vocab_size < tokenizer.vocab_size:
-      raise UserError(
-        f"run.model.vocab_size is {run.model.vocab_size}, but tokenizer"
-        f" {run.data.tokenizer!r} has {tokenizer.vocab_size} ids. Make it at"
-        " least that, or choose a smaller tokenizer."
-      )
-    index = GlobalIndex(run.data, tokenizer)
     devices = sharding.make_mesh(
       config.island.mesh.fsdp, config.island.mesh.tensor
     )
-    report = stack.enter_context(IslandReport(workdir, run))
     train_step = TrainStep(run, config.island, devices)
+
+    identity = Identity(workdir, config.island.name)
+    stack.callback(identity.close)
+    if coordinator is None or description is None:
+      service = CoordinatorService(run, workdir / "coordinator")
+      stack.callback(service.close)
+      coordinator, description = service.address, service.description()
+    identity.check_run(description.run_id)
+    report = stack.enter_context(IslandReport(workdir, run))
     report.compiled(train_step.compile())
     kernels.compile_all()
+    index = GlobalIndex(run.data, tokenizer)
 
     mesh = stack.enter_context(
       ElasticDeviceMesh(
         run,
         config.island,
-        workdir,
+        identity,
         train_step,
         index,
         _evaluator(run, config.island, devices, index),
@@ -95,8 +95,6 @@ def main() -> None:
 
 def _run_half(config, description):
   """The run half, from the coordinator; an explicit one must be the same."""
-  if COORDINATOR.value is None:
-    return config.run
   run = config_lib.from_json(description.run_json)
   given = flags.FLAGS["config"].present or any(
     field.startswith("run.") for field in command.overridden()

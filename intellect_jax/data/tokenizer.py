@@ -11,6 +11,7 @@ import functools
 import hashlib
 import itertools
 
+from ml_collections import ConfigDict
 import numpy as np
 import tiktoken
 
@@ -56,6 +57,23 @@ def make_tokenizer(name: str) -> "Tokenizer":
     f" from {BYTES + 1} to {LARGEST}. Change it in the config file or with"
     " --config.run.data.tokenizer=…"
   )
+
+
+def tokenizer_of(run: ConfigDict) -> "Tokenizer":
+  """Returns the tokenizer of a run, all of whose ids its model can hold.
+
+  Raises:
+    UserError: if there is no such tokenizer, or the vocabulary is too small.
+  """
+  tokenizer = make_tokenizer(run.data.tokenizer)
+  if run.model.vocab_size < tokenizer.vocab_size:
+    raise UserError(
+      f"run.model.vocab_size is {run.model.vocab_size}, but tokenizer"
+      f" {run.data.tokenizer!r} has {tokenizer.vocab_size} ids. Make it at"
+      " least that, or choose a smaller tokenizer with"
+      " --config.run.data.tokenizer=…"
+    )
+  return tokenizer
 
 
 class Tokenizer:

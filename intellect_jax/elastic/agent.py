@@ -25,14 +25,17 @@ from intellect_jax.elastic.protocol import elastic_pb2_grpc as pb_grpc
 from intellect_jax.elastic.samples import Interval
 from intellect_jax.errors import UserError
 
-_DESCRIBE_SECONDS = 30  # for a coordinator that is just being started
 _BACKOFF = 0.2, 5.0  # seconds between tries to reach the coordinator
 _MEANS_SERVED = 4  # newest records whose shares late islands can fetch here
 _END = None
 
 
-def describe(address: str, credentials: rpc.Credentials) -> pb.Description:
+def describe(
+  address: str, credentials: rpc.Credentials, patience: float
+) -> pb.Description:
   """What a newcomer must know, from the coordinator at `address`.
+
+  Waits `patience` seconds for a coordinator that is just being started.
 
   Raises:
     UserError: if nobody answers there, or in another protocol.
@@ -40,11 +43,11 @@ def describe(address: str, credentials: rpc.Credentials) -> pb.Description:
   with rpc.channel(address, credentials) as channel:
     try:
       description = pb_grpc.CoordinatorStub(channel).Describe(
-        pb.DescribeRequest(), timeout=_DESCRIBE_SECONDS, wait_for_ready=True
+        pb.DescribeRequest(), timeout=patience, wait_for_ready=True
       )
     except grpc.RpcError as error:
       raise UserError(
-        f"No coordinator answered at {address} within {_DESCRIBE_SECONDS} s."
+        f"No coordinator answered at {address} within {patience:g} s."
         " Check --coordinator, and that one runs: python -m"
         " intellect_jax.coordinator --config=… --listen=… --workdir=…"
       ) from error

@@ -14,6 +14,7 @@ class Identity:
   """The island of one workdir; one process at a time holds it.
 
   Attributes:
+    workdir: what it holds.
     island: its name, unique in the run.
     incarnation: counts the processes that held this workdir.
     process: random bytes of this process, so that a copied workdir shows.
@@ -28,6 +29,7 @@ class Identity:
       UserError: if another process holds it, or it has another name.
     """
     workdir.mkdir(parents=True, exist_ok=True)
+    self.workdir = workdir
     self._path = workdir / "identity.json"
     self._lock = open(workdir / "lock", "w")  # noqa: SIM115, held until close
     try:
@@ -70,6 +72,14 @@ class Identity:
   @property
   def term(self) -> int:
     return self._saved.term
+
+  def check_run(self, run_id: str) -> None:
+    """Raises UserError if the workdir belongs to another run."""
+    if self.run_id not in ("", run_id):
+      raise UserError(
+        f"The workdir {self.workdir} belongs to run {self.run_id}, but the"
+        f" coordinator leads run {run_id}. Choose another --workdir."
+      )
 
   def joined(self, run_id: str) -> None:
     """Remembers the run that this workdir belongs to."""

@@ -23,7 +23,6 @@ from collections.abc import Callable, Iterator
 import concurrent.futures
 import dataclasses
 import math
-import pathlib
 import time
 from typing import Any
 
@@ -50,6 +49,7 @@ from intellect_jax.outer.layout import Layout
 from intellect_jax.outer.schedule import position
 
 _SERVE_THREADS = 16
+_EVALUATIONS_TOLD = 4  # newest, in each heartbeat: a lost one is made up for
 _STOP_PATIENCE = 60.0  # seconds to hand in a window before leaving without
 
 Event = dict[str, Any]
@@ -86,7 +86,7 @@ class ElasticDeviceMesh:
     self,
     run: ConfigDict,
     island: ConfigDict,
-    workdir: pathlib.Path,
+    identity: Identity,
     train_step: TrainStep,
     index: GlobalIndex,
     evaluate: Callable[[Any], float] | None,
@@ -95,12 +95,12 @@ class ElasticDeviceMesh:
     credentials: rpc.Credentials = rpc.LOOPBACK,
     alone: bool = False,
   ):
-    """Takes the workdir; joins when entered.
+    """Opens what the workdir has; joins when entered.
 
     Args:
       run: the run half of the config, as the coordinator serves it.
       island: this island's half.
-      workdir: of this island alone.
+      identity: of this island; it holds the workdir.
       train_step: compiled already, so that a join is quick.
       index: the global sample index.
       evaluate: maps host parameters to nats a token; None: no evaluation.
@@ -111,22 +111,14 @@ class ElasticDeviceMesh:
         and repeats what came after it, exactly.
 
     Raises:
-      UserError: if the workdir is in use, or of another run or island.
+      UserError: if the workdir has checkpoints of another run.
     """
     self._run, self._island = run, island
-    self._workdir = workdir
     self._train_step = train_step
     self._index = index
     self._evaluate = evaluate
     self._alone = alone
-    self._identity = Identity(workdir, island.name)
-    if self._identity.run_id not in ("", description.run_id):
-      self._identity.close()
-      raise UserError(
-        f"The workdir {workdir} belongs to run {self._identity.run_id}, but"
-        f" the coordinator at {coordinator} leads run {description.run_id}."
-        " Choose another --workdir."
-      )
+    self._identity = identity
     self._coordinator, self._credentials = coordinator, credentials
     self._run_id = description.run_id
 
@@ -139,9 +131,11 @@ class ElasticDeviceMesh:
     self._committed_tokens = 0  # of the swarm, at the outer state's record
     self._members = 1  # at the outer state's record
 
-    self._log = RecordLog(workdir / "log")
+    self._log = RecordLog(identity.workdir / "log")
     self._checkpoints = DurableCheckpoints(
-      workdir / "checkpoints", description.run_id, island.checkpoint.keep
+      identity.workdir / "checkpoints",
+      description.run_id,
+      island.checkpoint.keep,
     )
     self._store = blobs.BlobStore()
     self._fetcher = blobs.Fetcher(credentials, run.elastic.fetch_patience)
@@ -162,7 +156,7 @@ class ElasticDeviceMesh:
     self._tokens_trained = 0
     self._tokens_committed = 0
     self._tokens_lost = 0
-    self._last_metrics: dict[str, jax.Array] | None = None
+    self._unreported: dict[str, Any] | None = None  # the newest step
     self._train_seconds = 0.0
     self._blocked_seconds = 0.0
     self._mark = 0.0
@@ -281,7 +275,6 @@ class ElasticDeviceMesh:
     self._fetcher.close()
     self._background.shutdown(wait=False, cancel_futures=True)
     self._checkpoints.close()
-    self._identity.close()
 
   # ------------------------------------------------------ where it starts
 
@@ -441,6 +434,7 @@ class ElasticDeviceMesh:
     if not (done or ahead_used_up or self._agent.adopted):
       return state
     jax.block_until_ready(state)
+    self._report_step()
     self._account(blocked=False)
     state = self._merge_adopted(state)
     if ahead_used_up:
@@ -455,24 +449,31 @@ class ElasticDeviceMesh:
     return state
 
   def _count(self, window: _Window, metrics: dict[str, jax.Array]) -> None:
+    self._report_step()  # of the step before: it is done, this costs no wait
     tokens = self._run.inner.batch_size * self._run.data.sequence_length
+    self._unreported = dict(
+      metrics=metrics,
+      round=self.outer.record + 1,
+      step=self._steps + 1,
+      position=self.schedule_position(),
+      window=window.number,
+    )
     window.steps += 1
     window.tokens += tokens
     self._steps += 1
     self._tokens_trained += tokens
     self._moved = True
     self._ahead += 1
-    # The step before is done by now: its figures cost no wait.
-    before, self._last_metrics = self._last_metrics, metrics
-    if before is not None:
-      self._report_step(before, self._steps - 1, window)
     if window.steps == max(1, self._run.outer.inner_steps // 2):
       self._request_lease(self._next_window)
 
-  def _report_step(
-    self, metrics: dict[str, jax.Array], step: int, window: _Window
-  ) -> None:
-    figures = {k: float(v) for k, v in jax.device_get(metrics).items()}
+  def _report_step(self) -> None:
+    """Tells of the newest step, waiting for it; once."""
+    told, self._unreported = self._unreported, None
+    if told is None:
+      return
+    metrics, step = jax.device_get(told.pop("metrics")), told["step"]
+    figures = {name: float(value) for name, value in metrics.items()}
     if not math.isfinite(figures["loss"]):
       raise UserError(
         f"The loss of inner step {step} is {figures['loss']}. Nothing of this"
@@ -486,8 +487,7 @@ class ElasticDeviceMesh:
     self.events.append(
       dict(
         kind="step",
-        round=self.outer.record + 1,
-        step=step,
+        **told,
         **figures,
         tokens=step * tokens,
         tokens_per_second=rate,
@@ -500,8 +500,8 @@ class ElasticDeviceMesh:
     with self._agent.changed:
       heartbeat = self._agent.progress.heartbeat
       heartbeat.record = self.outer.record
-      heartbeat.window = window.number
-      heartbeat.step = self._steps
+      heartbeat.window = told["window"]
+      heartbeat.step = step
       heartbeat.tokens_trained = self._tokens_trained
       heartbeat.activity = "training"
       heartbeat.loss = figures["loss"]
@@ -525,12 +525,15 @@ class ElasticDeviceMesh:
     self._agent.request_lease(window, self._run.outer.inner_steps * batch)
 
   def _lease(self, window: int) -> list[samples.Interval] | None:
-    """The samples of a window; None if the run ended meanwhile."""
+    """The samples of a window; None if it is time to end."""
     leases = self._agent.leases
     if window not in leases:
       self._account(blocked=False)
       self._request_lease(window)
-      self._agent.wait(lambda: window in leases, f"samples of window {window}")
+      self._agent.wait(
+        lambda: window in leases or self._stopping,
+        f"samples of window {window}",
+      )
       self._account(blocked=True)
     return leases.pop(window, None)
 
@@ -564,12 +567,17 @@ class ElasticDeviceMesh:
     """Waits until the proposal is decided."""
     agent = self._agent
     while self._proposed and not agent.finished:
+      stopping = self._stopping
       came = agent.wait(
-        lambda: len(agent.adopted) > 0 or agent.evicted,
+        lambda stopping=stopping: (
+          len(agent.adopted) > 0
+          or agent.evicted
+          or self._stopping is not stopping
+        ),
         f"record {self.outer.record + 1}",
-        _STOP_PATIENCE if self._stopping else None,
+        _STOP_PATIENCE if stopping else None,
       )
-      if not came and self._stopping:
+      if not came and stopping:
         logging.warning("Leaving with a window that was not committed.")
         break
       state = self._merge_adopted(state)
@@ -727,7 +735,9 @@ class ElasticDeviceMesh:
       self._evaluations[record] = loss
       self.events.append(dict(kind="evaluation", round=record, eval_loss=loss))
       with self._agent.changed:
-        self._agent.progress.heartbeat.evaluations.add(record=record, loss=loss)
+        told = self._agent.progress.heartbeat.evaluations
+        told.add(record=record, loss=loss)
+        del told[:-_EVALUATIONS_TOLD]
 
     self._evaluating = self._background.submit(work)
 

@@ -72,6 +72,16 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
     """What an operator sees."""
     return self._ask(lambda machine: machine.status(time.monotonic()))
 
+  def description(self) -> pb.Description:
+    """What a newcomer must know."""
+    return pb.Description(
+      protocol=rpc.PROTOCOL_VERSION,
+      run_id=self._machine.run_id,
+      run_json=config_lib.to_json(self._run),
+      run_digest=self._machine.digest,
+      term=self._machine.term,
+    )
+
   def close(self) -> None:
     """Ends all streams; the run goes on with the next coordinator."""
     self._closing.set()
@@ -83,13 +93,7 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
   # ----------------------------------------------------------------- RPCs
 
   def Describe(self, request, context) -> pb.Description:
-    return pb.Description(
-      protocol=rpc.PROTOCOL_VERSION,
-      run_id=self._machine.run_id,
-      run_json=config_lib.to_json(self._run),
-      run_digest=self._machine.digest,
-      term=self._machine.term,
-    )
+    return self.description()
 
   def GetStatus(self, request, context) -> pb.Status:
     return self.status()
