@@ -22,7 +22,7 @@ Batch = Mapping[str, Any]  # of BxL arrays, see TrainStep
 
 class TrainState(NamedTuple):
   params: llama.Params  # float32
-  opt_state: optax.OptState  # Adam's moments, sharded as the parameters
+  opt_state: Any  # of optax; Adam's moments, sharded as the parameters
 
 
 class TrainStep:
@@ -74,6 +74,10 @@ class TrainStep:
       out_shardings=(self.state_shardings, replicated),
       donate_argnums=0,
     )
+    self._copy = jax.jit(
+      lambda params: jax.tree.map(jnp.copy, params),
+      out_shardings=param_shardings,
+    )
 
   @functools.cached_property
   def _compiled(self) -> jax.stages.Compiled:
@@ -122,11 +126,8 @@ class TrainStep:
     On CPUs jax.device_put shares the memory of numpy arrays, whatever
     `may_alias` says; who then changes them in place changes the model too.
     """
-    shardings = self.state_shardings.params
-    copy = jax.jit(
-      lambda params: jax.tree.map(jnp.copy, params), out_shardings=shardings
-    )
-    return jax.block_until_ready(copy(jax.device_put(params, shardings)))
+    params = jax.device_put(params, self.state_shardings.params)
+    return jax.block_until_ready(self._copy(params))
 
   def __call__(
     self, state: TrainState, batch: Batch, position: float
@@ -158,7 +159,7 @@ class TrainStep:
     )
     rate = learning_rate(inner, self._run.tokens, position)
     params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
-    metrics |= dict(grad_norm=optax.global_norm(grads), learning_rate=rate)
+    metrics |= dict(grad_norm=optax.tree.norm(grads), learning_rate=rate)
     return TrainState(params, opt_state), metrics
 
   def _gradient(self, params, batch):

@@ -232,7 +232,13 @@ def init_params(c: LlamaConfig, key: jax.Array, mesh: Mesh) -> Params:
     model = Llama(c, nnx.Rngs(key))
     return nnx.to_pure_dict(nnx.state(model, nnx.Param))
 
-  return jax.jit(init, out_shardings=param_shardings(c, mesh))(key)
+  # It runs once: compiling the random generator, once for each leaf, with all
+  # optimizations takes three times as long and wins nothing.
+  return jax.jit(
+    init,
+    out_shardings=param_shardings(c, mesh),
+    compiler_options={"xla_backend_optimization_level": 1},
+  )(key)
 
 
 def apply(

@@ -22,6 +22,7 @@ def sample(
   """Continues a prompt; every token costs a forward pass over the window.
 
   Args:
+    params: of numpy or jax.
     prompt_tokens: at least one.
     steps: most tokens to add.
     temperature: divides the logits; 0 takes the most likely token.
@@ -36,6 +37,7 @@ def sample(
   """
   if not prompt_tokens:
     raise ValueError("sample needs at least one token to continue")
+  params = jax.device_put(params)
   window = window or len(prompt_tokens) + steps
   text = list(prompt_tokens)
   for step in range(steps):

@@ -19,8 +19,17 @@ def model():
   return c, llama.init_params(c, jax.random.key(0), mesh)
 
 
-def greedy(c, params, steps, window=10**9):
+def sample(model, steps=4, temperature=1.0, top_k=0, seed=0, **options):
+  c, params = model
+  key = jax.random.key(seed)
+  return sampling.sample(
+    c, params, PROMPT, steps, temperature, top_k, key, **options
+  )
+
+
+def greedy(model, steps=4, window=10**9):
   """Without padding: one forward pass over exactly what is there."""
+  c, params = model
   text = list(PROMPT)
   for _ in range(steps):
     tokens = jnp.array([text[-window:]])
@@ -31,34 +40,23 @@ def greedy(c, params, steps, window=10**9):
 
 
 def test_temperature_0_is_greedy(model):
-  key = jax.random.key(0)
-  assert sampling.sample(*model, PROMPT, 4, 0.0, 0, key) == greedy(*model, 4)
+  assert sample(model, temperature=0.0) == greedy(model)
 
 
 def test_top_1_is_greedy_at_any_temperature(model):
-  key = jax.random.key(0)
-  assert sampling.sample(*model, PROMPT, 4, 9.0, 1, key) == greedy(*model, 4)
+  assert sample(model, temperature=9.0, top_k=1) == greedy(model)
 
 
 def test_the_window_slides(model):
-  sampled = sampling.sample(
-    *model, PROMPT, 4, 0.0, 0, jax.random.key(0), window=4
-  )
-  assert sampled == greedy(*model, 4, window=4)
+  assert sample(model, top_k=1, window=4) == greedy(model, window=4)
 
 
 def test_stop_ends_the_text_and_is_left_out(model):
-  expected = greedy(*model, 4)
+  expected = greedy(model)
   stop = expected[2]
-  sampled = sampling.sample(
-    *model, PROMPT, 4, 0.0, 0, jax.random.key(0), stop=stop
-  )
-  assert sampled == expected[: expected.index(stop)]
+  text = sample(model, top_k=1, stop=stop)
+  assert text == expected[: expected.index(stop)]
 
 
 def test_the_key_decides_the_text(model):
-  a, b, c = (
-    sampling.sample(*model, PROMPT, 4, 1.0, 0, jax.random.key(seed))
-    for seed in (0, 0, 1)
-  )
-  assert a == b != c
+  assert sample(model, seed=0) == sample(model, seed=0) != sample(model, seed=1)
