@@ -3,6 +3,7 @@
 from collections.abc import Callable
 import pathlib
 import sys
+from typing import NoReturn
 
 from absl import app, flags, logging
 import ml_collections
@@ -94,7 +95,7 @@ def _plain(error: Exception) -> str:
   return text.replace("\\n", " ").replace("\n", " ").strip("'\" ")
 
 
-def _fail(message: str, status: int = _EXIT_USER_ERROR):
+def _fail(message: str, status: int = _EXIT_USER_ERROR) -> NoReturn:
   print(f"{pathlib.Path(sys.argv[0]).name}: {message}", file=sys.stderr)
   sys.exit(status)
 
