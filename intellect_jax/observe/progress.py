@@ -113,7 +113,8 @@ class Progress:
       while self._pace[0][0] < now - _PACE_SECONDS:
         self._pace.popleft()
     if self._live is None:
-      self._line(now)
+      if self.status.run_tokens:  # somebody has answered
+        self._line(now)
     else:
       screen = render(
         self.status,
@@ -172,7 +173,7 @@ def render(
   facts.add_row(
     Text(run.name, "bold"),
     f"record {status.record}, term {status.term},"
-    f" {len(_inside(status))} islands",
+    f" islands in: {len(_inside(status))}",
   )
   facts.add_row("this round", _phase(status, unanswered_seconds))
   facts.add_row("tokens", _tokens(status, seconds_left))
@@ -198,7 +199,7 @@ def line(status: pb.Status, evaluations: Mapping[int, float]) -> str:
   rate = sum(i.heartbeat.tokens_per_second for i in _inside(status))
   return (
     f"record {status.record}  {status.total_tokens:,} of"
-    f" {status.run_tokens:,} tokens  {len(_inside(status))} islands"
+    f" {status.run_tokens:,} tokens  islands in: {len(_inside(status))}"
     f"  {rate:,.0f} tokens/s  held-out loss {_losses(evaluations)}"
     f"  {_exchanged(status)}  {status.phase}"
   )
@@ -230,10 +231,8 @@ def _losses(evaluations: Mapping[int, float]) -> str:
   if not evaluations:
     return "not known yet"
   first, last = min(evaluations), max(evaluations)
-  return (
-    f"{evaluations[first]:.4f} → {evaluations[last]:.4f} nats/token"
-    f" at record {last}"
-  )
+  start = f"{evaluations[first]:.4f} → " if first < last else ""
+  return f"{start}{evaluations[last]:.4f} nats/token at record {last}"
 
 
 def _curve(evaluations: Mapping[int, float]) -> str:
@@ -356,9 +355,9 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
   table = Table(box=box.SIMPLE_HEAD, show_header=False)
   table.add_column(no_wrap=True)
   table.add_column(overflow="fold")
-  for key, value in summary.items():
-    if key in _WORDS:
-      name, words = _WORDS[key]
+  for key, (name, words) in _WORDS.items():
+    if key in summary:
+      value = summary[key]
       said = "not known" if value is None else words(value)
       table.add_row(name, Text(said))
   return table
@@ -368,11 +367,15 @@ def _hashes(theta_hash: Mapping[str, str]) -> str:
   if len(theta_hash) > 1 and len(set(theta_hash.values())) == 1:
     digest = next(iter(theta_hash.values()))
     return f"{digest[:16]}… on all {len(theta_hash)} islands"
-  return "\n".join(f"{h[:16]}… on {name}" for name, h in theta_hash.items())
+  return "\n".join(
+    f"{h[:16]}… on {name}" for name, h in sorted(theta_hash.items())
+  )
 
 
 def _by_island(sizes: Mapping[str, int]) -> str:
-  return "\n".join(f"{size_text(n)} by {name}" for name, n in sizes.items())
+  return "\n".join(
+    f"{size_text(n)} by {name}" for name, n in sorted(sizes.items())
+  )
 
 
 _WORDS: dict[str, tuple[str, Callable[[Any], str]]] = {
