@@ -50,7 +50,7 @@ def main() -> None:
     run = config.run if description is None else _run_half(config, description)
     config_lib.validate_island(run, config.island)
     tokenizer = tokenizer_of(run)
-    _set_up_jax(config.island)
+    set_up_jax(config.island)
     devices = sharding.make_mesh(
       config.island.mesh.fsdp, config.island.mesh.tensor
     )
@@ -84,6 +84,9 @@ def main() -> None:
     )
     for signum in (signal.SIGINT, signal.SIGTERM):
       signal.signal(signum, lambda *_: mesh.stop())
+    if mesh.state is None:
+      print("The run is over: it has all its tokens.")
+      return
     report.joined(mesh)
     state = mesh.state
     for batch in mesh.batches():
@@ -110,7 +113,7 @@ def _run_half(config, description):
   return run
 
 
-def _set_up_jax(island) -> None:
+def set_up_jax(island) -> None:
   if island.platform:
     jax.config.update("jax_platforms", island.platform)
   jax.config.update("jax_num_cpu_devices", island.cpu_devices)

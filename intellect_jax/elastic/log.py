@@ -63,16 +63,13 @@ class RecordLog:
     path = self._path(number, "mean")
     return np.memmap(path, np.uint8, "r") if path.exists() else None
 
-  def after(self, number: int) -> Iterator[tuple[pb.Record, np.ndarray | None]]:
+  def after(self, number: int) -> Iterator[pb.Record]:
     """Yields records from `number` + 1 on, as far as they can be replayed."""
     while (sealed := self.record(number + 1)) is not None:
       record = pb.Record.FromString(sealed.body)
-      mean = self.mean(record.number)
-      if record.HasField("step") and mean is None:
+      if not record.HasField("step") or self.mean(record.number) is None:
         return
-      if record.HasField("annulment"):
-        return
-      yield record, mean
+      yield record
       number += 1
 
   def sync(self, number: int) -> None:

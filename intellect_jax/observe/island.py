@@ -36,7 +36,7 @@ class IslandReport:
   def joined(self, mesh: ElasticDeviceMesh) -> None:
     self._island = mesh.island
     print(
-      f"island {mesh.island} stands at record {mesh.outer.record}"
+      f"island {mesh.island} stands at record {mesh.record}"
       f" of run {self._run.name!r}",
       flush=True,
     )
@@ -77,17 +77,23 @@ class IslandReport:
     )
 
   def _lost(self, event: Event) -> None:
-    print(f"lost {event['tokens']:,} tokens: {event['cause']}", flush=True)
+    print(
+      f"lost {event['tokens_lost']:,} tokens so far: {event['cause']}",
+      flush=True,
+    )
 
   def _restored(self, event: Event) -> None:
     print(
-      f"restored record {event['record']} from {event['source']}", flush=True
+      f"restored record {event['round']} from {event['source']}", flush=True
     )
 
   def finish(self, mesh: ElasticDeviceMesh) -> dict[str, Any]:
     """Writes summary.json and says where it is."""
     self.take(mesh.events)
     summary = mesh.summary()
+    if not summary["inner_steps"] and (self._workdir / "summary.json").exists():
+      print("The run was final already; nothing has changed.")
+      return summary
     evaluations = sorted(self._evaluations.items())
     summary.update(
       initial_eval_loss=evaluations[0][1] if evaluations else None,

@@ -1,0 +1,180 @@
+"""What an island holds: theta and b, the log, checkpoints, served blobs."""
+
+import concurrent.futures
+import threading
+from typing import Any
+
+from absl import logging
+from ml_collections import ConfigDict
+import numpy as np
+
+from intellect_jax.checkpoint.durable import DurableCheckpoints
+from intellect_jax.elastic import blobs, rpc
+from intellect_jax.elastic.identity import Identity
+from intellect_jax.elastic.log import RecordLog
+from intellect_jax.elastic.protocol import elastic_pb2 as pb
+from intellect_jax.elastic.state import OuterState
+from intellect_jax.errors import UserError
+from intellect_jax.inner.step import TrainState, TrainStep
+from intellect_jax.model.huggingface import tensor_names
+from intellect_jax.outer.codec import make_codec
+from intellect_jax.outer.layout import Layout
+
+
+class Holdings:
+  """The durable and the common part of an island; x is not in it.
+
+  Attributes:
+    outer: theta and b.
+    record: the record that they stand at.
+  """
+
+  def __init__(
+    self,
+    run: ConfigDict,
+    island: ConfigDict,
+    identity: Identity,
+    train_step: TrainStep,
+    run_id: str,
+    credentials: rpc.Credentials,
+  ):
+    """Opens what the workdir has.
+
+    Raises:
+      UserError: if it has checkpoints of another run.
+    """
+    self._run = run
+    self._run_id = run_id
+    self._train_step = train_step
+    params = train_step.abstract_state.params
+    self.layout = Layout.of(params, tensor_names(params))
+    self.codec = make_codec(run.outer.codec)
+    self.mean_bytes = self.layout.blocks * self.codec.block_bytes
+    self.outer = OuterState(self.layout.size)
+    self.record = pb.Record()
+    self.log = RecordLog(identity.workdir / "log")
+    self.checkpoints = DurableCheckpoints(
+      identity.workdir / "checkpoints", run_id, island.checkpoint.keep
+    )
+    self._every = island.checkpoint.every
+    self.store = blobs.BlobStore()
+    self.fetcher = blobs.Fetcher(credentials, run.elastic.fetch_patience)
+    self._hasher = concurrent.futures.ThreadPoolExecutor(1, "state-hash")
+    self._hash: concurrent.futures.Future[bytes] | None = None
+    self._offered = b""  # id of the state that is served to newcomers
+
+  def close(self) -> None:
+    self.fetcher.close()
+    self._hasher.shutdown(wait=False, cancel_futures=True)
+    self.checkpoints.close()
+
+  # -------------------------------------------------------- theta and b
+
+  def stand_at(self, record: pb.Record, both: np.ndarray) -> None:
+    """Takes over theta and b, float32 [2 * size], as they are at a record."""
+    self.outer.replace(both, record.number)
+    self._moved(record)
+
+  def apply(self, record: pb.Record) -> None:
+    """Moves theta and b by the next record, whose mean the log has."""
+    mean = self.log.mean(record.number) if record.HasField("step") else None
+    if mean is None:
+      self.outer.advance(record.number)
+    else:
+      self.outer.apply(record, mean, self.codec)
+    self._moved(record)
+
+  def _moved(self, record: pb.Record) -> None:
+    self.record = record
+    # Off the training thread: nobody needs it before the next proposal.
+    self._hash = self._hasher.submit(lambda: self.outer.manifest()[1].id)
+
+  def state_hash(self) -> bytes:
+    """The hash of theta and b, as it will stand in the next record."""
+    assert self._hash is not None
+    return self._hash.result()
+
+  def host_theta(self) -> Any:
+    """Theta as a tree of new numpy arrays."""
+    return self.layout.unflatten(self.outer.theta)
+
+  def place_theta(self) -> Any:
+    """Theta as parameters on the mesh."""
+    return self._train_step.place(self.host_theta())
+
+  # -------------------------------------------------------- checkpoints
+
+  def is_checkpoint(self) -> bool:
+    """Whether the record is one to save at."""
+    due = self._every > 0 and self.record.number % self._every == 0
+    return self.record.final or due
+
+  def save(self, state: TrainState) -> None:
+    """Starts to save everything; the log before is no longer needed."""
+    sealed = self.log.record(self.record.number)
+    assert sealed is not None
+    self.checkpoints.save(
+      self.record.number,
+      self.outer.theta,
+      self.outer.momentum,
+      state,
+      dict(
+        run_id=self._run_id,
+        run=self._run.to_dict(),
+        record_hash=sealed.hash.hex(),
+        committed_tokens=self.record.total_tokens,
+      ),
+    )
+    self.log.trim(before=self.checkpoints.latest() or 0)
+
+  def restore(self, replay: bool) -> TrainState | None:
+    """Back to the newest whole checkpoint; None if there is none.
+
+    Args:
+      replay: go on through the log. Adam's moments stay as they were saved.
+    """
+    if self.checkpoints.latest() is None:
+      return None
+    saved = self.checkpoints.restore(
+      self._train_step.abstract_state, self.layout.size
+    )
+    sealed = self.log.record(saved.record)
+    if sealed is None or sealed.hash.hex() != saved.meta["record_hash"]:
+      logging.warning("The log lacks record %d; starting anew.", saved.record)
+      return None
+    both = np.concatenate([saved.theta, saved.momentum])
+    self.stand_at(pb.Record.FromString(sealed.body), both)
+    if replay:
+      for record in self.log.after(saved.record):
+        self.apply(record)
+    return TrainState(self.place_theta(), saved.inner.opt_state)
+
+  # ---------------------------------------------------- for other islands
+
+  def offer(self) -> pb.StateReady:
+    """Serves a copy of theta and b to whoever joins."""
+    record, manifest, data = self.outer.snapshot()
+    self.store.withdraw(self._offered)
+    self._offered = manifest.id
+    state = self.store.publish_hashed(manifest, data)
+    return pb.StateReady(record=record, state=state)
+
+  def fetch(self, blob: pb.Blob, cancelled: threading.Event) -> np.ndarray:
+    """Fetches theta and b, float32 [2 * size], as another island offers them.
+
+    Raises:
+      UserError: if they are of another model.
+      blobs.FetchError: if they cannot be had.
+    """
+    both = np.empty(2 * self.layout.size, np.float32)
+    if blob.length != both.nbytes:
+      raise UserError(
+        f"The run's state has {blob.length} bytes, but this model's has"
+        f" {both.nbytes}: the configs differ. Start without --config."
+      )
+    data = both.view(np.uint8)
+    for offset, chunk in self.fetcher.fetch(
+      list(blob.parts[0].addresses), blob.id, 0, blob.length, cancelled
+    ):
+      data[offset : offset + len(chunk)] = np.frombuffer(chunk, np.uint8)
+    return both

@@ -1,0 +1,67 @@
+"""Where an island's time and bytes go."""
+
+import time
+from typing import Any
+
+from intellect_jax.elastic import blobs
+from intellect_jax.elastic.protocol import elastic_pb2 as pb
+
+
+class Meter:
+  """Books time as training or as blocked, and counts what an exchange sends.
+
+  compute_utilization = training / (training + blocked), compilation excluded.
+  """
+
+  def __init__(self, store: blobs.BlobStore, fetcher: blobs.Fetcher):
+    self._store, self._fetcher = store, fetcher
+    self.train_seconds = 0.0
+    self.blocked_seconds = 0.0
+    self.rounds = 0  # that this island was part of
+    self.most_members = 1
+    self.codec_bytes = 0  # coded bytes that this island sent for the exchange
+    self._mark = time.monotonic()
+
+  def start(self) -> None:
+    """Time is booked from now on."""
+    self._mark = time.monotonic()
+
+  def trained(self) -> None:
+    """The time since the last call was training."""
+    self.train_seconds += self._lap()
+
+  def blocked(self) -> None:
+    """The time since the last call went by without training."""
+    self.blocked_seconds += self._lap()
+
+  def _lap(self) -> float:
+    now = time.monotonic()
+    seconds, self._mark = now - self._mark, now
+    return seconds
+
+  def exchanged(self, step: pb.OuterStep, island: str) -> None:
+    """Counts a record that includes this island.
+
+    Its delta went to the owners of the other shares, and the share that it
+    owns to all others.
+    """
+    lengths = {share.owner: share.mean.length for share in step.shares}
+    own = lengths.get(island, 0)
+    self.rounds += 1
+    self.most_members = max(self.most_members, len(step.members))
+    self.codec_bytes += sum(lengths.values()) - own
+    self.codec_bytes += own * (len(step.members) - 1)
+
+  def figures(self) -> dict[str, Any]:
+    """Figures that go into every event."""
+    return dict(
+      train_seconds=self.train_seconds,
+      blocked_seconds=self.blocked_seconds,
+      bytes_sent=self._store.bytes_sent,
+      bytes_received=self._fetcher.bytes_received,
+    )
+
+  @property
+  def compute_utilization(self) -> float:
+    seconds = self.train_seconds + self.blocked_seconds
+    return self.train_seconds / seconds if seconds else 0.0
