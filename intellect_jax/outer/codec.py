@@ -99,7 +99,8 @@ class Int8:
     self, total: np.ndarray, codes: np.ndarray, weight: float
   ) -> None:
     _check(self, total, codes)
-    kernels.accumulate_int8(total, codes.view(kernels.INT8_BLOCK), weight)
+    blocks = codes.view(kernels.INT8_BLOCK)
+    kernels.accumulate_int8(total, blocks, np.float32(weight))
 
   def squared_norm(self, codes: np.ndarray) -> float:
     return kernels.squared_norm_int8(codes.view(kernels.INT8_BLOCK))

@@ -31,4 +31,6 @@ def apply(
     mu: momentum, taken as float32.
   """
   chex.assert_equal_shape([theta, momentum, mean])
-  kernels.nesterov(theta, momentum, mean, learning_rate, mu)
+  kernels.nesterov(
+    theta, momentum, mean, np.float32(learning_rate), np.float32(mu)
+  )

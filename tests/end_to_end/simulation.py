@@ -1,0 +1,78 @@
+"""A swarm's history once more, by one process that plays every island.
+
+  python simulation.py ledger.sqlite
+
+From the records it takes only who trained on which samples; the rest is the
+inner step and the outer kernels, for the islands in turn. Prints, as JSON, the
+hash of theta and b at each record.
+"""
+
+import json
+import pathlib
+import sys
+
+import jax
+from ml_collections import ConfigDict
+import numpy as np
+from processes import read_ledger
+
+from intellect_jax import config as config_lib
+from intellect_jax import train
+from intellect_jax.data.index import GlobalIndex
+from intellect_jax.data.tokenizer import tokenizer_of
+from intellect_jax.elastic.protocol import elastic_pb2 as pb
+from intellect_jax.elastic.state import OuterState
+from intellect_jax.inner.step import TrainState, TrainStep
+from intellect_jax.model import sharding
+from intellect_jax.model.huggingface import tensor_names
+from intellect_jax.outer.codec import make_codec
+from intellect_jax.outer.delta import delta
+from intellect_jax.outer.layout import Layout
+from intellect_jax.outer.schedule import position
+
+
+def simulate(
+  run: ConfigDict, island: ConfigDict, records: list[pb.Record]
+) -> list[str]:
+  index = GlobalIndex(run.data, tokenizer_of(run))
+  step = TrainStep(run, island, sharding.make_mesh())
+  codec = make_codec(run.outer.codec)
+  state = step.init(jax.random.key(run.seed))
+  layout = Layout.of(state.params, tensor_names(state.params))
+  theta = layout.flatten(state.params)
+  outer = OuterState(layout.size)
+  outer.replace(np.concatenate([theta, np.zeros_like(theta)]), 0)
+  moments = {}  # by island
+  values = np.empty(layout.size, np.float32)
+  codes = np.empty(layout.blocks * codec.block_bytes, np.uint8)
+  hashes = [outer.manifest()[1].id.hex()]
+  for base, record in zip(records, records[1:], strict=False):
+    total, weights = np.zeros(layout.size, np.float32), []
+    for member in record.step.members:
+      state = step.from_params(layout.unflatten(outer.theta))
+      if member.island in moments:
+        state = TrainState(state.params, moments[member.island])
+      tokens = 0
+      samples = [(s.start, s.stop) for w in member.windows for s in w.samples]
+      for batch in index.batches(samples, run.inner.batch_size):
+        at = position(base.total_tokens, tokens, base.islands)
+        state, _ = step(state, batch, at)
+        tokens += batch["tokens"].size
+      moments[member.island] = state.opt_state
+      delta(outer.theta, state.params, layout, values)
+      codec.encode(values, codes)
+      codec.accumulate(total, codes, tokens)
+      weights.append(tokens)
+    codec.encode(total / np.float32(sum(weights)), codes)
+    outer.apply(record, codes, codec)
+    hashes.append(outer.manifest()[1].id.hex())
+  return hashes
+
+
+if __name__ == "__main__":
+  ledger, cache = sys.argv[1:]
+  run_json, records = read_ledger(pathlib.Path(ledger))
+  island = config_lib.base().island
+  island.compilation_cache, island.model.remat = cache, "none"
+  train.set_up_jax(island)
+  print(json.dumps(simulate(config_lib.from_json(run_json), island, records)))
