@@ -207,6 +207,11 @@ class Agent:
     return f" (coordinator unreachable for {time.monotonic() - since:.0f} s)"
 
   @property
+  def has_news(self) -> bool:
+    """Whether the training thread should look: a record, or an eviction."""
+    return bool(self.adopted) or self.evicted
+
+  @property
   def finished(self) -> bool:
     """The coordinator said that the run is over."""
     return self._finished
@@ -436,7 +441,8 @@ class Agent:
           self._withdraw_share()
           self._workers.submit(self._reduce, plan, index, self._cancelled)
         case round_lib.Gather():
-          self._workers.submit(self._gather, action, self._cancelled)
+          end = self._closing if action.late else self._cancelled
+          self._workers.submit(self._gather, action, end)
         case round_lib.Adopt(record, sealed):
           self._adopt(record, sealed)
         case round_lib.ReadLog(start):
