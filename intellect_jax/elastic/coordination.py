@@ -6,6 +6,7 @@ is the argument `now`, in seconds of any monotonic clock.
 """
 
 import collections
+from collections.abc import Sequence
 import dataclasses
 import statistics
 
@@ -40,7 +41,10 @@ class Close:
 
 @dataclasses.dataclass(frozen=True)
 class Append:
-  """Make a record durable, before any action that follows."""
+  """Make a record durable, before any action that follows.
+
+  The leases of its windows have ended.
+  """
 
   record: pb.Record
   sealed: pb.SealedRecord
@@ -54,15 +58,10 @@ class SaveLease:
 
 @dataclasses.dataclass(frozen=True)
 class EndLeases:
-  """The leases of an incarnation are void."""
+  """Leases that ended without a record, and what was lost with them."""
 
-  island: str
-  incarnation: int
-
-
-@dataclasses.dataclass(frozen=True)
-class SaveLoss:
-  loss: pb.Loss
+  holders: list[Holder]
+  loss: pb.Loss | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,16 +77,7 @@ class Stop:
   reason: str
 
 
-Action = (
-  Send
-  | Close
-  | Append
-  | SaveLease
-  | EndLeases
-  | SaveLoss
-  | SaveEvaluation
-  | Stop
-)
+Action = Send | Close | Append | SaveLease | EndLeases | SaveEvaluation | Stop
 
 
 @dataclasses.dataclass
@@ -100,6 +90,16 @@ class History:
   leases: dict[Holder, list[Interval]] = dataclasses.field(default_factory=dict)
   losses: list[pb.Loss] = dataclasses.field(default_factory=list)
   evaluations: dict[int, float] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Departure:
+  """An incarnation that is out of the run, and what it leaves behind."""
+
+  member: Member
+  cause: str
+  trained: int  # tokens
+  leases: list[Holder]
 
 
 class Coordinator:
@@ -121,23 +121,37 @@ class Coordinator:
     self._committed = collections.Counter()  # tokens by (island, incarnation)
     for holder, window in windows:
       self._committed[holder[:2]] += window.tokens
-    done = {holder for holder, _ in windows}
+    # Who took part or was training when the last coordinator ended is given
+    # a lease to come back; what older processes had leased is free.
+    newest: dict[str, int] = {}
+    members = [(m.island, m.incarnation) for m in self.head.step.members]
+    for island, incarnation in [*members, *(h[:2] for h in history.leases)]:
+      newest[island] = max(incarnation, newest.get(island, 0))
+    for island, incarnation in newest.items():
+      self._members.expect(island, incarnation, now)
     self._pool = SamplePool(
       [i for _, window in windows for i in _intervals(window)],
-      {h: v for h, v in history.leases.items() if h not in done},
+      {
+        holder: intervals
+        for holder, intervals in history.leases.items()
+        if newest[holder.island] == holder.incarnation
+      },
     )
     self._base_states: dict[str, bytes] = {}  # of open proposals
-    self._donor = ""  # asked for its state, for those who restore
-    self._restoring: set[str] = set()
+    self._donor = ""  # asked for its state
+    self._donors_asked = 0
+    self._stateless: set[str] = set()  # islands that wait for a state
+    self._departures: list[_Departure] = []  # not settled yet
+    self._stopped = False
+    self._attempts = 0  # in this term
+    self._forgive_at = now  # when broken pairs may try again
     self._window_seconds: collections.deque[float] = collections.deque(
       maxlen=_WINDOWS_REMEMBERED
     )
+    self._proposed_after: dict[str, float] = {}  # seconds, in the open round
     self._committed_at = now
     self._ticked_at = now
     self._actions: list[Action] = []
-    if self._records:
-      for member in self.head.step.members:
-        self._members.expect(member.island, member.incarnation, now)
 
   # ------------------------------------------------------------ questions
 
@@ -203,7 +217,18 @@ class Coordinator:
     self, session: int, message: pb.FromIsland, now: float
   ) -> list[Action]:
     """Takes one message of an island's control stream."""
+    if self._stopped:
+      return []
+    kind = message.WhichOneof("message")
+    if kind == "hello" and (reason := self._refusal(message.hello, now)):
+      self._to(session, pb.ToIsland(refusal=pb.Refusal(reason=reason)))
+      self._actions.append(Close(session))
+      return self._taken()
+    member = self._members.by_session(session)
+    if kind != "hello" and member is None:  # fenced: a newer one is in
+      return []
     if message.term > self.term:
+      self._stopped = True
       self._actions.append(
         Stop(
           f"an island has seen term {message.term}, and this"
@@ -211,13 +236,9 @@ class Coordinator:
         )
       )
       return self._taken()
-    kind = message.WhichOneof("message")
-    if kind == "hello":
+    if member is None or kind == "hello":
       self._hello(session, message.hello, now)
       return self._taken()
-    member = self._members.by_session(session)
-    if member is None:  # fenced: a newer incarnation is in
-      return []
     self._members.renew(member, now)
     if kind is not None:
       getattr(self, f"_{kind}")(member, getattr(message, kind), now)
@@ -233,34 +254,31 @@ class Coordinator:
 
   def tick(self, now: float) -> list[Action]:
     """Lets time pass: leases run out, a deadline comes."""
+    if self._stopped:
+      return []
     lease = self.run.elastic.lease_seconds
     if now - self._ticked_at > lease / 2:  # this process was frozen
       self._members.renew_all(now)
     self._ticked_at = now
     for member in self._members.expired(now):
-      self._lose(
-        member, f"not heard of for {lease:g} s, and evicted", revoke=True
-      )
+      self._depart(member, f"not heard of for {lease:g} s, and evicted")
       if member.session is not None:
         self._actions.append(Close(member.session))
         member.session = None
       self._unreachable(member, now)
     self._find_donor()
     self._try_to_plan(now)
+    self._finish_without_the_late(now)
     return self._taken()
 
   def _taken(self) -> list[Action]:
+    self._settle_departures()
     actions, self._actions = self._actions, []
     return actions
 
   # ----------------------------------------------------------- membership
 
   def _hello(self, session: int, hello: pb.Hello, now: float) -> None:
-    reason = self._refusal(hello, now)
-    if reason:
-      self._to(session, pb.ToIsland(refusal=pb.Refusal(reason=reason)))
-      self._actions.append(Close(session))
-      return
     if self.final and not hello.has_state:
       finished = pb.Finished(reason="the run has all its tokens")
       self._to(session, pb.ToIsland(finished=finished))
@@ -271,8 +289,10 @@ class Coordinator:
       self._actions.append(Close(previous.session))
     member, replaced, evicted = self._members.admit(hello, session, now)
     if replaced is not None:
-      self._lose(replaced, "its process was replaced by a newer one", True)
+      self._depart(replaced, "its process was replaced by a newer one")
       self._unreachable(replaced, now)
+    if self._donor == member.island:
+      self._donor = ""  # it may not have heard that it was asked
     welcome = pb.Welcome(
       run_id=self.run_id,
       evicted=evicted,
@@ -280,6 +300,7 @@ class Coordinator:
       head=self.head.number,
     )
     self._to(session, pb.ToIsland(welcome=welcome))
+    self._say(self._round.again(member.island))
     self._find_donor()
 
   def _start(self, member: Member, hello: pb.Hello, now: float):
@@ -292,12 +313,14 @@ class Coordinator:
       if not hello.has_state:
         return pb.Welcome.START_INITIALISE
       return pb.Welcome.START_GO_ON
+    self._stateless.discard(member.island)
     if hello.has_state and self._on_chain(hello):
+      member.record = hello.record
       return pb.Welcome.START_GO_ON
-    if not self._records and self._initialiser() in (None, member):
-      return pb.Welcome.START_INITIALISE
     member.state = State.JOINING
-    self._restoring.add(member.island)
+    if self._initialiser() in (None, member):
+      return pb.Welcome.START_INITIALISE
+    self._stateless.add(member.island)
     return pb.Welcome.START_RESTORE
 
   def _refusal(self, hello: pb.Hello, now: float) -> str:
@@ -327,9 +350,10 @@ class Coordinator:
     )
 
   def _initialiser(self) -> Member | None:
-    """Who was told to make record 0, if it can still be heard."""
+    """Who has the initial state or was told to make it; None: nobody."""
     for member in self._members.members.values():
-      if member.session is not None and member.island not in self._restoring:
+      told = member.session is not None and member.island not in self._stateless
+      if told or member.state is State.IN or self.head.number > 0:
         return member
     return None
 
@@ -337,7 +361,8 @@ class Coordinator:
     if ready.record >= len(self._records):
       return
     member.state = State.IN
-    self._restoring.discard(member.island)
+    member.record = max(member.record, ready.record)
+    self._stateless.discard(member.island)
     self._try_to_plan(now)
 
   def _heartbeat(
@@ -351,54 +376,90 @@ class Coordinator:
         self._actions.append(save)
 
   def _leave(self, member: Member, leave: pb.Leave, now: float) -> None:
-    self._lose(member, leave.reason, revoke=True)
+    self._depart(member, leave.reason)
     member.state = State.LEFT
     self._unreachable(member, now)
 
   def _dropped(self, member: Member, dropped: pb.Dropped, now: float) -> None:
+    if self._round.uses(member.island, member.incarnation):
+      return  # the record decides
+    tokens = 0
+    holders = []
     for window in dropped.windows:
       holder = Holder(member.island, member.incarnation, window.number)
-      self._pool.consume(holder, [])
-    tokens = sum(window.tokens for window in dropped.windows)
-    self._save_loss(member.island, member.incarnation, tokens, dropped.cause)
-
-  def _lose(self, member: Member, cause: str, revoke: bool) -> None:
-    """Accounts for what an incarnation trained and did not commit."""
-    tokens = self._uncommitted(member)
-    if tokens > 0:
-      self._save_loss(member.island, member.incarnation, tokens, cause)
-    if revoke and self._pool.revoke(member.island, member.incarnation):
-      self._actions.append(EndLeases(member.island, member.incarnation))
-
-  def _save_loss(
-    self, island: str, incarnation: int, tokens: int, cause: str
-  ) -> None:
-    loss = pb.Loss(
-      island=island, incarnation=incarnation, tokens=tokens, cause=cause
+      if holder in self._pool.leased:  # not said before
+        holders.append(holder)
+        tokens += window.tokens
+    self._round.proposals.pop(member.island, None)
+    self._lose(
+      member.island, member.incarnation, tokens, dropped.cause, holders
     )
-    self.losses.append(loss)
-    self._actions.append(SaveLoss(loss))
+
+  def _depart(self, member: Member, cause: str) -> None:
+    """An incarnation is out; settled once no attempt can use its work."""
+    leases = self._pool.held_by(member.island, member.incarnation)
+    trained = member.heartbeat.tokens_trained
+    self._departures.append(_Departure(member, cause, trained, leases))
+
+  def _settle_departures(self) -> None:
+    """What was trained and not committed is lost; leases come back."""
+    waiting = []
+    for departure in self._departures:
+      member = departure.member
+      if self._round.uses(member.island, member.incarnation):
+        waiting.append(departure)
+        continue
+      self._lose(
+        member.island,
+        member.incarnation,
+        departure.trained - self._settled(member),
+        departure.cause,
+        [h for h in departure.leases if h in self._pool.leased],
+      )
+    self._departures = waiting
+
+  def _lose(
+    self,
+    island: str,
+    incarnation: int,
+    tokens: int,
+    cause: str,
+    holders: Sequence[Holder] = (),
+  ) -> None:
+    """Ends leases without a record; what was trained on them is lost."""
+    for holder in holders:
+      self._pool.consume(holder, [])
+    loss = None
+    if tokens > 0:
+      loss = pb.Loss(
+        island=island, incarnation=incarnation, tokens=tokens, cause=cause
+      )
+      self.losses.append(loss)
+    if holders or loss is not None:
+      self._actions.append(EndLeases(list(holders), loss))
 
   def _uncommitted(self, member: Member) -> int:
+    return max(0, member.heartbeat.tokens_trained - self._settled(member))
+
+  def _settled(self, member: Member) -> int:
+    """Tokens of an incarnation that are committed or lost."""
     lost = sum(
       loss.tokens
       for loss in self.losses
       if (loss.island, loss.incarnation) == (member.island, member.incarnation)
     )
-    trained = member.heartbeat.tokens_trained
-    committed = self._committed[member.island, member.incarnation]
-    return max(0, trained - committed - lost)
+    return lost + self._committed[member.island, member.incarnation]
 
   def _unreachable(self, member: Member, now: float) -> None:
     """A member cannot be heard: the attempt goes on without it, or anew."""
     self._base_states.pop(member.island, None)
     if self._donor == member.island:
       self._donor = ""
+    if member.session is None:
+      self._stateless.discard(member.island)  # it says so again
     self._find_donor()
     self._find_initialiser()
-    if member.state in (State.GONE, State.LEFT):
-      self._restoring.discard(member.island)
-    if self._round.gone(member.island, self._members.reachable()):
+    if self._round.gone(member.island):
       self._round.abandon()
     self._try_to_commit(now)
     self._try_to_plan(now)
@@ -421,34 +482,27 @@ class Coordinator:
     restore = pb.ToIsland(
       restore=pb.Restore(record=ready.record, state=ready.state)
     )
-    for island in sorted(self._restoring):
+    for island in sorted(self._stateless):
       self._to_member(island, restore)
+    self._stateless.clear()  # who cannot fetch it says so
 
   def _find_initialiser(self) -> None:
     """Who was to make record 0 is gone: the next one in line makes it."""
-    if self._records or self._initialiser() is not None:
-      return
-    for island in sorted(self._restoring):
-      if self._members.members[island].session is not None:
-        self._restoring.discard(island)
-        start = pb.Welcome.START_INITIALISE
-        welcome = pb.Welcome(run_id=self.run_id, start=start)
-        self._to_member(island, pb.ToIsland(welcome=welcome))
-        return
-
-  def _offer_wanted(self) -> bool:
-    return any(
-      self._members.members[island].session is not None
-      for island in self._restoring
-    )
+    if self._stateless and self._initialiser() is None:
+      island = min(self._stateless)
+      self._stateless.discard(island)
+      start = pb.Welcome.START_INITIALISE
+      welcome = pb.Welcome(run_id=self.run_id, start=start)
+      self._to_member(island, pb.ToIsland(welcome=welcome))
 
   def _find_donor(self) -> None:
     """Asks one member for its state, if somebody waits for one."""
-    if self._donor or not self._records or not self._offer_wanted():
+    if self._donor or not self._stateless:
       return
-    donors = sorted(self._members.reachable() - self._restoring)
+    donors = sorted(self._members.reachable())
     if donors:
-      self._donor = donors[self.head.number % len(donors)]
+      self._donor = donors[self._donors_asked % len(donors)]
+      self._donors_asked += 1
       self._to_member(self._donor, pb.ToIsland(offer_state=pb.OfferState()))
 
   def _refuse(self, member: Member, reason: str) -> None:
@@ -478,24 +532,31 @@ class Coordinator:
   ) -> None:
     if proposal.base != self.head.number or member.state is not State.IN:
       return  # it has not heard of the newest record; the record is on its way
-    if self.final or member.island in self._plan_members():
-      return  # said again, or too late
+    if self.final:
+      return
     for window in proposal.windows:
       holder = Holder(member.island, member.incarnation, window.number)
       if not self._pool.holds(holder, _intervals(window)):
-        self._refuse(member, f"window {window.number} is not leased to it")
+        self._void_windows(member)
         return
     refusal = self._round.propose(member.island, member.incarnation, proposal)
     if refusal:
       self._refuse(member, f"its proposal was refused: {refusal}")
       return
-    self._window_seconds.append(now - self._committed_at)
+    self._proposed_after[member.island] = now - self._committed_at
     self._base_states[member.island] = proposal.base_state
     self._try_to_plan(now)
 
-  def _plan_members(self) -> set[str]:
-    plan = self._round.plan
-    return {m.island for m in plan.members} if plan is not None else set()
+  def _void_windows(self, member: Member) -> None:
+    """It was evicted before a restart of this coordinator, and not told."""
+    self._depart(member, "its leases had ended")
+    welcome = pb.Welcome(
+      run_id=self.run_id,
+      evicted=True,
+      start=pb.Welcome.START_GO_ON,
+      head=self.head.number,
+    )
+    self._to_member(member.island, pb.ToIsland(welcome=welcome))
 
   def _late(self) -> list[str]:
     """Members that have not proposed."""
@@ -531,10 +592,19 @@ class Coordinator:
       return
     self._drop_diverged()
     ready = set(self._round.proposals) & self._members.reachable()
-    ready -= self._round.left_out()
     if len(ready) < elastic.min_islands:
       return
-    self._say(self._round.start(self.head.number + 1, sorted(ready)))
+    members = ready - self._round.left_out()
+    if len(members) < elastic.min_islands:  # void; all of it is carried
+      if now < self._forgive_at:
+        return
+      self._round.forgive()
+      members = ready
+    self._attempts += 1
+    number = self.head.number + 1
+    self._say(
+      self._round.start(number, sorted(members), self.term, self._attempts)
+    )
 
   def _drop_diverged(self) -> None:
     """Leaves out members whose state is not that of the majority."""
@@ -581,16 +651,17 @@ class Coordinator:
     self, member: Member, report: pb.FetchFailed, now: float
   ) -> None:
     if not report.attempt:  # a state, not a delta: ask somebody else
-      self._donor = ""
+      self._stateless.add(member.island)
       self._find_donor()
     elif self._round.fetch_failed(member.island, report):
+      self._forgive_at = now + self.run.elastic.fetch_patience
       self._round.abandon()
       self._try_to_plan(now)
 
   def _try_to_commit(self, now: float) -> None:
     """Writes the record, once every member that still lives is prepared."""
     plan = self._round.plan
-    if plan is None or not self._round.complete(self._members.reachable()):
+    if plan is None or not self._round.complete():
       return
     outer = self.run.outer
     step = pb.OuterStep(
@@ -613,14 +684,22 @@ class Coordinator:
         self._pool.consume(holder, _intervals(window))
         self._committed[holder[:2]] += window.tokens
     record = pb.Record(step=step, total_tokens=self.head.total_tokens + tokens)
+    for island in self._round.holders():
+      self._members.members[island].record = self.head.number + 1
+    self._window_seconds.extend(self._proposed_after.values())
+    self._open_round()
+    self._append(record, now)
+
+  def _open_round(self) -> None:
     self._round = CoordinatorRound(self._block_bytes)
     self._base_states.clear()
-    self._append(record, now)
+    self._proposed_after.clear()
 
   def _annul(self, to: int, reason: str, now: float) -> None:
     """Takes back the records after `to`; their samples are free again."""
     windows = committed_windows(self._records)
     tokens = self._records[to].total_tokens
+    self._open_round()
     self._append(
       pb.Record(
         annulment=pb.Annulment(to=to, reason=reason), total_tokens=tokens
@@ -632,9 +711,7 @@ class Coordinator:
       if holder not in kept:
         self._pool.annul(_intervals(window))
         self._committed[holder[:2]] -= window.tokens
-        self._save_loss(
-          holder.island, holder.incarnation, window.tokens, reason
-        )
+        self._lose(holder.island, holder.incarnation, window.tokens, reason)
 
   def _append(self, record: pb.Record, now: float) -> None:
     """Completes a record, makes it durable, then announces it."""
@@ -655,6 +732,24 @@ class Coordinator:
     for member in self._members.members.values():
       if member.session is not None:
         self._to(member.session, pb.ToIsland(record=announced))
+
+  def _finish_without_the_late(self, now: float) -> None:
+    """Who has the final state has left: nobody can catch up any more."""
+    waited = now - self._committed_at > self.run.elastic.lease_seconds
+    if not self.final or not waited:
+      return
+    late = [
+      member
+      for member in self._members.members.values()
+      if member.state in (State.IN, State.JOINING)
+    ]
+    if any(member.record == self.head.number for member in late):
+      return
+    finished = pb.Finished(reason="the run ended while this island was away")
+    for member in late:
+      self._to_member(member.island, pb.ToIsland(finished=finished))
+      self._depart(member, "the run ended while it was away")
+      member.state = State.LEFT
 
   def holders(self) -> list[str]:
     """Addresses where the means of recent records are served."""

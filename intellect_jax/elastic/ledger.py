@@ -104,10 +104,18 @@ class Ledger:
     )
 
   def append(self, record: pb.Record, sealed: pb.SealedRecord) -> None:
+    """Adds a record and ends the leases of its windows, both or neither."""
+    self._db.execute("BEGIN")
     self._db.execute(
       "INSERT INTO records VALUES (?, ?, ?)",
       (record.number, sealed.body, sealed.hash),
     )
+    for member in record.step.members:
+      for window in member.windows:
+        self._end_lease(
+          Holder(member.island, member.incarnation, window.number)
+        )
+    self._db.execute("COMMIT")
 
   def save_lease(self, holder: Holder, samples: list[Interval]) -> None:
     self._db.execute(
@@ -115,16 +123,22 @@ class Ledger:
       (*holder, json.dumps(samples)),
     )
 
-  def end_leases(self, island: str, incarnation: int) -> None:
-    self._db.execute(
-      "DELETE FROM leases WHERE island = ? AND incarnation = ?",
-      (island, incarnation),
-    )
+  def end_leases(self, holders: list[Holder], loss: pb.Loss | None) -> None:
+    """Ends leases and notes what was lost with them, both or neither."""
+    self._db.execute("BEGIN")
+    for holder in holders:
+      self._end_lease(holder)
+    if loss is not None:
+      self._db.execute(
+        "INSERT INTO losses VALUES (?, ?, ?, ?)",
+        (loss.island, loss.incarnation, loss.tokens, loss.cause),
+      )
+    self._db.execute("COMMIT")
 
-  def save_loss(self, loss: pb.Loss) -> None:
+  def _end_lease(self, holder: Holder) -> None:
     self._db.execute(
-      "INSERT INTO losses VALUES (?, ?, ?, ?)",
-      (loss.island, loss.incarnation, loss.tokens, loss.cause),
+      "DELETE FROM leases WHERE island = ? AND incarnation = ? AND window = ?",
+      holder,
     )
 
   def save_evaluation(self, record: int, loss: float) -> None:

@@ -33,6 +33,7 @@ class Member:
   place: str = ""
   heard: float = 0.0
   heartbeat: pb.Heartbeat = dataclasses.field(default_factory=pb.Heartbeat)
+  record: int = -1  # newest whose mean it is known to hold
   state_record: int = 0
   state_hash: bytes = b""
 
@@ -77,7 +78,8 @@ class Membership:
     """Returns the member, whom it replaces, and whether it was evicted."""
     known = self.members.get(hello.island)
     same = known is not None and known.incarnation == hello.incarnation
-    evicted = same and known is not None and known.state is State.GONE
+    ended = (State.GONE, State.LEFT)
+    evicted = same and known is not None and known.state in ended
     if same and known is not None:
       member, replaced = known, None
       member.process = hello.process

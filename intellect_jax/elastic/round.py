@@ -41,8 +41,10 @@ class CoordinatorRound:
     self.plan: pb.Plan | None = None  # of the attempt that is open
     self.planned = False  # further attempts wait for nobody
     self._reduced: dict[int, pb.ShareReduced] = {}
-    self._fixed = False
+    self._fix: pb.Fix | None = None  # from then on the mean cannot change
     self._prepared: set[str] = set()
+    self._absent: set[str] = set()  # members that left the attempt
+    self._claims: dict[str, float] = {}  # norms, of the plan's members
     self._broken: list[tuple[str, str]] = []  # (reader, peer) that failed
 
   def propose(
@@ -63,13 +65,23 @@ class CoordinatorRound:
     self._incarnations[island] = incarnation
     return ""
 
-  def start(self, number: int, members: list[str]) -> Outgoing:
+  def start(
+    self, number: int, members: list[str], term: int, serial: int
+  ) -> Outgoing:
     """Starts an attempt with these members, in this order."""
     self._reduced.clear()
     self._prepared.clear()
-    self._fixed = False
+    self._absent.clear()
+    self._fix = None
+    self._claims = {island: self.proposals[island].norm for island in members}
     first = self.proposals[members[0]]
-    plan = pb.Plan(number=number, fragment=first.fragment, base=first.base)
+    plan = pb.Plan(
+      term=term,
+      serial=serial,
+      number=number,
+      fragment=first.fragment,
+      base=first.base,
+    )
     for island in members:
       proposal = self.proposals[island]
       plan.members.add(
@@ -96,7 +108,7 @@ class CoordinatorRound:
     plan = self.plan
     if (
       plan is None
-      or self._fixed
+      or self._fix is not None
       or report.attempt != plan.attempt
       or report.share >= len(plan.shares)
       or plan.shares[report.share].owner != island
@@ -106,11 +118,35 @@ class CoordinatorRound:
     self._reduced[report.share] = report
     if len(self._reduced) < len(plan.shares):
       return []
-    self._fixed = True
     for share, done in zip(plan.shares, self._in_order(), strict=True):
       share.mean.CopyFrom(done.mean)
-    fix = pb.Fix(attempt=plan.attempt, means=[s.mean for s in plan.shares])
-    return [(m.island, pb.ToIsland(fix=fix)) for m in plan.members]
+    means = [share.mean for share in plan.shares]
+    self._fix = pb.Fix(attempt=plan.attempt, means=means)
+    return [(m.island, pb.ToIsland(fix=self._fix)) for m in plan.members]
+
+  def again(self, island: str) -> Outgoing:
+    """What a member of the attempt may have missed when its stream broke."""
+    plan = self.plan
+    if plan is None or island not in self._members() - self._absent:
+      return []
+    unfixed = pb.Plan()
+    unfixed.CopyFrom(plan)
+    for share in unfixed.shares:
+      share.ClearField("mean")
+    missed = [(island, pb.ToIsland(plan=unfixed))]
+    if self._fix is not None:
+      missed.append((island, pb.ToIsland(fix=self._fix)))
+    return missed
+
+  def _members(self) -> set[str]:
+    return {m.island for m in self.plan.members} if self.plan else set()
+
+  def uses(self, island: str, incarnation: int) -> bool:
+    """Whether the open attempt may commit the work of an incarnation."""
+    members = self.plan.members if self.plan is not None else []
+    return any(
+      (m.island, m.incarnation) == (island, incarnation) for m in members
+    )
 
   def liars(self) -> list[str]:
     """Members whose delta, as its readers saw it, is not as they claimed."""
@@ -119,7 +155,7 @@ class CoordinatorRound:
     found = []
     for index, member in enumerate(self.plan.members):
       seen = math.sqrt(sum(r.squared_norms[index] for r in self._in_order()))
-      claimed = self.proposals[member.island].norm
+      claimed = self._claims[member.island]
       if not math.isclose(seen, claimed, rel_tol=_NORM_TOLERANCE):
         found.append(member.island)
     return found
@@ -128,30 +164,38 @@ class CoordinatorRound:
     return [self._reduced[index] for index in sorted(self._reduced)]
 
   def prepared(self, island: str, attempt: bytes) -> None:
-    if self.plan is not None and attempt == self.plan.attempt and self._fixed:
+    if self._fix is not None and attempt == self._fix.attempt:
       self._prepared.add(island)
 
-  def complete(self, reachable: set[str]) -> bool:
-    """Whether every member that can still be heard holds the mean."""
-    if self.plan is None or not self._fixed:
-      return False
-    alive = {m.island for m in self.plan.members} & reachable
-    return bool(alive) and alive <= self._prepared
+  def holders(self) -> set[str]:
+    """Members that are there and hold the whole mean."""
+    return self._prepared - self._absent
 
-  def gone(self, island: str, reachable: set[str]) -> bool:
+  def complete(self) -> bool:
+    """Whether every member that is still there holds the mean."""
+    there = self._members() - self._absent
+    return bool(there) and there <= self._prepared
+
+  def gone(self, island: str) -> bool:
     """Notes that a member cannot be heard. Returns whether the attempt ends.
 
     Before the mean is fixed its bytes are still needed. After that they are
-    not, as soon as one other member holds the whole mean: its work counts.
+    not, as soon as one other member holds the whole mean: its work counts,
+    and nobody waits for it, also if it comes back.
     """
     self.proposals.pop(island, None)
-    if self.plan is None or island not in {m.island for m in self.plan.members}:
+    if island not in self._members():
       return False
-    return not (self._fixed and self._prepared & reachable)
+    self._absent.add(island)
+    return not self.holders()
 
   def fetch_failed(self, island: str, report: pb.FetchFailed) -> bool:
     """Notes a pair that cannot reach each other. Whether the attempt ends."""
-    if self.plan is None or report.attempt != self.plan.attempt:
+    if (
+      self.plan is None
+      or report.attempt != self.plan.attempt
+      or not {island, report.peer} <= self._members()
+    ):
       return False
     self._broken.append((island, report.peer))
     return True
@@ -160,21 +204,26 @@ class CoordinatorRound:
     """Members without which the others can all reach each other."""
     return cover(self._broken, self.proposals)
 
+  def forgive(self) -> None:
+    """Pairs that could not reach each other may try again."""
+    self._broken.clear()
+
   def abandon(self) -> None:
     """Ends the attempt; proposals stay for the next one."""
     self.plan = None
-    self._fixed = False
+    self._fix = None
+    self._prepared.clear()
 
   def describe(self, waiting_for: list[str]) -> str:
     """What the round waits for, for the operator."""
     if self.plan is None:
       return "waiting for proposals of " + (", ".join(waiting_for) or "anyone")
-    names = {m.island for m in self.plan.members}
-    if not self._fixed:
+    if self._fix is None:
       owners = {s.owner for i, s in enumerate(self.plan.shares)}
       done = {self.plan.shares[i].owner for i in self._reduced}
       return "reducing, waiting for " + ", ".join(sorted(owners - done))
-    return "gathering, waiting for " + ", ".join(sorted(names - self._prepared))
+    missing = self._members() - self._absent - self._prepared
+    return "gathering, waiting for " + ", ".join(sorted(missing))
 
 
 def share_bounds(
@@ -259,7 +308,7 @@ class Gather:
 
 @dataclasses.dataclass(frozen=True)
 class Cancel:
-  """Stop working for any attempt."""
+  """Stop working for any open attempt; means of records are still needed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -327,7 +376,7 @@ class IslandRound:
     if self.record is None or plan.number <= self.record:
       return []
     if self._plan is not None and plan.attempt == self._plan.attempt:
-      return []
+      return [Send(message) for message in self._said]
     actions = self._end_attempt()
     owners = [share.owner for share in plan.shares]
     if self.island in owners:
@@ -342,8 +391,10 @@ class IslandRound:
 
   def fix(self, fix: pb.Fix) -> list[Action]:
     plan = self._plan
-    if plan is None or fix.attempt != plan.attempt or self._fix is not None:
+    if plan is None or fix.attempt != plan.attempt:
       return []
+    if self._fix is not None:
+      return [Send(message) for message in self._said]
     self._fix = fix
     shares = [
       pb.Share(start=s.start, stop=s.stop, owner=s.owner, mean=mean)
@@ -366,13 +417,14 @@ class IslandRound:
     if self._plan is None or self._plan.attempt != attempt:
       return []
     report = pb.FetchFailed(attempt=attempt, peer=peer, reason=reason)
-    return [Send(pb.FromIsland(fetch_failed=report))]
+    return [self._say(pb.FromIsland(fetch_failed=report))]
 
   def late_fetch_failed(self, number: int) -> list[Action]:
-    """Nobody delivered the mean of a committed record; tries again."""
-    if self._fetching == number:
-      self._fetching = 0
-    return self._adopt()
+    """Nobody delivered the mean of a committed record: asks who has it now."""
+    if self._fetching != number:
+      return []
+    self._fetching = 0
+    return [ReadLog(number)]
 
   def committed(self, log: list[pb.SealedRecord]) -> list[Action]:
     """Records, announced or read from the log; in any order, also twice."""
@@ -390,11 +442,7 @@ class IslandRound:
       return actions
     if self.record in self._void:
       return [Diverged(self.record)]
-    while self.record + 1 in self._void:
-      self.record += 1
-    for number in [n for n in self._waiting if n <= self.record]:
-      del self._waiting[number]
-    while self.record + 1 in self._waiting:
+    while self._skip_void() in self._waiting:
       sealed = self._waiting[self.record + 1]
       record = pb.Record.FromString(sealed.body)
       step = record.step if record.HasField("step") else None
@@ -413,9 +461,18 @@ class IslandRound:
       self._proposal = None
       self._gathered.clear()
       actions.append(Adopt(record, sealed))
-    if self._waiting and min(self._waiting) > self.record + 1:
+    if self._waiting:
       actions.append(ReadLog(self.record + 1))
     return actions
+
+  def _skip_void(self) -> int:
+    """Passes over annulled records; returns the next number that counts."""
+    assert self.record is not None
+    while self.record + 1 in self._void:
+      self.record += 1
+    for number in [n for n in self._waiting if n <= self.record]:
+      del self._waiting[number]
+    return self.record + 1
 
   def _say(self, message: pb.FromIsland) -> Send:
     self._said.append(message)

@@ -66,12 +66,9 @@ class SamplePool:
     """Ends a lease: `consumed` is committed, the rest is free again."""
     self._release(subtract(self.leased.pop(holder, []), list(consumed)))
 
-  def revoke(self, island: str, incarnation: int) -> list[Holder]:
-    """Ends all leases of an incarnation; returns whose they were."""
-    holders = [h for h in self.leased if h[:2] == (island, incarnation)]
-    for holder in holders:
-      self._release(self.leased.pop(holder))
-    return holders
+  def held_by(self, island: str, incarnation: int) -> list[Holder]:
+    """The open leases of an incarnation."""
+    return [h for h in self.leased if h[:2] == (island, incarnation)]
 
   def annul(self, consumed: Iterable[Interval]) -> None:
     """Frees intervals that annulled records had consumed."""
@@ -113,9 +110,9 @@ def take(intervals: list[Interval], samples: int) -> list[Interval]:
   """The first `samples` indices of `intervals`, in order."""
   taken = []
   for start, stop in intervals:
+    if not samples:
+      break
     middle = min(stop, start + samples)
     taken.append((start, middle))
     samples -= middle - start
-    if not samples:
-      break
   return taken

@@ -178,13 +178,11 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
             self._on_record(record, status)
         case coordination.SaveLease(holder, samples):
           self._ledger.save_lease(holder, samples)
-        case coordination.EndLeases(island, incarnation):
-          self._ledger.end_leases(island, incarnation)
-        case coordination.SaveLoss(loss):
-          logging.warning(
-            "%d tokens of %s are lost: %s", loss.tokens, loss.island, loss.cause
-          )
-          self._ledger.save_loss(loss)
+        case coordination.EndLeases(holders, loss):
+          if loss is not None:
+            where, cause = loss.island, loss.cause
+            logging.warning("%d tokens of %s: %s", loss.tokens, where, cause)
+          self._ledger.end_leases(holders, loss)
         case coordination.SaveEvaluation(record, loss):
           self._ledger.save_evaluation(record, loss)
         case coordination.Stop(reason):

@@ -420,20 +420,24 @@ class LeaseGrant(_message.Message):
     def __init__(self, window: _Optional[int] = ..., samples: _Optional[_Iterable[_Union[Interval, _Mapping]]] = ...) -> None: ...
 
 class Plan(_message.Message):
-    __slots__ = ("attempt", "number", "fragment", "base", "members", "shares")
+    __slots__ = ("attempt", "term", "serial", "number", "fragment", "base", "members", "shares")
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    TERM_FIELD_NUMBER: _ClassVar[int]
+    SERIAL_FIELD_NUMBER: _ClassVar[int]
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     FRAGMENT_FIELD_NUMBER: _ClassVar[int]
     BASE_FIELD_NUMBER: _ClassVar[int]
     MEMBERS_FIELD_NUMBER: _ClassVar[int]
     SHARES_FIELD_NUMBER: _ClassVar[int]
     attempt: bytes
+    term: int
+    serial: int
     number: int
     fragment: int
     base: int
     members: _containers.RepeatedCompositeFieldContainer[Member]
     shares: _containers.RepeatedCompositeFieldContainer[Share]
-    def __init__(self, attempt: _Optional[bytes] = ..., number: _Optional[int] = ..., fragment: _Optional[int] = ..., base: _Optional[int] = ..., members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., shares: _Optional[_Iterable[_Union[Share, _Mapping]]] = ...) -> None: ...
+    def __init__(self, attempt: _Optional[bytes] = ..., term: _Optional[int] = ..., serial: _Optional[int] = ..., number: _Optional[int] = ..., fragment: _Optional[int] = ..., base: _Optional[int] = ..., members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., shares: _Optional[_Iterable[_Union[Share, _Mapping]]] = ...) -> None: ...
 
 class Fix(_message.Message):
     __slots__ = ("attempt", "means")
