@@ -22,6 +22,7 @@ run: setup  ## Train a small Llama with a swarm of three islands, 5 minutes
 
 demo-kill: setup  ## The same in a minute, while parts of it are killed
 	$(SWARM) --islands=3 --workdir=runs/demo-kill \
+	  --config.run.tokens=184320 --config.run.outer.inner_steps=10 \
 	  --kill=island-1@2 --kill=coordinator@4
 
 test: setup  ## Run the tests, under 8 minutes on two cores
