@@ -7,6 +7,7 @@ inner step and the outer kernels, for the islands in turn. Prints, as JSON, the
 hash of theta and b at each record.
 """
 
+import itertools
 import json
 import pathlib
 import sys
@@ -46,7 +47,7 @@ def simulate(
   values = np.empty(layout.size, np.float32)
   codes = np.empty(layout.blocks * codec.block_bytes, np.uint8)
   hashes = [outer.manifest()[1].id.hex()]
-  for base, record in zip(records, records[1:], strict=False):
+  for base, record in itertools.pairwise(records):
     total, weights = np.zeros(layout.size, np.float32), []
     for member in record.step.members:
       state = step.from_params(layout.unflatten(outer.theta))
