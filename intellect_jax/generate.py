@@ -11,7 +11,7 @@ import jax
 
 from intellect_jax import command
 from intellect_jax import config as config_lib
-from intellect_jax.checkpoint.durable import read_theta
+from intellect_jax.checkpoint.durable import read_outer
 from intellect_jax.data.tokenizer import make_tokenizer
 from intellect_jax.model import llama
 from intellect_jax.model.huggingface import tensor_names
@@ -47,7 +47,7 @@ def generate(
   seed: int,
 ) -> str:
   """Returns what the model in an island's workdir adds to `prompt`."""
-  outer = read_theta(workdir / "checkpoints")
+  outer = read_outer(workdir / "checkpoints")
   config = config_lib.base()
   run = config_lib.from_dict(outer.meta["run"])
   c = llama.LlamaConfig.of(run.model, config.island.model)

@@ -51,25 +51,35 @@ class Outer(NamedTuple):
 
   record: int
   theta: np.ndarray  # float32 [size]
+  momentum: np.ndarray  # float32 [size]
   meta: dict[str, Any]
 
 
-def read_theta(directory: str | os.PathLike) -> Outer:
-  """Reads theta of the newest whole checkpoint; changes nothing on the disk.
+def read_outer(
+  directory: str | os.PathLike, newest: int | None = None
+) -> Outer:
+  """Reads theta and momentum of the newest whole checkpoint.
 
-  So it may be used beside the process that trains.
+  Changes nothing on the disk, so it may be used beside who trains.
+
+  Args:
+    directory: of the checkpoints.
+    newest: only those of records up to this one.
 
   Raises:
-    UserError: if there is no whole checkpoint.
+    UserError: if there is no such checkpoint.
   """
   folder = pathlib.Path(directory).absolute()
   whole = _whole(folder, warn=True) if folder.is_dir() else {}
-  if not whole:
+  numbers = [n for n in whole if newest is None or n <= newest]
+  if not numbers:
+    at = "" if newest is None else f" of record {newest} or before"
     raise UserError(
-      f"There is no whole checkpoint in {folder}. Pass the --workdir of an"
-      " island that has trained: of runs/demo, that is runs/demo/island-0."
+      f"There is no whole checkpoint{at} in {folder}; it has those of"
+      f" {sorted(whole) or 'none'}. Pass the --workdir of an island that has"
+      " trained: of runs/demo, that is runs/demo/island-0."
     )
-  record = max(whole)
+  record = max(numbers)
   manifest = whole[record]
   values = jax.ShapeDtypeStruct((manifest["size"],), np.float32)
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
@@ -77,7 +87,7 @@ def read_theta(directory: str | os.PathLike) -> Outer:
       folder / str(record) / "outer",
       args=_restore_args(dict(theta=values, momentum=values)),
     )
-  return Outer(record, outer["theta"], manifest["meta"])
+  return Outer(record, outer["theta"], outer["momentum"], manifest["meta"])
 
 
 class DurableCheckpoints:
