@@ -136,6 +136,9 @@ class Swarm:
     self.parts = {p.name: p for p in (self.coordinator, *self.islands)}
 
   def __enter__(self) -> "Swarm":
+    # Parts are started while a channel is open, and gRPC warns of each fork;
+    # a child here does nothing with gRPC before it runs another program.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     self._channel = rpc.channel(self.address, rpc.LOOPBACK)
     self._stub = pb_grpc.CoordinatorStub(self._channel)
     self._status = pb.Status()
@@ -210,11 +213,23 @@ def _free_address() -> str:
 def main() -> None:
   config = command.config_of(CONFIG)
   workdir = command.path(WORKDIR)
+  console = rich.console.Console()
+  results = workdir / "summary.json"
+  if results.exists() and json.loads(results.read_text())["final"]:
+    console.print(f"This run is finished. To start it anew, remove {workdir}.")
+  else:
+    summary = _run(workdir, config)
+    write_summary(results, summary)
+  _show_results(console, workdir, json.loads(results.read_text()))
+
+
+def _run(workdir: pathlib.Path, config) -> dict[str, Any]:
+  """Runs the swarm to its end; returns its figures."""
   started = time.monotonic()
   swarm = Swarm(workdir, ISLANDS.value, command.config_flags_given())
   kills = _parse_kills(KILL.value, swarm.parts)
-  with swarm:
-    with Progress(swarm.status, config.run) as progress:
+  try:
+    with swarm, Progress(swarm.status, config.run) as progress:
       while swarm.supervise():
         record = swarm.status().record
         for name in [n for n, at in kills if at <= record]:
@@ -222,23 +237,28 @@ def main() -> None:
           swarm.kill(name)
           kills = [k for k in kills if k[0] != name]
         time.sleep(0.2)
-    summary = _summary(swarm, config)
-  summary.update(wall_seconds=time.monotonic() - started)
-  write_summary(workdir / "summary.json", summary)
-  console = rich.console.Console()
+  except KeyboardInterrupt:
+    print("Interrupted. The same command goes on from here.", file=sys.stderr)
+    sys.exit(130)
+  summary = _summary(swarm, config)
+  return summary | dict(wall_seconds=time.monotonic() - started)
+
+
+def _show_results(
+  console: rich.console.Console, workdir: pathlib.Path, summary: dict[str, Any]
+) -> None:
   console.print(summary_table(summary))
-  if summary["final"]:
-    _show_sample(console, workdir / "island-0")
+  _show_sample(console, workdir / "island-0")
   console.print(
-    f"Results: {workdir}/summary.json; metrics.jsonl, log.txt and checkpoints"
-    " in a folder for each process.\n"
-    "Try next:\n"
+    f"Results are in {workdir}: summary.json, and a folder for each process"
+    " with metrics.jsonl, log.txt and checkpoints. Try next:\n\n"
     f"  python -m intellect_jax.generate --workdir={workdir}/island-0"
     ' --prompt="The class"\n'
-    f"  --kill=island-1@2 --kill=coordinator@4 with another --workdir\n"
-    f"  --config.run.outer.learning_rate=0.4, and other fields of"
-    " configs/base.py",
+    f"  python -m intellect_jax.replay --workdir={workdir}/island-0\n"
+    "  make demo-kill\n"
+    "  make run with another configs/demo.py: its fields are in configs/base.py",
     highlight=False,
+    soft_wrap=True,
   )
 
 
