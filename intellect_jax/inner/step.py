@@ -192,9 +192,11 @@ class TrainStep:
       grads, (loss, max_logit) = gradient(params, microbatch)
       return jax.tree.map(jnp.add, sums, (grads, loss)), max_logit
 
-    zeros = jax.tree.map(jnp.zeros_like, (params, jnp.float32(0)))
+    zeros = jax.lax.with_sharding_constraint(
+      jax.tree.map(jnp.zeros_like, params), self.state_shardings.params
+    )
     (grads, loss), max_logits = jax.lax.scan(
-      accumulate, zeros, jax.tree.map(self._split, batch)
+      accumulate, (zeros, jnp.float32(0)), jax.tree.map(self._split, batch)
     )
     return grads, dict(loss=loss, max_logit=jnp.max(max_logits))
 

@@ -162,7 +162,7 @@ class Llama(nnx.Module):
       return block(x_BxLxD, angles, mask_BxLxL), None
 
     x_BxLxD, _ = jax.lax.scan(
-      _remat(run, c.remat),
+      _remat(run, c),
       x_BxLxD,
       self.blocks,
       unroll=1 if c.scan_layers else c.layers,
@@ -200,17 +200,17 @@ def _product(x_BxLxI, weight_IxO, dtype=None) -> jax.Array:
   return out_BLxO.reshape(B, L, *outer)
 
 
-def _remat(body, remat: str):
+def _remat(body, c: LlamaConfig):
   """What the backward pass recomputes: nothing, all but products, or all."""
-  if remat == "none":
+  if c.remat == "none":
     return body
   policies = jax.checkpoint_policies
   policy = {
     "dots": policies.dots_with_no_batch_dims_saveable,
     "full": policies.nothing_saveable,
-  }[remat]
-  # The loop of the scan already keeps XLA from merging the two passes.
-  return jax.checkpoint(body, policy=policy, prevent_cse=False)
+  }[c.remat]
+  # A loop already keeps XLA from merging the recomputation with the original.
+  return jax.checkpoint(body, policy=policy, prevent_cse=not c.scan_layers)
 
 
 @functools.cache

@@ -94,9 +94,10 @@ def test_the_loss_falls(reference):
   assert losses[-1] < losses[0] - 0.5
 
 
-def test_microbatches_equal_the_whole_batch(whole):
+@pytest.mark.parametrize("fsdp", [1, 4])
+def test_microbatches_equal_the_whole_batch(whole, fsdp):
   """Though they differ in tokens: weights are from 10 % to 100 %."""
-  parts = make_step(microbatch=2)
+  parts = make_step(fsdp, 1, microbatch=4)
   state, metrics = parts(parts.init(jax.random.key(0)), some_batch(), POSITION)
   expected, expected_metrics = whole(
     whole.init(jax.random.key(0)), some_batch(), POSITION
