@@ -67,8 +67,13 @@ class Manifest:
     """Raises ValueError unless `frame` is the manifest of that id."""
     if len(frame) > _MAX_MANIFEST or blake3(frame).digest() != expected_id:
       raise ValueError("the manifest is not that of the blob asked for")
+    if len(frame) < _HEADER.size:
+      raise ValueError("the manifest is cut short")
     length, chunk = _HEADER.unpack_from(frame)
-    return cls(length, chunk, frame[_HEADER.size :])
+    hashes = frame[_HEADER.size :]
+    if chunk == 0 or len(hashes) != _HASH * -(-length // chunk):
+      raise ValueError("the manifest has not one hash a chunk")
+    return cls(length, chunk, hashes)
 
   def chunks(self, start: int, stop: int) -> range:
     """First bytes of the chunks that cover [start, stop)."""
@@ -168,20 +173,25 @@ class Fetcher:
     Goes on from the next address where one fails, and around again.
 
     Raises:
-      FetchError: no good chunk from anyone for `patience` seconds.
+      FetchError: no good chunk from anyone for `patience` seconds, each asked
+        at least once.
       Cancelled: once `cancelled` is set.
     """
-    progress = time.monotonic()
+    if not addresses:
+      raise FetchError("nobody", "no address is known that serves it")
+    progress, failures = time.monotonic(), 0
     for address in itertools.cycle(addresses):
       try:
         for offset, chunk in self._stream(
           address, blob_id, start, stop, cancelled
         ):
-          start, progress = offset + len(chunk), time.monotonic()
+          start, progress, failures = offset + len(chunk), time.monotonic(), 0
           yield offset, chunk
         return
       except FetchError:
-        if time.monotonic() - progress >= self._patience:
+        failures += 1
+        waited = time.monotonic() - progress
+        if waited >= self._patience and failures >= len(addresses):
           raise
         cancelled.wait(_RETRY)
 
@@ -206,6 +216,8 @@ class Fetcher:
       manifest = Manifest.unpack(
         self._next(frames, address, cancelled), blob_id
       )
+      if stop > manifest.length:
+        raise ValueError(f"the blob has {manifest.length} bytes, not {stop}")
       for offset in manifest.chunks(start, stop):
         chunk = self._next(frames, address, cancelled)
         manifest.verify(offset, chunk)

@@ -44,6 +44,7 @@ class Identity:
     if self._path.exists():
       known = _Saved(**json.loads(self._path.read_text()))
       if name and name != known.island:
+        self._lock.close()
         raise UserError(
           f"The workdir {workdir} belongs to island {known.island!r}, but"
           f" --config.island.name is {name!r}. Choose another --workdir."
@@ -87,6 +88,8 @@ class Identity:
     self._save()
 
   def saw_term(self, term: int) -> None:
+    """Remembers the highest term; lower ones are no longer obeyed."""
+    term = max(term, self.term)
     self._saved = dataclasses.replace(self._saved, term=term)
     self._save()
 

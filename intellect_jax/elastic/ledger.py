@@ -42,7 +42,7 @@ class Ledger:
     self._path = path
     path.parent.mkdir(parents=True, exist_ok=True)
     self._db = sqlite3.connect(
-      path, isolation_level=None, timeout=5, check_same_thread=False
+      path, isolation_level=None, timeout=1, check_same_thread=False
     )
     try:
       # Held until close: two coordinators cannot write one ledger.
@@ -52,7 +52,8 @@ class Ledger:
       self._db.executescript(_SCHEMA)
       self._db.execute("BEGIN IMMEDIATE")
       self._db.execute("COMMIT")
-    except sqlite3.OperationalError as error:
+    except sqlite3.DatabaseError as error:
+      self._db.close()
       raise UserError(
         f"The ledger {path} cannot be opened ({error}). If a coordinator"
         " with this workdir is running, end it first or use another"

@@ -13,9 +13,12 @@ import pathlib
 
 from absl import logging
 from blake3 import blake3
+from google.protobuf.message import DecodeError
 import numpy as np
 
+from intellect_jax.elastic import blobs
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
+from intellect_jax.outer.codec import make_codec
 
 
 class RecordLog:
@@ -40,6 +43,8 @@ class RecordLog:
     attempt = self._attempt_path(record.step.attempt)
     if record.HasField("step") and attempt.exists():
       attempt.rename(self._path(record.number, "mean"))
+    for abandoned in self._folder.glob("attempt-*"):
+      abandoned.unlink()
     whole = pb.SealedRecord(body=sealed.body, hash=sealed.hash)
     path = self._path(record.number, "record")
     partial = path.with_suffix(".partial")
@@ -52,7 +57,10 @@ class RecordLog:
     path = self._path(number, "record")
     if not path.exists():
       return None
-    sealed = pb.SealedRecord.FromString(path.read_bytes())
+    try:
+      sealed = pb.SealedRecord.FromString(path.read_bytes())
+    except DecodeError:
+      sealed = pb.SealedRecord()
     if blake3(sealed.body).digest() != sealed.hash:
       logging.warning("Ignoring the damaged log entry %s.", path)
       return None
@@ -61,16 +69,37 @@ class RecordLog:
   def mean(self, number: int) -> np.ndarray | None:
     """The encoded mean of record `number`, uint8, if it is here."""
     path = self._path(number, "mean")
-    return np.memmap(path, np.uint8, "r") if path.exists() else None
+    whole = path.exists() and path.stat().st_size > 0
+    return np.memmap(path, np.uint8, "r") if whole else None
 
   def after(self, number: int) -> Iterator[pb.Record]:
     """Yields records from `number` + 1 on, as far as they can be replayed."""
-    while (sealed := self.record(number + 1)) is not None:
+    records: list[pb.Record] = []
+    while (sealed := self.record(number + 1 + len(records))) is not None:
       record = pb.Record.FromString(sealed.body)
-      if not record.HasField("step") or self.mean(record.number) is None:
+      if record.HasField("annulment"):
+        records = [r for r in records if r.number <= record.annulment.to]
+        break
+      records.append(record)
+    for record in records:
+      if not self._replayable(record):
         return
       yield record
-      number += 1
+
+  def _replayable(self, record: pb.Record) -> bool:
+    """Whether its mean is here, whole: a power loss can tear what it was."""
+    mean, step = self.mean(record.number), record.step
+    length = sum(share.mean.length for share in step.shares)
+    if mean is None or len(mean) != length:
+      return False
+    block_bytes = make_codec(step.codec).block_bytes
+    chunk = blobs.chunk_bytes(length, block_bytes)
+    for share in step.shares:
+      part = mean[share.start * block_bytes : share.stop * block_bytes]
+      if blobs.Manifest.of(part, chunk).id != share.mean.id:
+        logging.warning("The mean of record %d is damaged.", record.number)
+        return False
+    return True
 
   def sync(self, number: int) -> None:
     """Puts record `number` and its mean on the disk for good."""

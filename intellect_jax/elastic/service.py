@@ -56,17 +56,17 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
       self._sessions = itertools.count(1)
       self._closing = threading.Event()
       self.done = threading.Event()  # the run is over and everyone has left
-      self.stopped = ""  # why another coordinator has taken over
-      self._thread = threading.Thread(
-        target=self._work, name="coordinator", daemon=True
-      )
-      self._thread.start()
+      self.stopped = ""  # why it ended before the run was over
       self._server = rpc.server(threads=_MAX_ISLANDS + 8)
       pb_grpc.add_CoordinatorServicer_to_server(self, self._server)
       self.address = rpc.listen(self._server, listen, credentials)
     except BaseException:
       self._ledger.close()
       raise
+    self._thread = threading.Thread(
+      target=self._work, name="coordinator", daemon=True
+    )
+    self._thread.start()
 
   def status(self) -> pb.Status:
     """What an operator sees."""
@@ -100,6 +100,8 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
 
   def ReadLog(self, request, context) -> Iterator[pb.SealedRecord]:
     log, holders = self._ask(lambda m: (list(m.log), m.holders()))
+    if self.stopped:  # its newest record may not be on the disk
+      context.abort(grpc.StatusCode.UNAVAILABLE, self.stopped)
     for sealed in log[request.start :]:
       yield pb.SealedRecord(body=sealed.body, hash=sealed.hash, holders=holders)
 
@@ -138,7 +140,11 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
   # --------------------------------------------------- the machine's thread
 
   def _post(self, step: Callable) -> None:
-    self._inbox.put(lambda: self._carry_out(step(self._machine)))
+    def work() -> None:
+      if not self.stopped:
+        self._carry_out(step(self._machine))
+
+    self._inbox.put(work)
 
   def _ask(self, question: Callable):
     """The answer to a question that the machine's thread is asked."""
@@ -154,14 +160,22 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
         work = self._inbox.get(timeout=wait)
       except queue.Empty:
         work = None
-      if work is not None:
-        work()
-      now = time.monotonic()
-      if now >= next_tick:
-        self._carry_out(self._machine.tick(now))
-        next_tick = now + _TICK
-        if self._machine.done():
-          self.done.set()
+      try:
+        if work is not None:
+          work()
+        now = time.monotonic()
+        if now >= next_tick:
+          next_tick = now + _TICK
+          self._tick(now)
+      except Exception as error:  # a full disk, say: nothing more is promised
+        logging.exception("The coordinator failed.")
+        self._stop(f"it failed ({error}); mend that and start it again")
+
+  def _tick(self, now: float) -> None:
+    if not self.stopped:
+      self._carry_out(self._machine.tick(now))
+      if self._machine.done():
+        self.done.set()
 
   def _carry_out(self, actions: list[coordination.Action]) -> None:
     """Does what the machine wants, in its order."""
@@ -186,8 +200,11 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
         case coordination.SaveEvaluation(record, loss):
           self._ledger.save_evaluation(record, loss)
         case coordination.Stop(reason):
-          self.stopped = reason
-          self.done.set()
+          self._stop(reason)
+
+  def _stop(self, reason: str) -> None:
+    self.stopped = reason
+    self.done.set()
 
   def _send(self, session: int, message: pb.ToIsland) -> None:
     outbox = self._outboxes.get(session)

@@ -1,0 +1,41 @@
+"""An island's identity: one process a workdir, numbers that only grow."""
+
+import pytest
+
+from intellect_jax.elastic.identity import Identity
+from intellect_jax.errors import UserError
+
+
+def test_each_process_of_a_workdir_is_a_newer_incarnation(tmp_path):
+  first = Identity(tmp_path, "a")
+  first.joined("run-1")
+  first.saw_term(4)
+  first.saw_term(3)  # an older coordinator is not obeyed again
+  first.close()
+  second = Identity(tmp_path, "")
+  assert (second.island, second.run_id, second.term) == ("a", "run-1", 4)
+  assert second.incarnation == first.incarnation + 1
+  assert second.process != first.process
+  second.close()
+
+
+def test_a_workdir_has_one_process_at_a_time(tmp_path):
+  held = Identity(tmp_path, "a")
+  with pytest.raises(UserError, match="Another process works in"):
+    Identity(tmp_path, "a")
+  held.close()
+  Identity(tmp_path, "a").close()
+
+
+def test_a_workdir_belongs_to_one_island_and_one_run(tmp_path):
+  first = Identity(tmp_path, "a")
+  first.joined("run-1")
+  first.close()
+  with pytest.raises(UserError, match=r"island 'a'.*name is 'b'"):
+    Identity(tmp_path, "b")
+  again = Identity(tmp_path, "a")  # the refused one holds no lock
+  assert again.incarnation == 2  # nor did it count
+  again.check_run("run-1")
+  with pytest.raises(UserError, match=r"run run-1.*leads run run-2"):
+    again.check_run("run-2")
+  again.close()

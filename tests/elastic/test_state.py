@@ -1,0 +1,59 @@
+"""Theta and b: moved by records alone, to the same bits everywhere."""
+
+import numpy as np
+import pytest
+
+from intellect_jax.elastic.protocol import elastic_pb2 as pb
+from intellect_jax.elastic.state import OuterState
+from intellect_jax.outer import nesterov
+from intellect_jax.outer.codec import make_codec
+
+SIZE = 5000 * 256  # more than one piece, not a multiple of it
+
+
+def encoded(codec, values):
+  codes = np.empty(len(values) // codec.block * codec.block_bytes, np.uint8)
+  codec.encode(values, codes)
+  return codes
+
+
+@pytest.mark.parametrize("name", ["int8", "float32"])
+def test_apply_is_nesterov_on_the_decoded_mean(name):
+  codec, rng = make_codec(name), np.random.default_rng(0)
+  theta = rng.standard_normal(SIZE).astype(np.float32)
+  momentum = rng.standard_normal(SIZE).astype(np.float32)
+  mean = encoded(codec, rng.standard_normal(SIZE).astype(np.float32))
+  state = OuterState(SIZE)
+  state.replace(np.concatenate([theta, momentum]), 6)
+  step = pb.OuterStep(learning_rate=0.7, momentum=0.9, codec=name)
+  state.apply(pb.Record(number=7, step=step), mean, codec)
+
+  decoded = np.empty(SIZE, np.float32)
+  codec.decode(mean, decoded)
+  nesterov.apply(theta, momentum, decoded, step.learning_rate, step.momentum)
+  np.testing.assert_array_equal(state.theta, theta)
+  np.testing.assert_array_equal(state.momentum, momentum)
+  assert state.record == 7
+
+
+def test_the_hash_is_of_every_bit_of_theta_and_b():
+  state = OuterState(512)
+  zero = state.manifest()[1].id
+  state.momentum[-1] = -0.0
+  negative_zero = state.manifest()[1].id
+  state.theta[0] = np.float32(1e-45)
+  assert len({zero, negative_zero, state.manifest()[1].id}) == 3
+
+
+def test_a_snapshot_stays_as_it_was():
+  state = OuterState(512)
+  state.theta[:] = 1
+  record, manifest, data = state.snapshot()
+  assert manifest.id == state.manifest()[1].id
+  state.theta[:] = 2
+  state.advance(1)
+  both = data.view(np.float32)
+  assert (record, both[0], both[-1]) == (0, 1.0, 0.0)
+  again = OuterState(512)
+  again.replace(both, record)
+  assert again.manifest() == (0, manifest)
