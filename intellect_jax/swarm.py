@@ -11,6 +11,7 @@ workdir to go on with an interrupted run. To see what the swarm bears:
 kills a process (SIGKILL) when a record is committed, and starts it again.
 """
 
+from collections.abc import Iterator
 import contextlib
 import ctypes
 import dataclasses
@@ -27,6 +28,7 @@ from typing import Any
 
 from absl import flags
 import grpc
+from ml_collections import ConfigDict
 import rich.console
 import rich.panel
 import rich.text
@@ -49,6 +51,7 @@ KILL = flags.DEFINE_multi_string(
 
 _PROMPT = "The function returns"
 _GRACE_SECONDS = 30  # between asking a process to end and killing it
+_POLL_SECONDS = 0.2  # between two looks at the parts
 _MAX_RESTARTS = 5  # of one process, unasked
 
 
@@ -183,6 +186,41 @@ class Swarm:
       part.start()
     return any(part.running for part in self.parts.values())
 
+  def watch(self) -> Iterator[pb.Status]:
+    """Yields what `status` says, a few times a second, until all have ended.
+
+    What dies meanwhile is started again.
+
+    Raises:
+      UserError: as `supervise`.
+    """
+    while self.supervise():
+      yield self.status()
+      time.sleep(_POLL_SECONDS)
+
+  def summary(self, run: ConfigDict) -> dict[str, Any]:
+    """The figures of a swarm that has ended, under the names of summary.json.
+
+    They are the coordinator's, and what only the islands know.
+
+    Args:
+      run: the run half of the config.
+    """
+    summary, *islands = (
+      json.loads((part.folder / "summary.json").read_text())
+      for part in (self.coordinator, *self.islands)
+    )
+    summary["theta_hash"] = {
+      i["island"]: i["theta_hash"][i["island"]] for i in islands
+    }
+    summary["payload_reduction"] = mean_payload_reduction(
+      islands, run.outer.inner_steps
+    )
+    train = sum(i["train_seconds"] for i in islands)
+    blocked = sum(i["blocked_seconds"] for i in islands)
+    summary["compute_utilization"] = train / (train + blocked)
+    return summary
+
   def __exit__(self, *_) -> None:
     self._end()
 
@@ -230,25 +268,24 @@ def _run(workdir: pathlib.Path, config) -> dict[str, Any]:
   kills = _parse_kills(KILL.value, swarm.parts)
   try:
     with swarm, Progress(swarm.status, config.run) as progress:
-      while swarm.supervise():
-        record = swarm.status().record
-        for name in [n for n, at in kills if at <= record]:
-          progress.note(f"SIGKILL to {name} at record {record}")
+      for status in swarm.watch():
+        for name in [n for n, at in kills if at <= status.record]:
+          progress.note(f"SIGKILL to {name} at record {status.record}")
           swarm.kill(name)
           kills = [k for k in kills if k[0] != name]
-        time.sleep(0.2)
   except KeyboardInterrupt:
     print("Interrupted. The same command goes on from here.", file=sys.stderr)
     sys.exit(130)
-  summary = _summary(swarm, config)
-  return summary | dict(wall_seconds=time.monotonic() - started)
+  wall_seconds = time.monotonic() - started
+  return swarm.summary(config.run) | dict(wall_seconds=wall_seconds)
 
 
 def _show_results(
   console: rich.console.Console, workdir: pathlib.Path, summary: dict[str, Any]
 ) -> None:
   console.print(summary_table(summary))
-  _show_sample(console, workdir / "island-0")
+  text = rich.text.Text(sample(workdir / "island-0", _PROMPT))
+  console.print(rich.panel.Panel(text, title="a sample of its text"))
   console.print(
     f"Results are in {workdir}: summary.json, and a folder for each process"
     " with metrics.jsonl, log.txt and checkpoints. Try next:\n\n"
@@ -262,12 +299,12 @@ def _show_results(
   )
 
 
-def _show_sample(console: rich.console.Console, workdir: pathlib.Path) -> None:
+def sample(workdir: pathlib.Path, prompt: str) -> str:
+  """`prompt`, and how the model in an island's workdir goes on from it."""
   command_line = [sys.executable, "-m", "intellect_jax.generate"]
-  command_line += [f"--workdir={workdir}", f"--prompt={_PROMPT}"]
+  command_line += [f"--workdir={workdir}", f"--prompt={prompt}"]
   sampled = subprocess.run(command_line, stdout=subprocess.PIPE, text=True)
-  text = rich.text.Text(sampled.stdout.strip())
-  console.print(rich.panel.Panel(text, title="a sample of its text"))
+  return sampled.stdout.strip()
 
 
 def _parse_kills(
@@ -283,25 +320,6 @@ def _parse_kills(
       )
     kills.append((match[1], int(match[2])))
   return kills
-
-
-def _summary(swarm: Swarm, config) -> dict[str, Any]:
-  """The coordinator's figures, and what only the islands know."""
-  summary = json.loads((swarm.coordinator.folder / "summary.json").read_text())
-  islands = [
-    json.loads((island.folder / "summary.json").read_text())
-    for island in swarm.islands
-  ]
-  summary["theta_hash"] = {
-    i["island"]: i["theta_hash"][i["island"]] for i in islands
-  }
-  summary["payload_reduction"] = mean_payload_reduction(
-    islands, config.run.outer.inner_steps
-  )
-  train = sum(i["train_seconds"] for i in islands)
-  blocked = sum(i["blocked_seconds"] for i in islands)
-  summary["compute_utilization"] = train / (train + blocked)
-  return summary
 
 
 if __name__ == "__main__":
