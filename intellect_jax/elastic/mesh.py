@@ -236,10 +236,11 @@ class ElasticDeviceMesh:
   def _catch_up(self, head: int) -> None:
     """Applies what was committed while this island was not there."""
     agent = self._agent
-    agent.wait(
-      lambda: self.record + len(agent.adopted) >= head,
-      f"the log up to record {head}",
-    )
+
+    def newest() -> int:  # annulled records are left out
+      return agent.adopted[-1].number if agent.adopted else self.record
+
+    agent.wait(lambda: newest() >= head, f"the log up to record {head}")
     while agent.adopted:
       self.state = self._merge(self.state, agent.adopted.popleft())
 

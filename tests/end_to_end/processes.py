@@ -1,6 +1,7 @@
 """Coordinators and islands as processes, and what can be seen of them."""
 
 from collections.abc import Callable
+import contextlib
 import json
 import os
 import pathlib
@@ -60,13 +61,19 @@ class Process:
     self._popen.send_signal(signal.SIGTERM)
 
   def must_end_well(self) -> None:
-    assert self._popen.wait(BOUND) == 0, f"{self.name}: {self.said()}"
+    with contextlib.suppress(subprocess.TimeoutExpired):
+      self._popen.wait(BOUND)
+    assert self.status() == 0, f"{self.name}: {self.said()}"
 
   def metrics(self, kind: str) -> list[dict]:
     """The events of this kind in metrics.jsonl, of earlier processes too."""
     path = self.workdir / "metrics.jsonl"
     events = metrics.read(path) if path.exists() else []
     return [event for event in events if event["kind"] == kind]
+
+  def has_record(self, number: int) -> bool:
+    """Whether the record is in this island's log."""
+    return (self.workdir / "log" / f"{number:09d}.record").exists()
 
   def summary(self) -> dict:
     return json.loads((self.workdir / "summary.json").read_text())
