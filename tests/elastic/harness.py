@@ -181,7 +181,8 @@ class Island:
       has_state=record is not None and record >= 0,
     )
     if hello.has_state:
-      hello.record, hello.record_hash = record, self.disk.log[record].hash
+      hello.record = self.standing
+      hello.record_hash = self.disk.log[self.standing].hash
     self.send(pb.FromIsland(hello=hello))
 
   def lost(self, link: Link) -> None:
@@ -231,12 +232,18 @@ class Island:
       self.say_state(0)
       self.read_log(0)
     elif welcome.start == pb.Welcome.START_GO_ON:
-      if welcome.head > self.round.record:
-        self.read_log(self.round.record + 1)
+      if welcome.head > self.standing:
+        self.read_log(self.standing + 1)
       else:
         self.ready()
     if self.requested is not None:
       self.send(self.requested)
+
+  @property
+  def standing(self) -> int:
+    """The record that it stands at; it has one."""
+    assert self.round.record is not None
+    return self.round.record
 
   def say_state(self, record: int) -> None:
     part = pb.Part(addresses=[self.address])
@@ -247,8 +254,8 @@ class Island:
 
   def on_offer_state(self, _) -> None:
     self.world.offers += 1
-    self.state = (self.round.record, self.theta)
-    self.say_state(self.round.record)
+    self.state = (self.standing, self.theta)
+    self.say_state(self.standing)
 
   def on_restore(self, restore: pb.Restore) -> None:
     def fetched() -> None:
@@ -333,7 +340,7 @@ class Island:
     return Holder(self.name, self.incarnation, window.number)
 
   def propose(self) -> None:
-    base = self.round.record
+    base = self.standing
     blob_id = delta_id(self.name, self.incarnation, self.carried, base)
     self.blobs.add(blob_id)
     part = pb.Part(addresses=[self.address])
@@ -464,7 +471,7 @@ class Island:
 
   def leave(self) -> None:
     self.send_heartbeat()
-    self.say_state(self.round.record)
+    self.say_state(self.standing)
     self.send(pb.FromIsland(leave=pb.Leave(reason="the run is over")))
     self.done = True
 

@@ -63,6 +63,7 @@ def test_adopted_records_and_means_survive_reopening(folder):
   assert replayed(folder, 2) == [3]
   np.testing.assert_array_equal(log.mean(2), mean_of(2))
   found = log.record(2)
+  assert found is not None
   assert found.body == sealed(step(2)).body
   assert not found.holders  # of no use to anyone later
   assert log.record(4) is None

@@ -32,8 +32,13 @@ def opened(islands="abc", serial=1) -> CoordinatorRound:
   return round_
 
 
+def open_plan(round_: CoordinatorRound) -> pb.Plan:
+  assert round_.plan is not None
+  return round_.plan
+
+
 def report(round_, share: int, squared=None) -> pb.ShareReduced:
-  plan = round_.plan
+  plan = open_plan(round_)
   squared = 9.0 if squared is None else squared
   members = len(plan.members)
   return pb.ShareReduced(
@@ -94,8 +99,8 @@ def test_shares_tile_the_vector_between_chunks(members, blocks):
 
 def test_weights_are_tokens_and_attempts_never_alike():
   first, second = opened(serial=1), opened(serial=2)
-  assert [m.weight for m in first.plan.members] == [10, 10, 10]
-  assert first.plan.attempt != second.plan.attempt
+  assert [m.weight for m in open_plan(first).members] == [10, 10, 10]
+  assert open_plan(first).attempt != open_plan(second).attempt
 
 
 def test_only_owners_reports_of_the_open_attempt_fix_the_mean():
@@ -114,13 +119,13 @@ def test_only_owners_reports_of_the_open_attempt_fix_the_mean():
 def test_nobody_is_prepared_before_the_mean_is_fixed():
   round_ = opened("ab")
   for island in "ab":
-    round_.prepared(island, round_.plan.attempt)
+    round_.prepared(island, open_plan(round_).attempt)
   assert not round_.complete()
 
 
 def test_a_commit_needs_every_member_that_is_there():
   round_ = fixed("abc")
-  attempt = round_.plan.attempt
+  attempt = open_plan(round_).attempt
   round_.prepared("a", attempt)
   round_.prepared("b", b"another")
   assert not round_.complete()
@@ -139,14 +144,14 @@ def test_a_member_gone_before_the_mean_is_fixed_ends_the_attempt():
 def test_a_member_gone_while_nobody_holds_the_mean_ends_the_attempt():
   assert fixed("abc").gone("b")
   round_ = fixed("abc")
-  round_.prepared("a", round_.plan.attempt)
+  round_.prepared("a", open_plan(round_).attempt)
   assert not round_.gone("b")
   assert round_.gone("a")  # the only one that held it
 
 
 def test_nobody_waits_for_a_member_that_went_and_came_back():
   round_ = fixed("ab")
-  round_.prepared("a", round_.plan.attempt)
+  round_.prepared("a", open_plan(round_).attempt)
   round_.gone("b")
   assert round_.propose("b", 2, proposal(window=7)) == ""
   assert round_.complete()
@@ -155,10 +160,10 @@ def test_nobody_waits_for_a_member_that_went_and_came_back():
 def test_a_reconnected_member_hears_the_attempt_again():
   round_ = opened("ab")
   (said,) = round_.again("a")
-  assert said[1].plan == round_.plan
+  assert said[1].plan == open_plan(round_)
   assert round_.again("c") == []
   before = pb.Plan()
-  before.CopyFrom(round_.plan)
+  before.CopyFrom(open_plan(round_))
   round_.share_reduced("a", report(round_, 0))
   round_.share_reduced("b", report(round_, 1))
   plan, fix = round_.again("b")
@@ -177,10 +182,10 @@ def test_who_claims_another_norm_than_its_readers_see_is_found():
 
 def test_broken_pairs_count_only_between_members():
   round_ = opened("abc")
-  failed = pb.FetchFailed(attempt=round_.plan.attempt, peer="c")
+  failed = pb.FetchFailed(attempt=open_plan(round_).attempt, peer="c")
   assert not round_.fetch_failed("x", failed)
   assert not round_.fetch_failed(
-    "a", pb.FetchFailed(attempt=round_.plan.attempt, peer="x")
+    "a", pb.FetchFailed(attempt=open_plan(round_).attempt, peer="x")
   )
   assert not round_.fetch_failed("a", pb.FetchFailed(attempt=b"old", peer="c"))
   assert round_.left_out() == set()

@@ -1,0 +1,237 @@
+"""Blobs over real gRPC on loopback: right bytes, or a named failure."""
+
+from collections.abc import Iterator
+import contextlib
+import socket
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from intellect_jax.elastic import blobs, rpc
+
+CHUNK = 1024
+LENGTH = 40 * CHUNK + 100
+PATIENCE = 0.5
+
+
+def some_bytes(seed: int = 0, length: int = LENGTH) -> np.ndarray:
+  return np.random.default_rng(seed).integers(0, 256, length, np.uint8)
+
+
+@contextlib.contextmanager
+def served(store: blobs.BlobStore) -> Iterator[blobs.BlobStore]:
+  server = rpc.server(threads=4)
+  store.add_to(server)
+  store.address = rpc.listen(server, "127.0.0.1:0", rpc.LOOPBACK)
+  try:
+    yield store
+  finally:
+    server.stop(grace=None)
+
+
+@pytest.fixture
+def store():
+  with served(blobs.BlobStore()) as store:
+    yield store
+
+
+@pytest.fixture
+def fetcher():
+  fetcher = blobs.Fetcher(rpc.LOOPBACK, PATIENCE)
+  yield fetcher
+  fetcher.close()
+
+
+def unused_address() -> str:
+  with socket.socket() as probe:
+    probe.bind(("127.0.0.1", 0))
+    return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+def fetched(fetcher, addresses, blob_id, start=0, stop=LENGTH, cancelled=None):
+  cancelled = cancelled or threading.Event()
+  return list(fetcher.fetch(addresses, blob_id, start, stop, cancelled))
+
+
+class Slow(blobs.BlobStore):
+  """Serves `good` frames, and then nothing until it is let go."""
+
+  def __init__(self, good: int):
+    super().__init__()
+    self.good = good
+    self.go_on = threading.Event()
+    self.asked_from: list[int] = []
+
+  def serve(self, request, context):
+    self.asked_from.append(request.start)
+    for index, frame in enumerate(super().serve(request, context)):
+      if index == self.good:
+        self.go_on.wait(30)
+        return
+      yield frame
+
+
+# --------------------------------------------------------------- manifests
+
+
+@pytest.mark.parametrize("blocks", [1, 63, 64, 65, 5000, 10_000_000])
+def test_chunks_are_whole_blocks_many_and_not_too_large(blocks):
+  chunk = blobs.chunk_bytes(blocks * 260, 260)
+  assert chunk % 260 == 0
+  assert 0 < chunk <= 1 << 20
+  assert -(-blocks * 260 // chunk) >= min(blocks, 64)
+
+
+def test_the_id_is_of_every_byte_and_of_the_chunking():
+  data = some_bytes()
+  flipped = data.copy()
+  flipped[-1] ^= 1
+  ids = [
+    blobs.Manifest.of(data, CHUNK).id,
+    blobs.Manifest.of(flipped, CHUNK).id,
+    blobs.Manifest.of(data[:-1], CHUNK).id,
+    blobs.Manifest.of(data, 2 * CHUNK).id,
+  ]
+  assert len(set(ids)) == 4
+  assert ids[0] == blobs.Manifest.of(data.copy(), CHUNK).id
+
+
+def test_a_manifest_that_does_not_add_up_is_refused():
+  """Its sender chose the id, so the id alone proves nothing."""
+  good = blobs.Manifest.of(some_bytes(), CHUNK)
+  assert blobs.Manifest.unpack(good.pack(), good.id) == good
+  for bad in (
+    blobs.Manifest(LENGTH, 0, good.hashes),
+    blobs.Manifest(LENGTH, CHUNK, good.hashes[:-32]),
+    blobs.Manifest(1 << 50, CHUNK, good.hashes),
+  ):
+    with pytest.raises(ValueError, match="manifest"):
+      blobs.Manifest.unpack(bad.pack(), bad.id)
+  with pytest.raises(ValueError, match="manifest"):
+    blobs.Manifest.unpack(good.pack()[:-1], good.id)
+
+
+# ------------------------------------------------------------------- fetch
+
+
+@pytest.mark.parametrize(
+  ("start", "stop"),
+  [(0, LENGTH), (0, 0), (3 * CHUNK, 9 * CHUNK), (5, 6), (LENGTH - 1, LENGTH)],
+)
+def test_any_range_comes_in_whole_verified_chunks(store, fetcher, start, stop):
+  data = some_bytes()
+  blob = store.publish(data, CHUNK)
+  chunks = fetched(fetcher, [store.address], blob.id, start, stop)
+  place = start - start % CHUNK
+  for offset, chunk in chunks:
+    assert offset == place
+    np.testing.assert_array_equal(
+      np.frombuffer(chunk, np.uint8), data[offset : offset + len(chunk)]
+    )
+    place += len(chunk)
+  assert place >= stop
+  assert len(chunks) == -(-stop // CHUNK) - start // CHUNK
+
+
+def test_wrong_bytes_are_refused(store, fetcher):
+  data = some_bytes()
+  manifest = blobs.Manifest.of(data, CHUNK)
+  corrupted = data.copy()
+  corrupted[7 * CHUNK] ^= 1
+  store.publish_hashed(manifest, corrupted)
+  good = []
+  with pytest.raises(blobs.FetchError, match=f"byte {7 * CHUNK} has a wrong"):
+    for offset, _ in fetcher.fetch(
+      [store.address], manifest.id, 0, LENGTH, threading.Event()
+    ):
+      good.append(offset)
+  assert good == [index * CHUNK for index in range(7)]
+
+
+def test_wrong_bytes_from_one_are_fetched_from_another(store, fetcher):
+  data = some_bytes()
+  manifest = blobs.Manifest.of(data, CHUNK)
+  corrupted = data.copy()
+  corrupted[7 * CHUNK] ^= 1
+  store.publish_hashed(manifest, corrupted)
+  with served(blobs.BlobStore()) as honest:
+    honest.publish(data, CHUNK)
+    chunks = fetched(fetcher, [store.address, honest.address], manifest.id)
+  assert b"".join(chunk for _, chunk in chunks) == data.tobytes()
+
+
+@pytest.mark.parametrize("stop", [LENGTH + 1, 1 << 40])
+def test_a_blob_that_is_too_short_is_refused(store, fetcher, stop):
+  blob = store.publish(some_bytes(), CHUNK)
+  with pytest.raises(blobs.FetchError, match=f"has {LENGTH} bytes"):
+    fetched(fetcher, [store.address], blob.id, 0, stop)
+
+
+def test_an_unknown_blob_names_peer_and_reason(store, fetcher):
+  blob = store.publish(some_bytes(), CHUNK)
+  store.withdraw(blob.id)
+  with pytest.raises(blobs.FetchError, match="NOT_FOUND") as caught:
+    fetched(fetcher, [store.address], blob.id)
+  assert caught.value.peer == store.address
+
+
+def test_a_blob_that_nobody_serves_is_an_error_at_once(fetcher):
+  with pytest.raises(blobs.FetchError, match="no address"):
+    fetched(fetcher, [], b"id", 0, 1)
+
+
+def test_a_dead_address_falls_over_to_the_next(store, fetcher):
+  data = some_bytes()
+  blob = store.publish(data, CHUNK)
+  chunks = fetched(fetcher, [unused_address(), store.address], blob.id)
+  assert b"".join(chunk for _, chunk in chunks) == data.tobytes()
+
+
+def test_it_resumes_where_a_source_stopped(fetcher):
+  """The second holder is asked for the rest alone, though the first hangs."""
+  data = some_bytes()
+  slow, rest = Slow(good=1 + 10), Slow(good=1 << 30)
+  with served(slow), served(rest):
+    blob = slow.publish(data, CHUNK)
+    rest.publish(data, CHUNK)
+    chunks = fetched(fetcher, [slow.address, rest.address], blob.id)
+    slow.go_on.set()
+  assert b"".join(chunk for _, chunk in chunks) == data.tobytes()
+  assert rest.asked_from == [10 * CHUNK]
+
+
+def test_a_peer_that_stops_sending_is_given_up_within_patience(fetcher):
+  with served(Slow(good=3)) as slow:
+    blob = slow.publish(some_bytes(), CHUNK)
+    start = time.monotonic()
+    with pytest.raises(blobs.FetchError, match="nothing came for"):
+      fetched(fetcher, [slow.address], blob.id)
+    waited = time.monotonic() - start
+    slow.go_on.set()
+  assert PATIENCE <= waited < 4 * PATIENCE
+
+
+def test_cancelling_ends_a_fetch_that_waits():
+  patient = blobs.Fetcher(rpc.LOOPBACK, patience=60.0)
+  cancelled = threading.Event()
+  with served(Slow(good=3)) as slow:
+    blob = slow.publish(some_bytes(), CHUNK)
+    chunks = patient.fetch([slow.address], blob.id, 0, LENGTH, cancelled)
+    next(chunks)
+    cancelled.set()
+    start = time.monotonic()
+    with pytest.raises(blobs.Cancelled):
+      list(chunks)
+    assert time.monotonic() - start < 2.0
+    slow.go_on.set()
+  patient.close()
+
+
+def test_bytes_are_counted_on_both_sides(store, fetcher):
+  blob = store.publish(some_bytes(), CHUNK)
+  fetched(fetcher, [store.address], blob.id)
+  manifest = blobs.Manifest.of(some_bytes(), CHUNK)
+  assert store.bytes_sent == LENGTH
+  assert fetcher.bytes_received == LENGTH + len(manifest.pack())

@@ -1,0 +1,164 @@
+"""The all-reduce over real servers: bit for bit what numpy computes."""
+
+import concurrent.futures
+import contextlib
+import threading
+
+import numpy as np
+import pytest
+
+from intellect_jax.elastic import blobs, reduce, rpc
+from intellect_jax.elastic import round as round_lib
+from intellect_jax.elastic.protocol import elastic_pb2 as pb
+from intellect_jax.outer.codec import make_codec
+
+BLOCKS = 300
+TOKENS = {"a": 1000, "b": 300, "c": 77}  # unlike, so that order and w show
+NEVER = threading.Event()
+
+
+class Islands:
+  """Three islands, each with a server, an encoded delta and an exchange."""
+
+  def __init__(self, codec_name: str, patience: float = 5.0):
+    self.codec = make_codec(codec_name)
+    self.length = BLOCKS * self.codec.block_bytes
+    self.chunk = blobs.chunk_bytes(self.length, self.codec.block_bytes)
+    self.deltas, self.exchanges, self.servers = {}, {}, {}
+    self.round = round_lib.CoordinatorRound(self.codec.block_bytes)
+    for seed, (name, tokens) in enumerate(TOKENS.items()):
+      rng = np.random.default_rng(seed)
+      values = rng.standard_normal(BLOCKS * 256).astype(np.float32)
+      codes = np.empty(self.length, np.uint8)
+      self.codec.encode(values, codes)
+      self.deltas[name] = codes
+      store = blobs.BlobStore()
+      server = rpc.server(threads=8)
+      store.add_to(server)
+      store.address = rpc.listen(server, "127.0.0.1:0", rpc.LOOPBACK)
+      self.servers[name] = server
+      fetcher = blobs.Fetcher(rpc.LOOPBACK, patience)
+      self.exchanges[name] = reduce.Exchange(self.codec, store, fetcher)
+      refusal = self.round.propose(
+        name,
+        1,
+        pb.Proposal(
+          windows=[pb.Window(tokens=tokens)],
+          delta=store.publish(codes, self.chunk),
+          norm=self.norm(name),
+        ),
+      )
+      assert refusal == ""
+    self.round.start(1, list(TOKENS), term=1, serial=1)
+    assert self.round.plan is not None
+    self.plan: pb.Plan = self.round.plan
+
+  def norm(self, name: str) -> float:
+    return float(np.sqrt(self.codec.squared_norm(self.deltas[name])))
+
+  def reduce(self, name: str) -> pb.ShareReduced:
+    index = list(TOKENS).index(name)
+    exchange = self.exchanges[name]
+    mean, squares = exchange.reduce_share(self.plan, index, NEVER)
+    return pb.ShareReduced(
+      attempt=self.plan.attempt,
+      share=index,
+      mean=exchange.store.publish(mean, self.chunk),
+      squared_norms=squares,
+    )
+
+  def gather(self, name: str, shares, holders=()) -> np.ndarray:
+    into = np.zeros(self.length, np.uint8)
+    action = round_lib.Gather(b"", list(shares), list(holders))
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+      self.exchanges[name].gather(action, into, NEVER, pool.submit)
+    return into
+
+  def stop(self, name: str) -> None:
+    self.servers[name].stop(grace=None).wait()
+
+  def close(self) -> None:
+    for name in TOKENS:
+      self.stop(name)
+      self.exchanges[name].fetcher.close()
+
+
+def expected_mean(islands: Islands) -> np.ndarray:
+  """In member order: sum += w * decoded, then / sum(w), then encoded."""
+  codec = islands.codec
+  total = np.zeros(BLOCKS * 256, np.float32)
+  decoded = np.empty_like(total)
+  for name, tokens in TOKENS.items():
+    codec.decode(islands.deltas[name], decoded)
+    total += np.float32(tokens) * decoded
+  total /= np.float32(sum(TOKENS.values()))
+  codes = np.empty(islands.length, np.uint8)
+  codec.encode(total, codes)
+  return codes
+
+
+@pytest.mark.parametrize("codec", ["int8", "float32"])
+def test_every_member_ends_with_the_same_bits_as_numpy(codec):
+  with contextlib.closing(Islands(codec)) as islands:
+    for name in TOKENS:
+      sent = islands.round.share_reduced(name, islands.reduce(name))
+    assert sent[0][1].HasField("fix")
+    assert islands.round.liars() == []  # the norms add up to what was claimed
+    expected = expected_mean(islands)
+    for name in TOKENS:
+      gathered = islands.gather(name, islands.plan.shares)
+      np.testing.assert_array_equal(gathered, expected)
+
+
+def test_a_dead_member_is_named():
+  with contextlib.closing(Islands("int8", patience=0.3)) as islands:
+    islands.stop("b")
+    with pytest.raises(reduce.MemberError) as caught:
+      islands.reduce("a")
+    assert caught.value.island == "b"
+
+
+def test_the_owner_of_a_share_that_nobody_delivers_is_named():
+  with contextlib.closing(Islands("int8", patience=0.3)) as islands:
+    for name in TOKENS:
+      islands.round.share_reduced(name, islands.reduce(name))
+    islands.stop("c")
+    with pytest.raises(reduce.MemberError) as caught:
+      islands.gather("a", islands.plan.shares)
+    assert caught.value.island == "c"
+
+
+def test_a_dead_owners_share_comes_from_who_has_it_already():
+  with contextlib.closing(Islands("int8")) as islands:
+    for name in TOKENS:
+      islands.round.share_reduced(name, islands.reduce(name))
+    shares = islands.plan.shares
+    mean = islands.gather("b", shares)
+    block_bytes = islands.codec.block_bytes
+    holder = islands.exchanges["b"].store
+    for share in shares:
+      part = mean[share.start * block_bytes : share.stop * block_bytes]
+      holder.publish(part, islands.chunk)
+    islands.stop("c")
+    again = islands.gather("a", shares, [holder.address])
+    np.testing.assert_array_equal(again, mean)
+
+
+def test_wrong_bytes_of_a_delta_never_enter_a_mean():
+  with contextlib.closing(Islands("int8", patience=0.3)) as islands:
+    store = islands.exchanges["b"].store
+    manifest = blobs.Manifest.of(islands.deltas["b"], islands.chunk)
+    wrong = islands.deltas["b"].copy()
+    wrong[5] ^= 1
+    store.publish_hashed(manifest, wrong)
+    with pytest.raises(reduce.MemberError, match="wrong hash") as caught:
+      islands.reduce("a")
+    assert caught.value.island == "b"
+
+
+def test_a_cancelled_reduction_stops():
+  with contextlib.closing(Islands("int8")) as islands:
+    cancelled = threading.Event()
+    cancelled.set()
+    with pytest.raises(blobs.Cancelled):
+      islands.exchanges["a"].reduce_share(islands.plan, 0, cancelled)
