@@ -55,31 +55,22 @@ class Outer(NamedTuple):
   meta: dict[str, Any]
 
 
-def read_outer(
-  directory: str | os.PathLike, newest: int | None = None
-) -> Outer:
-  """Reads theta and momentum of the newest whole checkpoint.
+def read_outer(directory: str | os.PathLike, oldest: bool = False) -> Outer:
+  """Reads theta and momentum of the newest whole checkpoint, or the oldest.
 
   Changes nothing on the disk, so it may be used beside who trains.
 
-  Args:
-    directory: of the checkpoints.
-    newest: only those of records up to this one.
-
   Raises:
-    UserError: if there is no such checkpoint.
+    UserError: if there is none.
   """
   folder = pathlib.Path(directory).absolute()
   whole = _whole(folder, warn=True) if folder.is_dir() else {}
-  numbers = [n for n in whole if newest is None or n <= newest]
-  if not numbers:
-    at = "" if newest is None else f" of record {newest} or before"
+  if not whole:
     raise UserError(
-      f"There is no whole checkpoint{at} in {folder}; it has those of"
-      f" {sorted(whole) or 'none'}. Pass the --workdir of an island that has"
-      " trained: of runs/demo, that is runs/demo/island-0."
+      f"There is no whole checkpoint in {folder}. Pass the --workdir of an"
+      " island that has trained: of runs/demo, that is runs/demo/island-0."
     )
-  record = max(numbers)
+  record = min(whole) if oldest else max(whole)
   manifest = whole[record]
   values = jax.ShapeDtypeStruct((manifest["size"],), np.float32)
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
@@ -179,6 +170,10 @@ class DurableCheckpoints:
     Warns of every damaged folder, by name, and skips it.
     """
     return max(self._whole(warn=True), default=None)
+
+  def oldest(self) -> int | None:
+    """Number of the oldest whole checkpoint; None if there is none."""
+    return min(self._whole(), default=None)
 
   def restore(
     self, abstract_inner: PyTree, size: int, record: int | None = None

@@ -53,6 +53,7 @@ class Holdings:
     self.outer = OuterState(self.layout.size)
     self.record = pb.Record()
     self.log = RecordLog(identity.workdir / "log")
+    self.log.open()
     self.checkpoints = DurableCheckpoints(
       identity.workdir / "checkpoints", run_id, island.checkpoint.keep
     )
@@ -125,7 +126,7 @@ class Holdings:
         committed_tokens=self.record.total_tokens,
       ),
     )
-    self.log.trim(before=self.checkpoints.latest() or 0)
+    self.log.trim(before=self.checkpoints.oldest() or 0)
 
   def restore(self, replay: bool) -> TrainState | None:
     """Back to the newest whole checkpoint; None if there is none.

@@ -22,13 +22,22 @@ from intellect_jax.outer.codec import make_codec
 
 
 class RecordLog:
-  """The committed log of one island, on disk. Used by one thread at a time."""
+  """The committed log of one island, on disk. Used by one thread at a time.
+
+  Who only reads need not `open` it, and may do so beside who writes.
+  """
 
   def __init__(self, folder: pathlib.Path):
     self._folder = folder
-    folder.mkdir(parents=True, exist_ok=True)
-    for torn in folder.glob("attempt-*"):
-      torn.unlink()
+
+  def open(self) -> None:
+    """Makes the folder, and forgets attempts of a process before this one."""
+    self._folder.mkdir(parents=True, exist_ok=True)
+    self._forget_attempts()
+
+  def _forget_attempts(self) -> None:
+    for path in self._folder.glob("attempt-*"):
+      path.unlink()
 
   def open_mean(self, attempt: bytes, length: int) -> np.memmap:
     """Returns writable uint8 [length], the mean of an attempt."""
@@ -43,8 +52,7 @@ class RecordLog:
     attempt = self._attempt_path(record.step.attempt)
     if record.HasField("step") and attempt.exists():
       attempt.rename(self._path(record.number, "mean"))
-    for abandoned in self._folder.glob("attempt-*"):
-      abandoned.unlink()
+    self._forget_attempts()
     whole = pb.SealedRecord(body=sealed.body, hash=sealed.hash)
     path = self._path(record.number, "record")
     partial = path.with_suffix(".partial")

@@ -47,6 +47,7 @@ def adopt(log: RecordLog, number: int) -> None:
 @pytest.fixture
 def folder(tmp_path):
   log = RecordLog(tmp_path)
+  log.open()
   log.adopt(sealed(pb.Record(number=0, genesis=pb.Genesis(state=b"s"))))
   for number in (1, 2, 3):
     adopt(log, number)
@@ -59,6 +60,7 @@ def replayed(folder, after: int) -> list[int]:
 
 def test_adopted_records_and_means_survive_reopening(folder):
   log = RecordLog(folder)
+  log.open()
   assert replayed(folder, 0) == [1, 2, 3]
   assert replayed(folder, 2) == [3]
   np.testing.assert_array_equal(log.mean(2), mean_of(2))
@@ -72,9 +74,11 @@ def test_adopted_records_and_means_survive_reopening(folder):
 
 def test_a_mean_without_its_record_is_not_kept(folder):
   log = RecordLog(folder)
+  log.open()
   log.open_mean(b"\x01" * 32, BLOCKS * BLOCK_BYTES)[:] = 7
   assert list(folder.glob("attempt-*"))
-  log = RecordLog(folder)  # after a crash
+  log = RecordLog(folder)
+  log.open()  # after a crash
   assert not list(folder.glob("attempt-*"))
   log.open_mean(b"\x02" * 32, BLOCKS * BLOCK_BYTES)  # came to nothing
   adopt(log, 4)
@@ -102,6 +106,7 @@ def test_replay_stops_before_what_a_power_loss_tore(folder, kind, damage):
 
 def test_annulled_records_are_not_replayed(folder):
   log = RecordLog(folder)
+  log.open()
   annulment = pb.Annulment(to=1, reason="went back")
   log.adopt(sealed(pb.Record(number=4, annulment=annulment)))
   assert replayed(folder, 0) == [1]
@@ -109,6 +114,7 @@ def test_annulled_records_are_not_replayed(folder):
 
 def test_trimming_deletes_means_and_keeps_records(folder):
   log = RecordLog(folder)
+  log.open()
   log.trim(before=3)
   assert log.mean(2) is None
   assert log.record(2) is not None
