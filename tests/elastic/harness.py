@@ -27,7 +27,7 @@ SAMPLE_TOKENS = 10
 BLOCK_BYTES = 1024  # of the float32 codec
 BLOCKS = 64
 LATENCY = 0.001, 0.1  # seconds
-WORK = 0.01, 0.3  # seconds that a reduction or a gathering takes
+WORK = 0.01, 0.6  # seconds that a reduction or a gathering takes
 WINDOW = 0.5, 1.5  # seconds of training
 LEASE = 2.0
 PATIENCE = 1.0
@@ -499,6 +499,7 @@ class World:
     self._sessions = itertools.count(1)
     self._links: dict[int, Link] = {}
     self.cut_pairs: set[frozenset[str]] = set()
+    self._last_sent: str | None = ""
     self.crash_in: int | None = None  # actions until the coordinator dies
     self.offers = 0  # times that somebody was asked for its state
     # The coordinator's disk.
@@ -527,12 +528,18 @@ class World:
     entry = (self.now + delay, next(self._counter), call)
     heapq.heappush(self._events, entry)
 
-  def advance(self, seconds: float) -> None:
-    """Lets everything happen that happens in the next `seconds`."""
+  def advance(self, seconds: float, until: str = "") -> None:
+    """Lets happen what happens in the next `seconds`.
+
+    Stops early when the coordinator sends a message of the kind `until`.
+    """
     end = self.now + seconds
+    self._last_sent = ""
     while self._events and self._events[0][0] <= end and not self.over():
       self.now, _, call = heapq.heappop(self._events)
       call()
+      if until and self._last_sent == until:
+        return
     self.now = max(self.now, end)
 
   def over(self) -> bool:
@@ -651,6 +658,7 @@ class World:
 
   def _sent(self, message: pb.ToIsland) -> None:
     """Notes each fix: an attempt has one mean and no other."""
+    self._last_sent = message.WhichOneof("message")
     if message.WhichOneof("message") == "fix":
       means = [mean.id for mean in message.fix.means]
       known = self.fixed.setdefault(message.fix.attempt, means)
@@ -675,6 +683,12 @@ class World:
       assert means == [
         mean_id(step.members, s.start, s.stop, deltas) for s in step.shares
       ], "the divisor or the members of the mean are not those of the record"
+      for member in step.members:
+        tokens = sum(window.tokens for window in member.windows)
+        assert member.weight == tokens > 0
+      assert any(set(means) <= island.disk.means for island in self.islands), (
+        "committed before anyone held the mean"
+      )
       assert step.base == record.number - 1
       assert step.base_state == self.thetas[step.base]
     for member in step.members:
