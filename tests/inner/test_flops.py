@@ -29,10 +29,12 @@ def test_flops_are_those_that_xla_counts(tied):
 
   tokens = jax.ShapeDtypeStruct((batch, length), jnp.int32)
   gradient = jax.jit(jax.grad(loss)).lower(llama.abstract_params(c), tokens)
-  counted = gradient.compile().cost_analysis()["flops"]
+  costs = gradient.compile().cost_analysis()
+  assert costs is not None
+  counted = costs["flops"]
   formula = flops.flops_per_token(c, length) * batch * length
   # Norms, RoPE, softmax and masks: few FLOPs a value, but not none.
-  assert formula == pytest.approx(counted, rel=0.06)
+  assert formula == pytest.approx(counted, rel=0.02)
   assert formula < counted
 
 
