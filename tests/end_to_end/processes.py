@@ -61,9 +61,17 @@ class Process:
     self._popen.send_signal(signal.SIGTERM)
 
   def must_end_well(self) -> None:
+    """Waits for its end."""
     with contextlib.suppress(subprocess.TimeoutExpired):
       self._popen.wait(BOUND)
     assert self.status() == 0, f"{self.name}: {self.said()}"
+
+  def must_fail(self) -> str:
+    """Waits for its end; returns what it said."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+      self._popen.wait(BOUND)
+    assert self.status() not in (0, None), f"{self.name}: {self.said()}"
+    return self.said()
 
   def metrics(self, kind: str) -> list[dict]:
     """The events of this kind in metrics.jsonl, of earlier processes too."""
@@ -166,12 +174,18 @@ class World:
       stops_in=stops_in,
     )
 
-  def start(self, name: str, *flags: str, stops_in: str = "") -> Process:
-    """Starts a train command with the workdir `name`.
+  def start(
+    self,
+    name: str,
+    *flags: str,
+    module: str = "intellect_jax.train",
+    stops_in: str = "",
+  ) -> Process:
+    """Starts a command with the workdir `name`.
 
-    All of a test session run one program, which is compiled once.
+    All islands of a test session run one program, which is compiled once.
     """
-    command = ["-m", "intellect_jax.train"]
+    command = ["-m", module]
     if stops_in:
       command = [str(HERE / "stopping.py"), stops_in]
     arguments = [

@@ -1,0 +1,112 @@
+"""What a person can get wrong is said in a paragraph, and nothing is harmed."""
+
+import contextlib
+import json
+import shutil
+
+from processes import ALONE, Process
+import pytest
+
+from intellect_jax.elastic.identity import Identity
+
+IMPATIENT = "--config.island.connect_patience=0.5"
+COORDINATOR = dict(module="intellect_jax.coordinator")
+
+
+def must_refuse(process: Process, *words: str) -> None:
+  """It ends by itself, with a paragraph that has these words."""
+  said = process.must_fail()
+  assert "Traceback" not in said, said
+  *_, paragraph = said.strip().splitlines()
+  assert paragraph.startswith(("train.py: ", "coordinator.py: ")), said
+  for word in words:
+    assert word in paragraph, paragraph
+
+
+@pytest.mark.parametrize(
+  "flags, words",
+  [
+    (["--config.run.outer.inner_stepz=3"], ["Did you mean", '"inner_steps"']),
+    (["--config=configs/tinny.py"], ["configs/tinny.py", "tiny.py", "demo.py"]),
+    (["--inner_steps=3"], ["inner_steps", "--help"]),
+    (["--config.island.cpu_devices=3"], ["run.inner.batch_size is 8", "3"]),
+    (
+      ["--config.run.model.vocab_size=100"],
+      ["run.model.vocab_size is 100", "'byte' has 257 ids"],
+    ),
+    (
+      ["--coordinator=127.0.0.1:9", IMPATIENT],
+      ["No coordinator answered at 127.0.0.1:9 within 0.5 s", "one runs"],
+    ),
+  ],
+)
+def test_settings(world, flags, words):
+  island = world.start("island", *ALONE, *flags)
+  must_refuse(island, *words)
+  assert not island.workdir.exists()
+
+
+def test_a_run_that_nobody_could_train(world):
+  flags = [*ALONE, "--config.run.model.vocab_size=100"]
+  coordinator = world.start("coordinator", *flags, **COORDINATOR)
+  must_refuse(coordinator, "run.model.vocab_size is 100")
+  assert not coordinator.workdir.exists()
+
+
+def test_listening_to_strangers(world):
+  flags = [*ALONE, "--listen=0.0.0.0:0"]
+  coordinator = world.start("coordinator", *flags, **COORDINATOR)
+  must_refuse(coordinator, "0.0.0.0:0", "pass --insecure where")
+
+
+def test_places_that_are_taken(world, tmp_path):
+  first = world.coordinator()
+  same_port = world.start(
+    "other", *ALONE, f"--listen={first.address}", **COORDINATOR
+  )
+  same_workdir = world.start(
+    "coordinator", *ALONE, "--listen=127.0.0.1:0", **COORDINATOR
+  )
+  to_first = f"--coordinator={first.address}"
+  other_run = world.start(
+    "guest", to_first, *ALONE, "--config.run.outer.inner_steps=5"
+  )
+  with contextlib.closing(Identity(tmp_path / "held", "ada")):
+    held = world.start("held", to_first)
+    must_refuse(held, "Another process works in", "another --workdir")
+  with contextlib.closing(Identity(tmp_path / "elsewhere", "bo")) as identity:
+    identity.joined("another-run")
+  elsewhere = world.start("elsewhere", to_first)
+  misnamed = world.start("elsewhere", to_first, "--config.island.name=cy")
+
+  must_refuse(same_port, first.address, "in use", "Choose another port")
+  must_refuse(same_workdir, "ledger", "running", "another --workdir")
+  must_refuse(other_run, "different runs", "Leave out --config")
+  assert not other_run.workdir.exists()
+  must_refuse(elsewhere, "run another-run", "another --workdir")
+  must_refuse(misnamed, "island 'bo'", "name is 'cy'", "another --workdir")
+  assert first.swarm().term == 1, "it has noticed nothing"
+
+
+def test_a_workdir_of_another_run(world, cache, tmp_path):
+  first = cache.with_name("first")  # it trained alone, fewer tokens
+  workdir = tmp_path / "island"
+  shutil.copytree(first, workdir)
+  must_refuse(
+    world.start("island", *ALONE),
+    "whose config differs in run.tokens (2048 there, 12288 here)",
+    "another --workdir",
+  )
+  before, after = contents(first), contents(workdir)
+  identities = before.pop("identity.json"), after.pop("identity.json")
+  assert before == after
+  assert len({json.loads(i)["run_id"] for i in identities}) == 1
+
+
+def contents(folder):
+  """The bytes of all files, by name."""
+  return {
+    str(path.relative_to(folder)): path.read_bytes()
+    for path in folder.rglob("*")
+    if path.is_file()
+  }
