@@ -108,7 +108,7 @@ class Share(_message.Message):
     def __init__(self, start: _Optional[int] = ..., stop: _Optional[int] = ..., owner: _Optional[str] = ..., mean: _Optional[_Union[Blob, _Mapping]] = ...) -> None: ...
 
 class Record(_message.Message):
-    __slots__ = ("number", "term", "previous", "total_tokens", "islands", "final", "step", "annulment", "genesis")
+    __slots__ = ("number", "term", "previous", "total_tokens", "islands", "final", "step", "annulment", "genesis", "settings")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     TERM_FIELD_NUMBER: _ClassVar[int]
     PREVIOUS_FIELD_NUMBER: _ClassVar[int]
@@ -118,6 +118,7 @@ class Record(_message.Message):
     STEP_FIELD_NUMBER: _ClassVar[int]
     ANNULMENT_FIELD_NUMBER: _ClassVar[int]
     GENESIS_FIELD_NUMBER: _ClassVar[int]
+    SETTINGS_FIELD_NUMBER: _ClassVar[int]
     number: int
     term: int
     previous: bytes
@@ -127,10 +128,11 @@ class Record(_message.Message):
     step: OuterStep
     annulment: Annulment
     genesis: Genesis
-    def __init__(self, number: _Optional[int] = ..., term: _Optional[int] = ..., previous: _Optional[bytes] = ..., total_tokens: _Optional[int] = ..., islands: _Optional[int] = ..., final: _Optional[bool] = ..., step: _Optional[_Union[OuterStep, _Mapping]] = ..., annulment: _Optional[_Union[Annulment, _Mapping]] = ..., genesis: _Optional[_Union[Genesis, _Mapping]] = ...) -> None: ...
+    settings: Settings
+    def __init__(self, number: _Optional[int] = ..., term: _Optional[int] = ..., previous: _Optional[bytes] = ..., total_tokens: _Optional[int] = ..., islands: _Optional[int] = ..., final: _Optional[bool] = ..., step: _Optional[_Union[OuterStep, _Mapping]] = ..., annulment: _Optional[_Union[Annulment, _Mapping]] = ..., genesis: _Optional[_Union[Genesis, _Mapping]] = ..., settings: _Optional[_Union[Settings, _Mapping]] = ...) -> None: ...
 
 class OuterStep(_message.Message):
-    __slots__ = ("attempt", "fragment", "base", "members", "shares", "codec", "learning_rate", "momentum", "base_state")
+    __slots__ = ("attempt", "fragment", "base", "members", "shares", "codec", "learning_rate", "momentum", "base_state", "minority")
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     FRAGMENT_FIELD_NUMBER: _ClassVar[int]
     BASE_FIELD_NUMBER: _ClassVar[int]
@@ -140,6 +142,7 @@ class OuterStep(_message.Message):
     LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
     MOMENTUM_FIELD_NUMBER: _ClassVar[int]
     BASE_STATE_FIELD_NUMBER: _ClassVar[int]
+    MINORITY_FIELD_NUMBER: _ClassVar[int]
     attempt: bytes
     fragment: int
     base: int
@@ -149,7 +152,47 @@ class OuterStep(_message.Message):
     learning_rate: float
     momentum: float
     base_state: bytes
-    def __init__(self, attempt: _Optional[bytes] = ..., fragment: _Optional[int] = ..., base: _Optional[int] = ..., members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., shares: _Optional[_Iterable[_Union[Share, _Mapping]]] = ..., codec: _Optional[str] = ..., learning_rate: _Optional[float] = ..., momentum: _Optional[float] = ..., base_state: _Optional[bytes] = ...) -> None: ...
+    minority: bool
+    def __init__(self, attempt: _Optional[bytes] = ..., fragment: _Optional[int] = ..., base: _Optional[int] = ..., members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., shares: _Optional[_Iterable[_Union[Share, _Mapping]]] = ..., codec: _Optional[str] = ..., learning_rate: _Optional[float] = ..., momentum: _Optional[float] = ..., base_state: _Optional[bytes] = ..., minority: _Optional[bool] = ...) -> None: ...
+
+class Settings(_message.Message):
+    __slots__ = ("values", "at_record", "pause", "finish", "evicted", "reason")
+    class Pause(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        PAUSE_UNCHANGED: _ClassVar[Settings.Pause]
+        PAUSE_BEGIN: _ClassVar[Settings.Pause]
+        PAUSE_END: _ClassVar[Settings.Pause]
+    PAUSE_UNCHANGED: Settings.Pause
+    PAUSE_BEGIN: Settings.Pause
+    PAUSE_END: Settings.Pause
+    class ValuesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    AT_RECORD_FIELD_NUMBER: _ClassVar[int]
+    PAUSE_FIELD_NUMBER: _ClassVar[int]
+    FINISH_FIELD_NUMBER: _ClassVar[int]
+    EVICTED_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    values: _containers.ScalarMap[str, str]
+    at_record: int
+    pause: Settings.Pause
+    finish: bool
+    evicted: Eviction
+    reason: str
+    def __init__(self, values: _Optional[_Mapping[str, str]] = ..., at_record: _Optional[int] = ..., pause: _Optional[_Union[Settings.Pause, str]] = ..., finish: _Optional[bool] = ..., evicted: _Optional[_Union[Eviction, _Mapping]] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class Eviction(_message.Message):
+    __slots__ = ("island", "incarnation")
+    ISLAND_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    island: str
+    incarnation: int
+    def __init__(self, island: _Optional[str] = ..., incarnation: _Optional[int] = ...) -> None: ...
 
 class Annulment(_message.Message):
     __slots__ = ("to", "reason")
@@ -176,7 +219,7 @@ class SealedRecord(_message.Message):
     def __init__(self, body: _Optional[bytes] = ..., hash: _Optional[bytes] = ..., holders: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class FromIsland(_message.Message):
-    __slots__ = ("term", "hello", "heartbeat", "state_ready", "ready", "lease_request", "proposal", "share_reduced", "prepared", "fetch_failed", "leave", "dropped")
+    __slots__ = ("term", "hello", "heartbeat", "state_ready", "ready", "lease_request", "proposal", "share_reduced", "prepared", "fetch_failed", "leave", "dropped", "records")
     TERM_FIELD_NUMBER: _ClassVar[int]
     HELLO_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
@@ -189,6 +232,7 @@ class FromIsland(_message.Message):
     FETCH_FAILED_FIELD_NUMBER: _ClassVar[int]
     LEAVE_FIELD_NUMBER: _ClassVar[int]
     DROPPED_FIELD_NUMBER: _ClassVar[int]
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
     term: int
     hello: Hello
     heartbeat: Heartbeat
@@ -201,10 +245,11 @@ class FromIsland(_message.Message):
     fetch_failed: FetchFailed
     leave: Leave
     dropped: Dropped
-    def __init__(self, term: _Optional[int] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., state_ready: _Optional[_Union[StateReady, _Mapping]] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ..., lease_request: _Optional[_Union[LeaseRequest, _Mapping]] = ..., proposal: _Optional[_Union[Proposal, _Mapping]] = ..., share_reduced: _Optional[_Union[ShareReduced, _Mapping]] = ..., prepared: _Optional[_Union[Prepared, _Mapping]] = ..., fetch_failed: _Optional[_Union[FetchFailed, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ..., dropped: _Optional[_Union[Dropped, _Mapping]] = ...) -> None: ...
+    records: Records
+    def __init__(self, term: _Optional[int] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., state_ready: _Optional[_Union[StateReady, _Mapping]] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ..., lease_request: _Optional[_Union[LeaseRequest, _Mapping]] = ..., proposal: _Optional[_Union[Proposal, _Mapping]] = ..., share_reduced: _Optional[_Union[ShareReduced, _Mapping]] = ..., prepared: _Optional[_Union[Prepared, _Mapping]] = ..., fetch_failed: _Optional[_Union[FetchFailed, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ..., dropped: _Optional[_Union[Dropped, _Mapping]] = ..., records: _Optional[_Union[Records, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("protocol", "run_digest", "run_id", "island", "incarnation", "process", "addresses", "place", "has_state", "record", "record_hash", "alone")
+    __slots__ = ("protocol", "run_digest", "run_id", "island", "incarnation", "process", "addresses", "place", "has_state", "record", "record_hash", "alone", "tokens_trained", "head", "leases")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     RUN_DIGEST_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
@@ -217,6 +262,9 @@ class Hello(_message.Message):
     RECORD_FIELD_NUMBER: _ClassVar[int]
     RECORD_HASH_FIELD_NUMBER: _ClassVar[int]
     ALONE_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_TRAINED_FIELD_NUMBER: _ClassVar[int]
+    HEAD_FIELD_NUMBER: _ClassVar[int]
+    LEASES_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     run_digest: str
     run_id: str
@@ -229,10 +277,19 @@ class Hello(_message.Message):
     record: int
     record_hash: bytes
     alone: bool
-    def __init__(self, protocol: _Optional[int] = ..., run_digest: _Optional[str] = ..., run_id: _Optional[str] = ..., island: _Optional[str] = ..., incarnation: _Optional[int] = ..., process: _Optional[bytes] = ..., addresses: _Optional[_Iterable[str]] = ..., place: _Optional[str] = ..., has_state: _Optional[bool] = ..., record: _Optional[int] = ..., record_hash: _Optional[bytes] = ..., alone: _Optional[bool] = ...) -> None: ...
+    tokens_trained: int
+    head: int
+    leases: _containers.RepeatedCompositeFieldContainer[LeaseGrant]
+    def __init__(self, protocol: _Optional[int] = ..., run_digest: _Optional[str] = ..., run_id: _Optional[str] = ..., island: _Optional[str] = ..., incarnation: _Optional[int] = ..., process: _Optional[bytes] = ..., addresses: _Optional[_Iterable[str]] = ..., place: _Optional[str] = ..., has_state: _Optional[bool] = ..., record: _Optional[int] = ..., record_hash: _Optional[bytes] = ..., alone: _Optional[bool] = ..., tokens_trained: _Optional[int] = ..., head: _Optional[int] = ..., leases: _Optional[_Iterable[_Union[LeaseGrant, _Mapping]]] = ...) -> None: ...
+
+class Records(_message.Message):
+    __slots__ = ("records",)
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    records: _containers.RepeatedCompositeFieldContainer[SealedRecord]
+    def __init__(self, records: _Optional[_Iterable[_Union[SealedRecord, _Mapping]]] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
-    __slots__ = ("record", "window", "step", "tokens_trained", "activity", "loss", "tokens_per_second", "train_seconds", "blocked_seconds", "bytes_sent", "bytes_received", "evaluations")
+    __slots__ = ("record", "window", "step", "tokens_trained", "activity", "loss", "tokens_per_second", "train_seconds", "blocked_seconds", "bytes_sent", "bytes_received", "evaluations", "busy_seconds", "hand_in_seconds", "oldest")
     RECORD_FIELD_NUMBER: _ClassVar[int]
     WINDOW_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
@@ -245,6 +302,9 @@ class Heartbeat(_message.Message):
     BYTES_SENT_FIELD_NUMBER: _ClassVar[int]
     BYTES_RECEIVED_FIELD_NUMBER: _ClassVar[int]
     EVALUATIONS_FIELD_NUMBER: _ClassVar[int]
+    BUSY_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    HAND_IN_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    OLDEST_FIELD_NUMBER: _ClassVar[int]
     record: int
     window: int
     step: int
@@ -257,7 +317,10 @@ class Heartbeat(_message.Message):
     bytes_sent: int
     bytes_received: int
     evaluations: _containers.RepeatedCompositeFieldContainer[Evaluation]
-    def __init__(self, record: _Optional[int] = ..., window: _Optional[int] = ..., step: _Optional[int] = ..., tokens_trained: _Optional[int] = ..., activity: _Optional[str] = ..., loss: _Optional[float] = ..., tokens_per_second: _Optional[float] = ..., train_seconds: _Optional[float] = ..., blocked_seconds: _Optional[float] = ..., bytes_sent: _Optional[int] = ..., bytes_received: _Optional[int] = ..., evaluations: _Optional[_Iterable[_Union[Evaluation, _Mapping]]] = ...) -> None: ...
+    busy_seconds: float
+    hand_in_seconds: float
+    oldest: int
+    def __init__(self, record: _Optional[int] = ..., window: _Optional[int] = ..., step: _Optional[int] = ..., tokens_trained: _Optional[int] = ..., activity: _Optional[str] = ..., loss: _Optional[float] = ..., tokens_per_second: _Optional[float] = ..., train_seconds: _Optional[float] = ..., blocked_seconds: _Optional[float] = ..., bytes_sent: _Optional[int] = ..., bytes_received: _Optional[int] = ..., evaluations: _Optional[_Iterable[_Union[Evaluation, _Mapping]]] = ..., busy_seconds: _Optional[float] = ..., hand_in_seconds: _Optional[float] = ..., oldest: _Optional[int] = ...) -> None: ...
 
 class Evaluation(_message.Message):
     __slots__ = ("record", "loss")
@@ -348,7 +411,7 @@ class Leave(_message.Message):
     def __init__(self, reason: _Optional[str] = ...) -> None: ...
 
 class ToIsland(_message.Message):
-    __slots__ = ("term", "welcome", "refusal", "restore", "offer_state", "lease_grant", "plan", "fix", "record", "finished")
+    __slots__ = ("term", "welcome", "refusal", "restore", "offer_state", "lease_grant", "plan", "fix", "record", "finished", "ask_records", "closing")
     TERM_FIELD_NUMBER: _ClassVar[int]
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     REFUSAL_FIELD_NUMBER: _ClassVar[int]
@@ -359,6 +422,8 @@ class ToIsland(_message.Message):
     FIX_FIELD_NUMBER: _ClassVar[int]
     RECORD_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
+    ASK_RECORDS_FIELD_NUMBER: _ClassVar[int]
+    CLOSING_FIELD_NUMBER: _ClassVar[int]
     term: int
     welcome: Welcome
     refusal: Refusal
@@ -369,7 +434,9 @@ class ToIsland(_message.Message):
     fix: Fix
     record: SealedRecord
     finished: Finished
-    def __init__(self, term: _Optional[int] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., restore: _Optional[_Union[Restore, _Mapping]] = ..., offer_state: _Optional[_Union[OfferState, _Mapping]] = ..., lease_grant: _Optional[_Union[LeaseGrant, _Mapping]] = ..., plan: _Optional[_Union[Plan, _Mapping]] = ..., fix: _Optional[_Union[Fix, _Mapping]] = ..., record: _Optional[_Union[SealedRecord, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ...) -> None: ...
+    ask_records: AskRecords
+    closing: Closing
+    def __init__(self, term: _Optional[int] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., restore: _Optional[_Union[Restore, _Mapping]] = ..., offer_state: _Optional[_Union[OfferState, _Mapping]] = ..., lease_grant: _Optional[_Union[LeaseGrant, _Mapping]] = ..., plan: _Optional[_Union[Plan, _Mapping]] = ..., fix: _Optional[_Union[Fix, _Mapping]] = ..., record: _Optional[_Union[SealedRecord, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., ask_records: _Optional[_Union[AskRecords, _Mapping]] = ..., closing: _Optional[_Union[Closing, _Mapping]] = ...) -> None: ...
 
 class Welcome(_message.Message):
     __slots__ = ("run_id", "head", "start", "evicted")
@@ -400,12 +467,26 @@ class Refusal(_message.Message):
     def __init__(self, reason: _Optional[str] = ...) -> None: ...
 
 class Restore(_message.Message):
-    __slots__ = ("record", "state")
+    __slots__ = ("record", "state", "repair")
     RECORD_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
+    REPAIR_FIELD_NUMBER: _ClassVar[int]
     record: int
     state: Blob
-    def __init__(self, record: _Optional[int] = ..., state: _Optional[_Union[Blob, _Mapping]] = ...) -> None: ...
+    repair: bool
+    def __init__(self, record: _Optional[int] = ..., state: _Optional[_Union[Blob, _Mapping]] = ..., repair: _Optional[bool] = ...) -> None: ...
+
+class AskRecords(_message.Message):
+    __slots__ = ("start",)
+    START_FIELD_NUMBER: _ClassVar[int]
+    start: int
+    def __init__(self, start: _Optional[int] = ...) -> None: ...
+
+class Closing(_message.Message):
+    __slots__ = ("number",)
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    def __init__(self, number: _Optional[int] = ...) -> None: ...
 
 class OfferState(_message.Message):
     __slots__ = ()
@@ -464,7 +545,14 @@ class StatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Status(_message.Message):
-    __slots__ = ("run_id", "term", "record", "total_tokens", "run_tokens", "final", "phase", "islands", "tokens_trained", "tokens_lost", "losses", "evaluations")
+    __slots__ = ("run_id", "term", "record", "total_tokens", "run_tokens", "final", "phase", "islands", "tokens_trained", "tokens_lost", "losses", "evaluations", "warnings", "paused", "settings")
+    class SettingsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     TERM_FIELD_NUMBER: _ClassVar[int]
     RECORD_FIELD_NUMBER: _ClassVar[int]
@@ -477,6 +565,9 @@ class Status(_message.Message):
     TOKENS_LOST_FIELD_NUMBER: _ClassVar[int]
     LOSSES_FIELD_NUMBER: _ClassVar[int]
     EVALUATIONS_FIELD_NUMBER: _ClassVar[int]
+    WARNINGS_FIELD_NUMBER: _ClassVar[int]
+    PAUSED_FIELD_NUMBER: _ClassVar[int]
+    SETTINGS_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     term: int
     record: int
@@ -489,7 +580,10 @@ class Status(_message.Message):
     tokens_lost: int
     losses: _containers.RepeatedCompositeFieldContainer[Loss]
     evaluations: _containers.RepeatedCompositeFieldContainer[Evaluation]
-    def __init__(self, run_id: _Optional[str] = ..., term: _Optional[int] = ..., record: _Optional[int] = ..., total_tokens: _Optional[int] = ..., run_tokens: _Optional[int] = ..., final: _Optional[bool] = ..., phase: _Optional[str] = ..., islands: _Optional[_Iterable[_Union[IslandStatus, _Mapping]]] = ..., tokens_trained: _Optional[int] = ..., tokens_lost: _Optional[int] = ..., losses: _Optional[_Iterable[_Union[Loss, _Mapping]]] = ..., evaluations: _Optional[_Iterable[_Union[Evaluation, _Mapping]]] = ...) -> None: ...
+    warnings: _containers.RepeatedScalarFieldContainer[str]
+    paused: bool
+    settings: _containers.ScalarMap[str, str]
+    def __init__(self, run_id: _Optional[str] = ..., term: _Optional[int] = ..., record: _Optional[int] = ..., total_tokens: _Optional[int] = ..., run_tokens: _Optional[int] = ..., final: _Optional[bool] = ..., phase: _Optional[str] = ..., islands: _Optional[_Iterable[_Union[IslandStatus, _Mapping]]] = ..., tokens_trained: _Optional[int] = ..., tokens_lost: _Optional[int] = ..., losses: _Optional[_Iterable[_Union[Loss, _Mapping]]] = ..., evaluations: _Optional[_Iterable[_Union[Evaluation, _Mapping]]] = ..., warnings: _Optional[_Iterable[str]] = ..., paused: _Optional[bool] = ..., settings: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class IslandStatus(_message.Message):
     __slots__ = ("island", "incarnation", "place", "state", "silent_seconds", "heartbeat", "state_hash", "state_record")
@@ -522,3 +616,64 @@ class Loss(_message.Message):
     tokens: int
     cause: str
     def __init__(self, island: _Optional[str] = ..., incarnation: _Optional[int] = ..., tokens: _Optional[int] = ..., cause: _Optional[str] = ...) -> None: ...
+
+class ControlRequest(_message.Message):
+    __slots__ = ("set", "pause", "finish", "evict", "rollback", "reason")
+    SET_FIELD_NUMBER: _ClassVar[int]
+    PAUSE_FIELD_NUMBER: _ClassVar[int]
+    FINISH_FIELD_NUMBER: _ClassVar[int]
+    EVICT_FIELD_NUMBER: _ClassVar[int]
+    ROLLBACK_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    set: Set
+    pause: SetPause
+    finish: Finish
+    evict: Evict
+    rollback: Rollback
+    reason: str
+    def __init__(self, set: _Optional[_Union[Set, _Mapping]] = ..., pause: _Optional[_Union[SetPause, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., evict: _Optional[_Union[Evict, _Mapping]] = ..., rollback: _Optional[_Union[Rollback, _Mapping]] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class Set(_message.Message):
+    __slots__ = ("values", "at_record")
+    class ValuesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    AT_RECORD_FIELD_NUMBER: _ClassVar[int]
+    values: _containers.ScalarMap[str, str]
+    at_record: int
+    def __init__(self, values: _Optional[_Mapping[str, str]] = ..., at_record: _Optional[int] = ...) -> None: ...
+
+class SetPause(_message.Message):
+    __slots__ = ("paused",)
+    PAUSED_FIELD_NUMBER: _ClassVar[int]
+    paused: bool
+    def __init__(self, paused: _Optional[bool] = ...) -> None: ...
+
+class Finish(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Evict(_message.Message):
+    __slots__ = ("island",)
+    ISLAND_FIELD_NUMBER: _ClassVar[int]
+    island: str
+    def __init__(self, island: _Optional[str] = ...) -> None: ...
+
+class Rollback(_message.Message):
+    __slots__ = ("to",)
+    TO_FIELD_NUMBER: _ClassVar[int]
+    to: int
+    def __init__(self, to: _Optional[int] = ...) -> None: ...
+
+class ControlReply(_message.Message):
+    __slots__ = ("refusal", "record")
+    REFUSAL_FIELD_NUMBER: _ClassVar[int]
+    RECORD_FIELD_NUMBER: _ClassVar[int]
+    refusal: str
+    record: int
+    def __init__(self, refusal: _Optional[str] = ..., record: _Optional[int] = ...) -> None: ...

@@ -54,6 +54,11 @@ class CoordinatorStub:
                 request_serializer=intellect__jax_dot_elastic_dot_protocol_dot_elastic__pb2.StatusRequest.SerializeToString,
                 response_deserializer=intellect__jax_dot_elastic_dot_protocol_dot_elastic__pb2.Status.FromString,
                 _registered_method=True)
+        self.Control = channel.unary_unary(
+                '/intellect.v1.Coordinator/Control',
+                request_serializer=intellect__jax_dot_elastic_dot_protocol_dot_elastic__pb2.ControlRequest.SerializeToString,
+                response_deserializer=intellect__jax_dot_elastic_dot_protocol_dot_elastic__pb2.ControlReply.FromString,
+                _registered_method=True)
 
 
 class CoordinatorServicer:
@@ -87,6 +92,13 @@ class CoordinatorServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Control(self, request, context):
+        """What an operator wants changed: each change is a record.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CoordinatorServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -109,6 +121,11 @@ def add_CoordinatorServicer_to_server(servicer, server):
                     servicer.GetStatus,
                     request_deserializer=intellect__jax_dot_elastic_dot_protocol_dot_elastic__pb2.StatusRequest.FromString,
                     response_serializer=intellect__jax_dot_elastic_dot_protocol_dot_elastic__pb2.Status.SerializeToString,
+            ),
+            'Control': grpc.unary_unary_rpc_method_handler(
+                    servicer.Control,
+                    request_deserializer=intellect__jax_dot_elastic_dot_protocol_dot_elastic__pb2.ControlRequest.FromString,
+                    response_serializer=intellect__jax_dot_elastic_dot_protocol_dot_elastic__pb2.ControlReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -219,6 +236,33 @@ class Coordinator:
             '/intellect.v1.Coordinator/GetStatus',
             intellect__jax_dot_elastic_dot_protocol_dot_elastic__pb2.StatusRequest.SerializeToString,
             intellect__jax_dot_elastic_dot_protocol_dot_elastic__pb2.Status.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Control(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/intellect.v1.Coordinator/Control',
+            intellect__jax_dot_elastic_dot_protocol_dot_elastic__pb2.ControlRequest.SerializeToString,
+            intellect__jax_dot_elastic_dot_protocol_dot_elastic__pb2.ControlReply.FromString,
             options,
             channel_credentials,
             insecure,
