@@ -1,7 +1,10 @@
 """What all commands share: flags, errors that read well, a config."""
 
 from collections.abc import Callable
+import ctypes
+import os
 import pathlib
+import signal
 import sys
 from typing import NoReturn
 
@@ -12,7 +15,10 @@ from ml_collections import config_flags
 from intellect_jax import config as config_lib
 from intellect_jax.errors import UserError
 
+PARENT = "INTELLECT_JAX_PARENT"  # environment: process to end with, if any
+
 _EXIT_USER_ERROR = 2
+_PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
 def define_config() -> flags.FlagHolder:
@@ -59,6 +65,7 @@ def path(holder: flags.FlagHolder) -> pathlib.Path:
 
 def run(main: Callable[[], None]) -> None:
   """Runs a command. A UserError becomes a paragraph and exit status 2."""
+  _end_with_parent()
 
   def checked(argv: list[str]) -> None:
     if not flags.FLAGS["verbosity"].present:
@@ -73,6 +80,16 @@ def run(main: Callable[[], None]) -> None:
       _fail("Interrupted.", status=130)
 
   app.run(checked, flags_parser=_parse)
+
+
+def _end_with_parent() -> None:
+  """A part of a swarm is killed when the swarm is: none outlives it."""
+  parent = os.environ.get(PARENT)
+  if parent is None:
+    return
+  ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+  if os.getppid() != int(parent):  # it has ended meanwhile
+    sys.exit(1)
 
 
 def _parse(argv: list[str]) -> list[str]:

@@ -13,13 +13,11 @@ kills a process (SIGKILL) when a record is committed, and starts it again.
 
 from collections.abc import Iterator
 import contextlib
-import ctypes
 import dataclasses
 import json
 import os
 import pathlib
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -77,22 +75,20 @@ class _Part:
         stderr=subprocess.STDOUT,
         stdin=subprocess.DEVNULL,
         env=self._environment(),
-        preexec_fn=self._in_child,
+        # Ctrl-C reaches the swarm alone, which ends its parts in order.
+        process_group=0,
       )
-
-  def _in_child(self) -> None:
-    os.setpgid(0, 0)  # Ctrl-C reaches the swarm, which ends its parts in order
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     if self.cores:
-      os.sched_setaffinity(0, self.cores)
+      os.sched_setaffinity(self.process.pid, self.cores)
 
   def _environment(self) -> dict[str, str]:
     """One XLA thread a core, however many islands share the cores."""
+    environment = {**os.environ, command.PARENT: str(os.getpid())}
     if not self.cores:
-      return dict(os.environ)
+      return environment
     threads = max(1, len(self.cores) // self.sharing)
     return {
-      **os.environ,
+      **environment,
       "NPROC": str(threads),
       # Large pages: 10 to 25 % off a step's time on CPUs.
       "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
@@ -144,9 +140,6 @@ class Swarm:
     self.parts = {p.name: p for p in (self.coordinator, *self.islands)}
 
   def __enter__(self) -> "Swarm":
-    # Parts are started while a channel is open, and gRPC warns of each fork;
-    # a child here does nothing with gRPC before it runs another program.
-    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     self._channel = rpc.channel(self.address, rpc.LOOPBACK)
     self._stub = pb_grpc.CoordinatorStub(self._channel)
     self._status = pb.Status()

@@ -6,7 +6,7 @@ asks and waits here, and is never waited for.
 """
 
 import collections
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import concurrent.futures
 import dataclasses
 import queue
@@ -23,10 +23,11 @@ from intellect_jax.elastic.log import RecordLog
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.elastic.protocol import elastic_pb2_grpc as pb_grpc
 from intellect_jax.elastic.samples import Interval
+from intellect_jax.elastic.shelf import MeanShelf
 from intellect_jax.errors import UserError
 
 _BACKOFF = 0.2, 5.0  # seconds between tries to reach the coordinator
-_MEANS_SERVED = 4  # newest records whose shares late islands can fetch here
+_LATE_RETRY = 1.0  # seconds before a committed mean is asked for again
 _END = None
 
 
@@ -83,6 +84,7 @@ class Agent:
     credentials: rpc.Credentials,
     exchange: reduce.Exchange,
     log: RecordLog,
+    shelf: MeanShelf,
     mean_bytes: int,
     lease_seconds: float,
     threads: int,
@@ -117,6 +119,7 @@ class Agent:
     self._stub = pb_grpc.CoordinatorStub(self._channel)
     self._exchange = exchange
     self._log = log
+    self._shelf = shelf
     self._mean_bytes = mean_bytes
     self._heartbeat_seconds = lease_seconds / 4
     self._offer_state = offer_state
@@ -127,7 +130,8 @@ class Agent:
     self._unanswered: dict[int, pb.FromIsland] = {}  # lease requests by window
     self._silent_since: float | None = None
     self._cancelled = threading.Event()  # of the open attempt
-    self._served: collections.deque[list[bytes]] = collections.deque()
+    self._ready = False  # said so, since the last welcome
+    self._genesis: pb.FromIsland | None = None  # the state this island made
     self._delta = b""  # id of the delta that is served
     self._share = b""  # id of the share that was reduced last
     self._closing = threading.Event()
@@ -208,8 +212,13 @@ class Agent:
 
   @property
   def has_news(self) -> bool:
-    """Whether the training thread should look: a record, or an eviction."""
-    return bool(self.adopted) or self.evicted
+    """Whether the training thread should look: a record, a state, eviction."""
+    return bool(self.adopted) or bool(self.restores) or self.evicted
+
+  @property
+  def standing(self) -> bool:
+    """Whether this island's state is one of the run's."""
+    return self._round.record is not None
 
   @property
   def finished(self) -> bool:
@@ -223,6 +232,12 @@ class Agent:
   def beat(self) -> None:
     """Sends a heartbeat now."""
     self._inbox.put(self._beat)
+
+  def initialised(self, state: pb.StateReady) -> None:
+    """This island has made record 0's state."""
+    self._genesis = pb.FromIsland(state_ready=state)
+    self.stand_at(-1)
+    self.say(state_ready=state)
 
   def request_lease(self, window: int, samples: int) -> None:
     """Asks for the samples of a window; the answer appears in `leases`."""
@@ -243,14 +258,23 @@ class Agent:
 
     self._inbox.put(step)
 
-  def stand_at(self, record: int) -> None:
-    """This island holds the state of `record`; -1: it is about to make it."""
+  def stand_at(self, record: int, log: Sequence[pb.SealedRecord] = ()) -> None:
+    """This island holds the state of `record`; -1: it is about to make it.
+
+    Returns when `log`, the records up to there, is on the disk.
+    """
+    done = threading.Event()
 
     def step() -> None:
+      for sealed in log:
+        self._log.adopt(sealed)
       self._carry_out(self._round.stand(record))
       self._read_log(record + 1)
+      done.set()
 
     self._inbox.put(step)
+    while not (done.wait(0.1) or self._closing.is_set()):
+      pass
 
   def get_log(self) -> list[pb.SealedRecord]:
     """All committed records, from the coordinator."""
@@ -348,7 +372,7 @@ class Agent:
       self.changed.notify_all()
 
   def _on_welcome(self, welcome: pb.Welcome) -> None:
-    first = self.welcome is None
+    self._ready = False
     self._hello.run_id = welcome.run_id
     with self.changed:
       self.welcome = welcome
@@ -361,17 +385,21 @@ class Agent:
       if welcome.head > record:
         self._read_log(record + 1)
       else:
-        self._send(pb.FromIsland(ready=pb.Ready(record=welcome.head)))
-        self._carry_out(self._round.reconnected())
-    elif not first and welcome.start == pb.Welcome.START_RESTORE:
-      self._fail(
-        UserError(
-          "The coordinator does not know this island's newest record. Start"
-          " it again with an empty --workdir: it will fetch the others' state."
-        )
-      )
+        self._say_ready()
+    elif welcome.start == pb.Welcome.START_RESTORE:
+      self._forget_state()
+    elif welcome.start == pb.Welcome.START_INITIALISE and self._genesis:
+      self._send(self._genesis)  # it may not have been heard
     for request in self._unanswered.values():
       self._send(request)
+
+  def _forget_state(self) -> None:
+    """What this island stands at is of no use; a Restore follows."""
+    self._carry_out(self._round.withdraw())
+    self._withdraw_delta()
+    self._round.forget()
+    with self.changed:
+      self.adopted.clear()
 
   def _on_refusal(self, refusal: pb.Refusal) -> None:
     self._fail(UserError(refusal.reason))
@@ -412,18 +440,19 @@ class Agent:
         records = list(self._stub.ReadLog(request, timeout=60))
         committed = self._round.committed
         self._inbox.put(lambda: self._carry_out(committed(records)))
-        self._inbox.put(self._caught_up)
+        self._inbox.put(self._say_ready)
       except grpc.RpcError as error:
         logging.info("Reading the log failed: %s", error)  # asked at next hello
 
     self._workers.submit(work)
 
-  def _caught_up(self) -> None:
-    """The log is read; with its last mean at hand this island is ready."""
+  def _say_ready(self) -> None:
+    """Says so, if the log is read and its last mean is at hand."""
     welcome, record = self.welcome, self._round.record
-    if welcome is not None and record is not None and record >= welcome.head:
-      if record < 0:
-        return  # record 0 is still to be made
+    if welcome is None or record is None or record < 0:
+      return  # there is no state to be ready with
+    if record >= welcome.head:
+      self._ready = True
       self._send(pb.FromIsland(ready=pb.Ready(record=record)))
       self._carry_out(self._round.reconnected())
 
@@ -448,13 +477,9 @@ class Agent:
         case round_lib.ReadLog(start):
           self._read_log(start)
         case round_lib.Diverged(record):
-          self._fail(
-            UserError(
-              f"Record {record}, at which this island stands, was annulled."
-              " Start it again with an empty --workdir: it will fetch the"
-              " others' state."
-            )
-          )
+          reason = f"record {record}, at which it stands, was annulled"
+          self._forget_state()
+          self._send(pb.FromIsland(fetch_failed=pb.FetchFailed(reason=reason)))
 
   def _reduce(
     self, plan: pb.Plan, index: int, cancelled: threading.Event
@@ -478,36 +503,19 @@ class Agent:
     self, action: round_lib.Gather, cancelled: threading.Event
   ) -> None:
     try:
-      into = self._log.open_mean(action.attempt, self._mean_bytes)
-      self._exchange.gather(action, into, cancelled, self._fetchers.submit)
-      self._serve_means(action, into)
       attempt = action.attempt
+      into = self._shelf.open(attempt)
+      self._exchange.gather(action, into, cancelled, self._fetchers.submit)
+      self._shelf.put(attempt, action.shares, into)
       self._inbox.put(lambda: self._carry_out(self._round.gathered(attempt)))
     except Exception as error:
       if action.late and not isinstance(error, blobs.Cancelled):
         logging.info("Record %d has no mean yet: %s", action.late, error)
-        self._closing.wait(1.0)
+        self._closing.wait(_LATE_RETRY)
         retry = self._round.late_fetch_failed
         self._inbox.put(lambda: self._carry_out(retry(action.late)))
       else:
         self._not_done(error, action.attempt)
-
-  def _serve_means(self, action: round_lib.Gather, mean) -> None:
-    """Late islands can have the shares from here too, for some records."""
-    block_bytes = self._exchange.codec.block_bytes
-    chunk = blobs.chunk_bytes(self._mean_bytes, block_bytes)
-    store = self._exchange.store
-    self._served.append(
-      [
-        store.publish(
-          mean[s.start * block_bytes : s.stop * block_bytes], chunk
-        ).id
-        for s in action.shares
-      ]
-    )
-    while len(self._served) > _MEANS_SERVED:
-      for blob_id in self._served.popleft():
-        store.withdraw(blob_id)
 
   def _not_done(self, error: Exception, attempt: bytes) -> None:
     """Tells the coordinator who did not deliver, unless nobody asks now."""
@@ -524,20 +532,18 @@ class Agent:
     )
 
   def _adopt(self, record: pb.Record, sealed: pb.SealedRecord) -> None:
-    self._log.adopt(sealed)
+    self._shelf.adopt(sealed)
     self._workers.submit(self._log.sync, record.number)
     self._withdraw_delta()
     with self.changed:
       self.adopted.append(record)
       self.changed.notify_all()
-    welcome = self.welcome
-    if welcome is not None and record.number == welcome.head:
-      self._send(pb.FromIsland(ready=pb.Ready(record=record.number)))
+    if not self._ready:
+      self._say_ready()
 
   def _withdraw_share(self) -> None:
-    """The share of an attempt that came to nothing is not needed."""
-    if not any(self._share in means for means in self._served):
-      self._exchange.store.withdraw(self._share)
+    """The share of the attempt before: who needs it has the whole mean."""
+    self._exchange.store.withdraw(self._share)
     self._share = b""
 
   def _withdraw_delta(self) -> None:

@@ -5,6 +5,7 @@ newcomer. A blob is cut into chunks; its id is the BLAKE3 hash of the list of
 chunk hashes, so that any range of it can be verified (docs/protocol.md, 2).
 """
 
+import collections
 from collections.abc import Iterator, Sequence
 import dataclasses
 import functools
@@ -92,23 +93,31 @@ class BlobStore:
 
   def __init__(self):
     self._blobs: dict[bytes, tuple[Manifest, np.ndarray]] = {}
+    self._published: collections.Counter[bytes] = collections.Counter()
     self._lock = threading.Lock()
     self.address = ""  # where they are served; set once it is known
     self.bytes_sent = 0
 
   def publish(self, data: np.ndarray, chunk: int) -> pb.Blob:
-    """Serves uint8 `data`, which must not change until `withdraw`."""
+    """Serves uint8 `data`, which must not change until `withdraw`.
+
+    Equal bytes published twice are one blob, to be withdrawn twice.
+    """
     return self.publish_hashed(Manifest.of(data, chunk), data)
 
   def publish_hashed(self, manifest: Manifest, data: np.ndarray) -> pb.Blob:
     with self._lock:
       self._blobs[manifest.id] = (manifest, data)
+      self._published[manifest.id] += 1
     part = pb.Part(stop=manifest.length, addresses=[self.address])
     return pb.Blob(id=manifest.id, length=manifest.length, parts=[part])
 
   def withdraw(self, blob_id: bytes) -> None:
     with self._lock:
-      self._blobs.pop(blob_id, None)
+      self._published[blob_id] -= 1
+      if self._published[blob_id] <= 0:
+        del self._published[blob_id]
+        self._blobs.pop(blob_id, None)
 
   def get(self, blob_id: bytes) -> np.ndarray | None:
     """The bytes, if they are here."""

@@ -13,6 +13,7 @@ from intellect_jax.elastic import blobs, rpc
 from intellect_jax.elastic.identity import Identity
 from intellect_jax.elastic.log import RecordLog
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
+from intellect_jax.elastic.shelf import MeanShelf
 from intellect_jax.elastic.state import OuterState
 from intellect_jax.errors import UserError
 from intellect_jax.inner.step import TrainState, TrainStep
@@ -59,6 +60,9 @@ class Holdings:
     )
     self._every = island.checkpoint.every
     self.store = blobs.BlobStore()
+    self.shelf = MeanShelf(
+      self.store, self.log, self.codec.block_bytes, self.mean_bytes
+    )
     self.fetcher = blobs.Fetcher(credentials, run.elastic.fetch_patience)
     self._hasher = concurrent.futures.ThreadPoolExecutor(1, "state-hash")
     self._hash: concurrent.futures.Future[bytes] | None = None
@@ -78,11 +82,12 @@ class Holdings:
 
   def apply(self, record: pb.Record) -> None:
     """Moves theta and b by the next record, whose mean the log has."""
-    mean = self.log.mean(record.number) if record.HasField("step") else None
-    if mean is None:
-      self.outer.advance(record.number)
-    else:
+    if record.HasField("step"):
+      mean = self.log.mean(record.number)
+      assert mean is not None, f"record {record.number} was adopted without it"
       self.outer.apply(record, mean, self.codec)
+    else:
+      self.outer.advance(record.number)
     self._moved(record)
 
   def _moved(self, record: pb.Record) -> None:
@@ -126,7 +131,7 @@ class Holdings:
         committed_tokens=self.record.total_tokens,
       ),
     )
-    self.log.trim(before=self.checkpoints.oldest() or 0)
+    self.shelf.trim(before=self.checkpoints.oldest() or 0)
 
   def restore(self, replay: bool) -> TrainState | None:
     """Back to the newest whole checkpoint; None if there is none.
@@ -151,6 +156,10 @@ class Holdings:
     return TrainState(self.place_theta(), saved.inner.opt_state)
 
   # ---------------------------------------------------- for other islands
+
+  def serve_log(self) -> None:
+    """Serves the means that the log has, to islands that are late."""
+    self._hasher.submit(self.shelf.load, self.checkpoints.oldest() or 0)
 
   def offer(self) -> pb.StateReady:
     """Serves a copy of theta and b to whoever joins."""

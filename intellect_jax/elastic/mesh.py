@@ -148,6 +148,7 @@ class ElasticDeviceMesh:
     self._held.store.add_to(self._server)
     listening = rpc.listen(self._server, self._island.listen, self._credentials)
     self._held.store.address = self._island.advertise or listening
+    self._held.serve_log()
     self._agent = self._make_agent(has_state=restored is not None)
     self._agent.start()
     self._agent.wait(lambda: self._agent.welcome is not None, "a welcome")
@@ -158,7 +159,7 @@ class ElasticDeviceMesh:
     if welcome.start == pb.Welcome.START_INITIALISE:
       self.state = self._initialise()
     elif welcome.start == pb.Welcome.START_RESTORE:
-      self.state = self._restore_from_peers(restored)
+      self.state = self._await_state(restored)
     else:
       assert restored is not None
       self.state = restored
@@ -189,6 +190,7 @@ class ElasticDeviceMesh:
       self._credentials,
       reduce.Exchange(self._held.codec, self._held.store, self._held.fetcher),
       self._held.log,
+      self._held.shelf,
       self._held.mean_bytes,
       self._run.elastic.lease_seconds,
       self._island.threads,
@@ -202,36 +204,40 @@ class ElasticDeviceMesh:
     theta = self._held.layout.flatten(state.params)
     both = np.concatenate([theta, np.zeros_like(theta)])
     self._held.stand_at(pb.Record(islands=1), both)
-    self._agent.stand_at(-1)
-    self._agent.say(state_ready=self._held.offer())
+    self._agent.initialised(self._held.offer())
     self._agent.wait(lambda: len(self._agent.adopted) > 0, "record 0")
     return state
 
-  def _restore_from_peers(self, restored: TrainState | None) -> TrainState:
-    """Fetches theta and b from an island that has them."""
-    agent, held = self._agent, self._held
+  def _await_state(self, restored: TrainState | None) -> TrainState:
+    """Waits for theta and b from an island that has them."""
+    agent = self._agent
     while True:
       agent.wait(lambda: len(agent.restores) > 0, "a state")
-      restore = agent.restores.popleft()
-      try:
-        both = held.fetch(restore.state, agent.closing)
+      if self._stand_at_offer(agent.restores.popleft()):
         break
-      except blobs.FetchError as error:
-        logging.warning("Could not fetch a state: %s", error)
-        agent.say(
-          fetch_failed=pb.FetchFailed(peer=error.peer, reason=error.reason)
-        )
-    for sealed in agent.get_log():
-      record = pb.Record.FromString(sealed.body)
-      if record.number <= restore.record:
-        held.log.adopt(sealed)
-      if record.number == restore.record:
-        held.stand_at(record, both)
-    agent.stand_at(restore.record)
-    self._tell("restored", source="other islands")
     if restored is None:
-      return self._train_step.from_params(held.host_theta())
-    return restored._replace(params=held.place_theta())
+      return self._train_step.from_params(self._held.host_theta())
+    return restored._replace(params=self._held.place_theta())
+
+  def _stand_at_offer(self, offer: pb.Restore) -> bool:
+    """Takes over a state that another island serves. Returns whether it did."""
+    agent, held = self._agent, self._held
+    try:
+      both = held.fetch(offer.state, agent.closing)
+    except blobs.FetchError as error:
+      logging.warning("Could not fetch a state: %s", error)
+      agent.say(
+        fetch_failed=pb.FetchFailed(peer=error.peer, reason=error.reason)
+      )
+      return False
+    log = agent.get_log()[: offer.record + 1]
+    agent.stand_at(offer.record, log)
+    for record in (pb.Record.FromString(sealed.body) for sealed in log):
+      if record.number > self.record and self._is_in(record):
+        self._windows.commit()
+    held.stand_at(pb.Record.FromString(log[-1].body), both)
+    self._tell("restored", source="other islands")
+    return True
 
   def _catch_up(self, head: int) -> None:
     """Applies what was committed while this island was not there."""
@@ -240,9 +246,12 @@ class ElasticDeviceMesh:
     def newest() -> int:  # annulled records are left out
       return agent.adopted[-1].number if agent.adopted else self.record
 
-    agent.wait(lambda: newest() >= head, f"the log up to record {head}")
-    while agent.adopted:
-      self.state = self._merge(self.state, agent.adopted.popleft())
+    while newest() < head and not agent.finished:
+      agent.wait(
+        lambda: newest() >= head or len(agent.restores) > 0,
+        f"the log up to record {head}",
+      )
+      self.state = self._merge_news(self.state)
 
   def _leave(self) -> None:
     """Saves, reports the state hash, and says goodbye."""
@@ -407,27 +416,38 @@ class ElasticDeviceMesh:
     return state
 
   def _merge_news(self, state: TrainState) -> TrainState:
-    """Merges all records that have come; gives up what was voided."""
+    """Merges all records that have come; gives up what is void."""
     agent = self._agent
     while agent.adopted:
       state = self._merge(state, agent.adopted.popleft())
+    while agent.restores:  # its own state is void, or too far behind
+      offer = agent.restores.popleft()
+      wanted = not agent.standing or offer.record > self.record
+      if wanted and self._stand_at_offer(offer):
+        state = self._give_up(state, "its state was not the others'")
     if agent.evicted:
       agent.evicted = False
-      self._windows.drop()
-      self._tell("lost", cause="evicted while it was silent")
-      state = state._replace(params=self._held.place_theta())
+      state = self._give_up(state, "evicted while it was silent")
     return state
+
+  def _give_up(self, state: TrainState, cause: str) -> TrainState:
+    """Goes back to theta; what is not committed is lost."""
+    dropped = self._windows.drop()
+    if dropped:
+      self._agent.say(dropped=pb.Dropped(windows=dropped, cause=cause))
+      self._tell("lost", cause=cause)
+    return state._replace(params=self._held.place_theta())
 
   def _merge(self, state: TrainState, record: pb.Record) -> TrainState:
     """Applies a record to theta and b, and what follows from it to x."""
     held, windows = self._held, self._windows
+    if record.number <= self.record:
+      return state  # of before the state that it was restored to
     if not record.HasField("step"):
       held.apply(record)
       return state
     members = record.step.members
-    included = windows.included(
-      list(members), self.island, self._identity.incarnation
-    )
+    included = self._is_in(record)
     lost = False
     if included:
       windows.commit()
@@ -440,9 +460,7 @@ class ElasticDeviceMesh:
     held.apply(record)
     params = held.place_theta()
     if lost:
-      cause = "left out of too many records"
-      self._agent.say(dropped=pb.Dropped(windows=windows.drop(), cause=cause))
-      self._tell("lost", cause=cause)
+      state = self._give_up(state, "left out of too many records")
     elif anchor is not None:
       params = self._rebase(state.params, anchor, params)
     state = TrainState(params, state.opt_state)
@@ -457,6 +475,12 @@ class ElasticDeviceMesh:
     if held.is_checkpoint():
       held.save(state)
     return state
+
+  def _is_in(self, record: pb.Record) -> bool:
+    """Whether the record includes what this island has proposed."""
+    return self._windows.included(
+      list(record.step.members), self.island, self._identity.incarnation
+    )
 
   def _evaluate_in_background(self, members: list[str]) -> None:
     """Evaluates theta if it is this island's turn, off the training thread."""

@@ -5,7 +5,7 @@ order, and encodes it once; all fetch all shares, so all decode the same bytes:
 two roundings whatever the number of members, and two latencies.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 import contextlib
 import threading
 
@@ -65,13 +65,14 @@ class Exchange:
         for member in plan.members
       ]
       # Chunk by chunk: all members' chunks at one place, then the next place.
-      for chunks in zip(*streams, strict=True):
-        offset = chunks[0][0]
-        length = len(chunks[0][1])
+      size = blobs.chunk_bytes(plan.members[0].delta.length, codec.block_bytes)
+      for offset in range(start, stop, size):
+        length = min(size, stop - offset)
         total = np.zeros(length // codec.block_bytes * codec.block, np.float32)
-        for i, (member, (place, chunk)) in enumerate(
-          zip(plan.members, chunks, strict=True)
+        for i, (member, stream) in enumerate(
+          zip(plan.members, streams, strict=True)
         ):
+          place, chunk = next(stream, (-1, b""))
           if place != offset or len(chunk) != length:
             raise MemberError(member.island, "its delta has other chunks")
           codes = np.frombuffer(chunk, np.uint8)
@@ -83,7 +84,7 @@ class Exchange:
 
   def _delta(
     self, member: pb.Member, start: int, stop: int, cancelled: threading.Event
-  ) -> Iterator[tuple[int, bytes | np.ndarray]]:
+  ) -> Generator[tuple[int, bytes | np.ndarray]]:
     blob = member.delta
     try:
       yield from self._chunks(
@@ -150,6 +151,9 @@ class Exchange:
     owner = round_lib.addresses(share.mean)
     others = [address for address in holders if address not in owner]
     own = self.store.address
+    blocks = share.stop - share.start
+    if share.mean.length != blocks * self.codec.block_bytes:
+      raise MemberError(share.owner, "its share has another length")
     try:
       for offset, chunk in self._chunks(
         share.mean,

@@ -353,8 +353,13 @@ class IslandRound:
 
   def stand(self, record: int) -> list[Action]:
     """The island holds the state of `record`; -1: it is about to make it."""
-    self.record = record
+    if self.record is None or record > self.record:
+      self.record = record
     return self._adopt()
+
+  def forget(self) -> None:
+    """The island's own state is of no use: it waits for another."""
+    self.record = None
 
   def propose(self, proposal: pb.Proposal) -> list[Action]:
     self._proposal = proposal
@@ -420,11 +425,16 @@ class IslandRound:
     return [self._say(pb.FromIsland(fetch_failed=report))]
 
   def late_fetch_failed(self, number: int) -> list[Action]:
-    """Nobody delivered the mean of a committed record: asks who has it now."""
+    """Nobody delivered the mean of a committed record.
+
+    Asks who has it now, and for a later state: perhaps nobody has it any more.
+    """
     if self._fetching != number:
       return []
     self._fetching = 0
-    return [ReadLog(number)]
+    reason = f"the mean of record {number} is not to be had"
+    want_state = pb.FromIsland(fetch_failed=pb.FetchFailed(reason=reason))
+    return [ReadLog(number), Send(want_state)]
 
   def committed(self, log: list[pb.SealedRecord]) -> list[Action]:
     """Records, announced or read from the log; in any order, also twice."""

@@ -333,8 +333,9 @@ def test_a_mean_that_nobody_delivers_is_asked_for_anew():
   """Its holders may have left since the record was announced."""
   island = IslandRound("b", record=0)
   island.committed([sealed(1)])
-  (read,) = island.late_fetch_failed(1)
+  read, want_state = island.late_fetch_failed(1)
   assert read == round_lib.ReadLog(1)
+  assert kinds([want_state]) == ["fetch_failed"]
   fresh = sealed(1)
   fresh.holders.append("elsewhere:1")
   (gather,) = island.committed([fresh])
