@@ -170,10 +170,13 @@ class Swarm:
     Raises:
       UserError: if a part ends with an error of the user's, or keeps dying.
     """
+    training = any(island.running for island in self.islands)
     for part in self.parts.values():
       assert part.process is not None
       status = part.process.poll()
-      if status in (None, 0):
+      # A coordinator that is done is needed again by an island that was away.
+      needed = part is self.coordinator and training
+      if status is None or (status == 0 and not needed):
         continue
       part.restarts += 1
       if status == 2 or part.restarts > _MAX_RESTARTS:
@@ -204,19 +207,23 @@ class Swarm:
     Args:
       run: the run half of the config.
     """
-    summary, *islands = (
-      json.loads((part.folder / "summary.json").read_text())
-      for part in (self.coordinator, *self.islands)
+    coordinator, *parts = (
+      part.folder / "summary.json" for part in (self.coordinator, *self.islands)
     )
+    summary = json.loads(coordinator.read_text())
+    # An island that was away when the run ended has none.
+    islands = [json.loads(p.read_text()) for p in parts if p.exists()]
     summary["theta_hash"] = {
-      i["island"]: i["theta_hash"][i["island"]] for i in islands
+      i["island"]: i["theta_hash"][i["island"]]
+      for i in islands
+      if i["record"] == summary["rounds"]
     }
     summary["payload_reduction"] = mean_payload_reduction(
       islands, run.outer.inner_steps
     )
     train = sum(i["train_seconds"] for i in islands)
     blocked = sum(i["blocked_seconds"] for i in islands)
-    summary["compute_utilization"] = train / (train + blocked)
+    summary["compute_utilization"] = train / max(train + blocked, 1e-9)
     return summary
 
   def __exit__(self, *_) -> None:
