@@ -15,6 +15,7 @@ from collections.abc import Iterator
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import re
@@ -65,6 +66,7 @@ class _Part:
   sharing: int = 1  # processes on these cores
   process: subprocess.Popen | None = None
   restarts: int = 0
+  ended: float = math.inf  # when it was first seen to have ended
 
   def start(self) -> None:
     self.folder.mkdir(parents=True, exist_ok=True)
@@ -174,9 +176,14 @@ class Swarm:
     for part in self.parts.values():
       assert part.process is not None
       status = part.process.poll()
+      if status is None:
+        part.ended = math.inf
+        continue
+      part.ended = min(part.ended, time.monotonic())
       # A coordinator that is done is needed again by an island that was away.
-      needed = part is self.coordinator and training
-      if status is None or (status == 0 and not needed):
+      missed = time.monotonic() - part.ended > _GRACE_SECONDS
+      needed = part is self.coordinator and training and missed
+      if status == 0 and not needed:
         continue
       part.restarts += 1
       if status == 2 or part.restarts > _MAX_RESTARTS:
