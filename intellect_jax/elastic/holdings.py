@@ -13,6 +13,7 @@ from intellect_jax.elastic import blobs, rpc
 from intellect_jax.elastic.identity import Identity
 from intellect_jax.elastic.log import RecordLog
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
+from intellect_jax.elastic.restore import StateFetch
 from intellect_jax.elastic.shelf import MeanShelf
 from intellect_jax.elastic.state import OuterState
 from intellect_jax.errors import UserError
@@ -66,6 +67,7 @@ class Holdings:
     self.fetcher = blobs.Fetcher(credentials, run.elastic.fetch_patience)
     self._hasher = concurrent.futures.ThreadPoolExecutor(1, "state-hash")
     self._hash: concurrent.futures.Future[bytes] | None = None
+    self._coming: StateFetch | None = None  # another island's theta and b
     self._offered = b""  # id of the state that is served to newcomers
 
   def close(self) -> None:
@@ -176,15 +178,15 @@ class Holdings:
       UserError: if they are of another model.
       blobs.FetchError: if they cannot be had.
     """
-    both = np.empty(2 * self.layout.size, np.float32)
-    if blob.length != both.nbytes:
+    length = self.outer.bytes
+    if blob.length != length:
       raise UserError(
         f"The run's state has {blob.length} bytes, but this model's has"
-        f" {both.nbytes}: the configs differ. Start without --config."
+        f" {length}: the configs differ. Start without --config."
       )
-    data = both.view(np.uint8)
-    for offset, chunk in self.fetcher.fetch(
-      list(blob.parts[0].addresses), blob.id, 0, blob.length, cancelled
-    ):
-      data[offset : offset + len(chunk)] = np.frombuffer(chunk, np.uint8)
-    return both
+    if self._coming is None:
+      self._coming = StateFetch(self.fetcher, length)
+    addresses = [a for part in blob.parts for a in part.addresses]
+    data = self._coming.fetch(blob.id, addresses, cancelled)
+    self._coming = None
+    return data.view(np.float32)

@@ -25,6 +25,11 @@ class OuterState:
     self.record = 0
     self._lock = threading.Lock()  # held while the arrays are read or written
 
+  @property
+  def bytes(self) -> int:
+    """Of theta and b."""
+    return self._both.nbytes
+
   def replace(self, both: np.ndarray, record: int) -> None:
     """Takes over theta and b, float32 [2 * size], as they are at `record`."""
     with self._lock:

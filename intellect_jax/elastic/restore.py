@@ -1,0 +1,104 @@
+"""A newcomer fetches theta and b: different ranges from several islands at once.
+
+What is served is canonical, the same bytes on every island that stands at that
+record, so any of them can serve any range (docs/protocol.md, 5). A donor that
+fails leaves its pieces to the others; when nobody is left, what has come is
+kept, and the next offer of the same state goes on from there.
+"""
+
+from collections.abc import Sequence
+import queue
+import threading
+
+import numpy as np
+
+from intellect_jax.elastic import blobs
+
+_PIECE = 8 << 20  # bytes fetched from one donor at a time
+
+
+class StateFetch:
+  """Theta and b on their way, as bytes."""
+
+  def __init__(self, fetcher: blobs.Fetcher, length: int):
+    self._fetcher = fetcher
+    self._data = np.empty(length, np.uint8)
+    self._id = b""
+    self._missing: set[int] = set()  # starts of pieces
+
+  def fetch(
+    self,
+    blob_id: bytes,
+    addresses: Sequence[str],
+    cancelled: threading.Event,
+  ) -> np.ndarray:
+    """Returns the whole verified blob, uint8 [length].
+
+    Args:
+      blob_id: the state hash, which the chain of records confirms.
+      addresses: of the islands that serve it; each is read by a thread.
+      cancelled: ends the work when it is set.
+
+    Raises:
+      blobs.FetchError: no donor is left.
+      blobs.Cancelled: once `cancelled` is set.
+    """
+    if blob_id != self._id:
+      self._id = blob_id
+      self._missing = set(range(0, len(self._data), _PIECE))
+    failures: dict[str, Exception] = {}
+    while self._missing:
+      donors = [a for a in dict.fromkeys(addresses) if a not in failures]
+      if not donors:
+        raise next(
+          iter(failures.values()), blobs.FetchError("nobody", "no donor")
+        )
+      self._share_out(donors, cancelled, failures)
+    return self._data
+
+  def _share_out(
+    self,
+    donors: list[str],
+    cancelled: threading.Event,
+    failures: dict[str, Exception],
+  ) -> None:
+    """Lets every donor read pieces until none is left to begin."""
+    pieces: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for start in sorted(self._missing):
+      pieces.put(start)
+    readers = [
+      threading.Thread(
+        target=self._read, args=(donor, pieces, cancelled, failures)
+      )
+      for donor in donors
+    ]
+    for reader in readers:
+      reader.start()
+    for reader in readers:
+      reader.join()
+
+  def _read(
+    self,
+    address: str,
+    pieces: queue.SimpleQueue[int],
+    cancelled: threading.Event,
+    failures: dict[str, Exception],
+  ) -> None:
+    """Reads piece after piece from one donor, until none is left or it fails."""
+    while True:
+      try:
+        start = pieces.get_nowait()
+      except queue.Empty:
+        return
+      stop = min(start + _PIECE, len(self._data))
+      try:
+        for offset, chunk in self._fetcher.fetch(
+          [address], self._id, start, stop, cancelled
+        ):
+          values = np.frombuffer(chunk, np.uint8)
+          self._data[offset : offset + len(values)] = values
+      except (blobs.FetchError, blobs.Cancelled) as error:
+        failures[address] = error
+        pieces.put(start)
+        return
+      self._missing.discard(start)
