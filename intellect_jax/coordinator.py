@@ -38,6 +38,7 @@ def main() -> None:
   tokenizer_of(config.run)  # or no island could train
   workdir = command.path(WORKDIR)
   started = time.monotonic()
+  credentials = rpc.Credentials(insecure=INSECURE.value)
   stopping = threading.Event()
   for signum in (signal.SIGINT, signal.SIGTERM):
     signal.signal(signum, lambda *_: stopping.set())
@@ -46,7 +47,7 @@ def main() -> None:
       config.run,
       workdir,
       LISTEN.value,
-      rpc.Credentials(insecure=INSECURE.value),
+      credentials.for_lease(config.run.elastic.lease_seconds),
       on_record=lambda record, status: _tell(log, record, status),
     )
     try:

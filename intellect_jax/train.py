@@ -48,6 +48,7 @@ def main() -> None:
       patience = config.island.connect_patience
       description = agent.describe(coordinator, credentials, patience)
     run = config.run if description is None else _run_half(config, description)
+    credentials = credentials.for_lease(run.elastic.lease_seconds)
     config_lib.validate_island(run, config.island)
     tokenizer = tokenizer_of(run)
     set_up_jax(config.island)

@@ -144,7 +144,7 @@ class ElasticDeviceMesh:
     restored = self._held.restore(replay=not self._alone)
     if restored is not None:
       self._tell("restored", source="checkpoint")
-    self._server = rpc.server(_SERVE_THREADS)
+    self._server = rpc.server(_SERVE_THREADS, self._credentials)
     self._held.store.add_to(self._server)
     listening = rpc.listen(self._server, self._island.listen, self._credentials)
     self._held.store.address = self._island.advertise or listening

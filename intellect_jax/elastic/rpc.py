@@ -3,6 +3,7 @@
 import concurrent.futures
 import dataclasses
 import ipaddress
+import socket
 import threading
 
 from absl import logging
@@ -12,42 +13,57 @@ from intellect_jax.errors import UserError
 
 PROTOCOL_VERSION = 1  # of elastic.proto and of what its words mean
 
-# A dead peer shows within the ping timeout, also behind a middlebox that goes
-# on acknowledging TCP: keepalive alone would wait for its 60 s default there.
-_OPTIONS = (
-  ("grpc.keepalive_time_ms", 5_000),
-  ("grpc.keepalive_timeout_ms", 5_000),
-  ("grpc.http2.ping_timeout_ms", 5_000),
-  ("grpc.keepalive_permit_without_calls", 1),
-  ("grpc.http2.max_pings_without_data", 0),
-  ("grpc.http2.min_recv_ping_interval_without_data_ms", 1_000),
-  ("grpc.http2.max_ping_strikes", 0),
-  ("grpc.initial_reconnect_backoff_ms", 200),
-  ("grpc.min_reconnect_backoff_ms", 200),
-  ("grpc.max_reconnect_backoff_ms", 5_000),
-  ("grpc.max_receive_message_length", 64 << 20),
-  ("grpc.max_send_message_length", 64 << 20),
-  # Channels to one address are separate connections, control beside bulk.
-  ("grpc.use_local_subchannel_pool", 1),
-  # Two servers on one port would share its callers by chance.
-  ("grpc.so_reuseport", 0),
-)
-
 
 @dataclasses.dataclass(frozen=True)
 class Credentials:
-  """How this process proves who it is. Without TLS: loopback, or at risk."""
+  """How this process proves who it is, and when it gives up a silent peer.
+
+  Without TLS: loopback, or at risk.
+  """
 
   insecure: bool = False  # listen beyond loopback all the same
+  dead_after: float = 2.5  # seconds of silence that end a connection
+
+  def for_lease(self, seconds: float) -> "Credentials":
+    """The same, for islands whose lease ends after so many seconds."""
+    return dataclasses.replace(self, dead_after=max(2.0, 0.8 * seconds))
 
 
 LOOPBACK = Credentials()
 
 
+def _options(credentials: Credentials) -> list[tuple[str, int]]:
+  """Of channels and servers: each side finds out that the other is dead.
+
+  A ping is sent after 0.4 of `dead_after` without a byte, and waited for as
+  long as half of it. Keepalive alone would not do behind a middlebox that goes
+  on acknowledging TCP: there a ping is given up after its own 60 s by default.
+  """
+  ms = 1000 * credentials.dead_after
+  return [
+    ("grpc.keepalive_time_ms", int(0.4 * ms)),
+    ("grpc.keepalive_timeout_ms", int(0.5 * ms)),
+    ("grpc.http2.ping_timeout_ms", int(0.5 * ms)),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 100),
+    ("grpc.http2.max_ping_strikes", 0),
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 5_000),
+    # In spite of its name: how long a try to connect may take at least.
+    ("grpc.min_reconnect_backoff_ms", int(ms)),
+    ("grpc.max_receive_message_length", 64 << 20),
+    ("grpc.max_send_message_length", 64 << 20),
+    # Channels to one address are separate connections, control beside bulk.
+    ("grpc.use_local_subchannel_pool", 1),
+    # Two servers on one port would share its callers by chance.
+    ("grpc.so_reuseport", 0),
+  ]
+
+
 def channel(address: str, credentials: Credentials) -> grpc.Channel:
   """Returns a channel to `address`; connects when it is first used."""
-  del credentials
-  return grpc.insecure_channel(address, options=_OPTIONS)
+  return grpc.insecure_channel(address, options=_options(credentials))
 
 
 class Channels:
@@ -71,12 +87,12 @@ class Channels:
       self._channels.clear()
 
 
-def server(threads: int) -> grpc.Server:
+def server(threads: int, credentials: Credentials = LOOPBACK) -> grpc.Server:
   """Returns a server without services; see `listen`."""
   pool = concurrent.futures.ThreadPoolExecutor(
     threads, thread_name_prefix="serve"
   )
-  return grpc.server(pool, options=_OPTIONS)
+  return grpc.server(pool, options=_options(credentials))
 
 
 def listen(
@@ -87,12 +103,7 @@ def listen(
   Raises:
     UserError: if the address is taken, malformed, or open to the world.
   """
-  host, _, port = address.rpartition(":")
-  if not host or not port.isdigit():
-    raise UserError(
-      f"The listening address is {address!r}, but must be host:port, as in"
-      " 127.0.0.1:7600 (port 0 takes any free one)."
-    )
+  host, _ = split_address(address)
   if not _is_loopback(host):
     if not credentials.insecure:
       raise UserError(
@@ -110,13 +121,89 @@ def listen(
       " this machine. Choose another port, or end the process that has it."
     ) from error
   grpc_server.start()
-  return f"{host}:{bound}"
+  return join_address(host, bound)
+
+
+# ---------------------------------------------------------------- addresses
+
+
+def split_address(address: str) -> tuple[str, int]:
+  """Host, without brackets, and port of "host:port" or "[ipv6]:port".
+
+  Raises:
+    UserError: if the address is neither.
+  """
+  host, _, port = address.rpartition(":")
+  bracketed = host.startswith("[") and host.endswith("]")
+  whole = host and (bracketed or ":" not in host)
+  if not (whole and port.isdecimal() and int(port) < 1 << 16):
+    raise UserError(
+      f"An address is {address!r}, but must be host:port, as in"
+      " 127.0.0.1:7600, or [host]:port with IPv6, as in [::1]:7600. To listen"
+      " on port 0 takes any free one."
+    )
+  return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def join_address(host: str, port: int) -> str:
+  """The address of a host and a port; IPv6 in brackets."""
+  return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def split_list(addresses: str) -> list[str]:
+  """The addresses of "a:1,b:2", each checked; see `split_address`."""
+  found = [part.strip() for part in addresses.split(",") if part.strip()]
+  for address in found:
+    split_address(address)
+  return found
+
+
+def addresses_for_others(
+  listening: str, advertise: str, towards: str
+) -> list[str]:
+  """Where others reach what listens here.
+
+  Args:
+    listening: the address that is bound.
+    advertise: from the config: hosts, or addresses where ports are mapped,
+      with commas between; empty: the host that is listened on.
+    towards: an address that this host reaches. Where everything is listened
+      on, it tells which of this host's addresses is meant.
+  """
+  host, port = split_address(listening)
+  if advertise:
+    given = [part.strip() for part in advertise.split(",")]
+    return [_with_port(part, port) for part in given if part]
+  if host in ("0.0.0.0", "::"):
+    host = _own_host(towards)
+  return [join_address(host, port)]
+
+
+def _with_port(host: str, port: int) -> str:
+  try:
+    ipaddress.IPv6Address(host)
+  except ValueError:
+    if ":" not in host:
+      return join_address(host, port)
+    split_address(host)
+    return host
+  return join_address(host, port)
+
+
+def _own_host(towards: str) -> str:
+  """This host's address on the way to another one. Sends nothing."""
+  family, kind, _, _, target = socket.getaddrinfo(
+    *split_address(towards), type=socket.SOCK_DGRAM
+  )[0]
+  with socket.socket(family, kind) as probe:
+    probe.connect(target)
+    return probe.getsockname()[0]
 
 
 def _is_loopback(host: str) -> bool:
   if host == "localhost":
     return True
   try:
-    return ipaddress.ip_address(host.strip("[]")).is_loopback
+    return ipaddress.ip_address(host).is_loopback
   except ValueError:
     return False

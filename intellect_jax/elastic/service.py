@@ -57,7 +57,7 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
       self._closing = threading.Event()
       self.done = threading.Event()  # the run is over and everyone has left
       self.stopped = ""  # why it ended before the run was over
-      self._server = rpc.server(threads=_MAX_ISLANDS + 8)
+      self._server = rpc.server(_MAX_ISLANDS + 8, credentials)
       pb_grpc.add_CoordinatorServicer_to_server(self, self._server)
       self.address = rpc.listen(self._server, listen, credentials)
     except BaseException:
