@@ -8,16 +8,36 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class FetchRequest(_message.Message):
-    __slots__ = ("id", "start", "stop")
+    __slots__ = ("id", "start", "stop", "island")
     ID_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
     STOP_FIELD_NUMBER: _ClassVar[int]
+    ISLAND_FIELD_NUMBER: _ClassVar[int]
     id: bytes
     start: int
     stop: int
-    def __init__(self, id: _Optional[bytes] = ..., start: _Optional[int] = ..., stop: _Optional[int] = ...) -> None: ...
+    island: str
+    def __init__(self, id: _Optional[bytes] = ..., start: _Optional[int] = ..., stop: _Optional[int] = ..., island: _Optional[str] = ...) -> None: ...
 
 class RawFrame(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class RelayHello(_message.Message):
+    __slots__ = ("island",)
+    ISLAND_FIELD_NUMBER: _ClassVar[int]
+    island: str
+    def __init__(self, island: _Optional[str] = ...) -> None: ...
+
+class RelayedFetch(_message.Message):
+    __slots__ = ("ticket", "request")
+    TICKET_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    ticket: bytes
+    request: FetchRequest
+    def __init__(self, ticket: _Optional[bytes] = ..., request: _Optional[_Union[FetchRequest, _Mapping]] = ...) -> None: ...
+
+class Delivered(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
@@ -26,18 +46,20 @@ class DescribeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Description(_message.Message):
-    __slots__ = ("protocol", "run_id", "run_json", "run_digest", "term")
+    __slots__ = ("protocol", "run_id", "run_json", "run_digest", "term", "relays")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     RUN_JSON_FIELD_NUMBER: _ClassVar[int]
     RUN_DIGEST_FIELD_NUMBER: _ClassVar[int]
     TERM_FIELD_NUMBER: _ClassVar[int]
+    RELAYS_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     run_id: str
     run_json: str
     run_digest: str
     term: int
-    def __init__(self, protocol: _Optional[int] = ..., run_id: _Optional[str] = ..., run_json: _Optional[str] = ..., run_digest: _Optional[str] = ..., term: _Optional[int] = ...) -> None: ...
+    relays: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, protocol: _Optional[int] = ..., run_id: _Optional[str] = ..., run_json: _Optional[str] = ..., run_digest: _Optional[str] = ..., term: _Optional[int] = ..., relays: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Interval(_message.Message):
     __slots__ = ("start", "stop")
@@ -289,7 +311,7 @@ class Records(_message.Message):
     def __init__(self, records: _Optional[_Iterable[_Union[SealedRecord, _Mapping]]] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
-    __slots__ = ("record", "window", "step", "tokens_trained", "activity", "loss", "tokens_per_second", "train_seconds", "blocked_seconds", "bytes_sent", "bytes_received", "evaluations", "busy_seconds", "hand_in_seconds", "oldest")
+    __slots__ = ("record", "window", "step", "tokens_trained", "activity", "loss", "tokens_per_second", "train_seconds", "blocked_seconds", "bytes_sent", "bytes_received", "evaluations", "busy_seconds", "hand_in_seconds", "oldest", "bytes_relayed")
     RECORD_FIELD_NUMBER: _ClassVar[int]
     WINDOW_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
@@ -305,6 +327,7 @@ class Heartbeat(_message.Message):
     BUSY_SECONDS_FIELD_NUMBER: _ClassVar[int]
     HAND_IN_SECONDS_FIELD_NUMBER: _ClassVar[int]
     OLDEST_FIELD_NUMBER: _ClassVar[int]
+    BYTES_RELAYED_FIELD_NUMBER: _ClassVar[int]
     record: int
     window: int
     step: int
@@ -320,7 +343,8 @@ class Heartbeat(_message.Message):
     busy_seconds: float
     hand_in_seconds: float
     oldest: int
-    def __init__(self, record: _Optional[int] = ..., window: _Optional[int] = ..., step: _Optional[int] = ..., tokens_trained: _Optional[int] = ..., activity: _Optional[str] = ..., loss: _Optional[float] = ..., tokens_per_second: _Optional[float] = ..., train_seconds: _Optional[float] = ..., blocked_seconds: _Optional[float] = ..., bytes_sent: _Optional[int] = ..., bytes_received: _Optional[int] = ..., evaluations: _Optional[_Iterable[_Union[Evaluation, _Mapping]]] = ..., busy_seconds: _Optional[float] = ..., hand_in_seconds: _Optional[float] = ..., oldest: _Optional[int] = ...) -> None: ...
+    bytes_relayed: int
+    def __init__(self, record: _Optional[int] = ..., window: _Optional[int] = ..., step: _Optional[int] = ..., tokens_trained: _Optional[int] = ..., activity: _Optional[str] = ..., loss: _Optional[float] = ..., tokens_per_second: _Optional[float] = ..., train_seconds: _Optional[float] = ..., blocked_seconds: _Optional[float] = ..., bytes_sent: _Optional[int] = ..., bytes_received: _Optional[int] = ..., evaluations: _Optional[_Iterable[_Union[Evaluation, _Mapping]]] = ..., busy_seconds: _Optional[float] = ..., hand_in_seconds: _Optional[float] = ..., oldest: _Optional[int] = ..., bytes_relayed: _Optional[int] = ...) -> None: ...
 
 class Evaluation(_message.Message):
     __slots__ = ("record", "loss")

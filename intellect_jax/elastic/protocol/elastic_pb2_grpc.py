@@ -353,3 +353,127 @@ class Blobs:
             timeout,
             metadata,
             _registered_method=True)
+
+
+class RelayStub:
+    """Serves the blobs of islands that nobody can call (see relay.py): a Fetch of
+    the relay that names such an island is told to it, and its frames come up in
+    a call of its own.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Attend = channel.unary_stream(
+                '/intellect.v1.Relay/Attend',
+                request_serializer=intellect__jax_dot_elastic_dot_protocol_dot_elastic__pb2.RelayHello.SerializeToString,
+                response_deserializer=intellect__jax_dot_elastic_dot_protocol_dot_elastic__pb2.RelayedFetch.FromString,
+                _registered_method=True)
+        self.Deliver = channel.stream_unary(
+                '/intellect.v1.Relay/Deliver',
+                request_serializer=intellect__jax_dot_elastic_dot_protocol_dot_elastic__pb2.RawFrame.SerializeToString,
+                response_deserializer=intellect__jax_dot_elastic_dot_protocol_dot_elastic__pb2.Delivered.FromString,
+                _registered_method=True)
+
+
+class RelayServicer:
+    """Serves the blobs of islands that nobody can call (see relay.py): a Fetch of
+    the relay that names such an island is told to it, and its frames come up in
+    a call of its own.
+    """
+
+    def Attend(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Deliver(self, request_iterator, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_RelayServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Attend': grpc.unary_stream_rpc_method_handler(
+                    servicer.Attend,
+                    request_deserializer=intellect__jax_dot_elastic_dot_protocol_dot_elastic__pb2.RelayHello.FromString,
+                    response_serializer=intellect__jax_dot_elastic_dot_protocol_dot_elastic__pb2.RelayedFetch.SerializeToString,
+            ),
+            'Deliver': grpc.stream_unary_rpc_method_handler(
+                    servicer.Deliver,
+                    request_deserializer=intellect__jax_dot_elastic_dot_protocol_dot_elastic__pb2.RawFrame.FromString,
+                    response_serializer=intellect__jax_dot_elastic_dot_protocol_dot_elastic__pb2.Delivered.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'intellect.v1.Relay', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('intellect.v1.Relay', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Relay:
+    """Serves the blobs of islands that nobody can call (see relay.py): a Fetch of
+    the relay that names such an island is told to it, and its frames come up in
+    a call of its own.
+    """
+
+    @staticmethod
+    def Attend(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/intellect.v1.Relay/Attend',
+            intellect__jax_dot_elastic_dot_protocol_dot_elastic__pb2.RelayHello.SerializeToString,
+            intellect__jax_dot_elastic_dot_protocol_dot_elastic__pb2.RelayedFetch.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Deliver(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/intellect.v1.Relay/Deliver',
+            intellect__jax_dot_elastic_dot_protocol_dot_elastic__pb2.RawFrame.SerializeToString,
+            intellect__jax_dot_elastic_dot_protocol_dot_elastic__pb2.Delivered.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
