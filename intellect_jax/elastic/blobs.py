@@ -20,9 +20,11 @@ import grpc
 import numpy as np
 
 from intellect_jax.elastic import rpc
+from intellect_jax.elastic.pace import Pace
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 
-_FETCH = "/intellect.v1.Blobs/Fetch"
+FETCH = "/intellect.v1.Blobs/Fetch"
+_RELAY = "relay:"  # relay:host:port/island is behind the relay at host:port
 _MAX_CHUNK = 1 << 20  # bytes; larger frames gain nothing, smaller cost CPU
 _MIN_CHUNKS = 64  # a blob has so many, if it has so many blocks
 _MAX_MANIFEST = 64 << 20  # bytes; a blob of 2 TB has this much
@@ -51,7 +53,7 @@ class Manifest:
   @classmethod
   def of(cls, data: np.ndarray, chunk: int) -> "Manifest":
     """Hashes uint8 `data`."""
-    view = memoryview(data)
+    view = data.data
     starts = range(0, len(view), chunk)
     hashes = (blake3(view[i : i + chunk]).digest() for i in starts)
     return cls(len(view), chunk, b"".join(hashes))
@@ -88,15 +90,31 @@ class Manifest:
       raise ValueError(f"the chunk at byte {offset} has a wrong hash")
 
 
+def relayed(relay: str, island: str) -> str:
+  """The address of an island's blobs behind the relay at host:port."""
+  return f"{_RELAY}{relay}/{island}"
+
+
+def split_relayed(address: str) -> tuple[str, str]:
+  """Whom to call, and the island behind it; empty for a direct address."""
+  if not address.startswith(_RELAY):
+    return address, ""
+  relay, _, island = address.removeprefix(_RELAY).partition("/")
+  return relay, island
+
+
 class BlobStore:
   """The blobs that this island serves, by id. Safe to use from any thread."""
 
-  def __init__(self):
+  def __init__(self, upload_mbit: float = 0.0):
+    """`upload_mbit`: cap on what is served, 10^6 bits/s; 0 is none."""
     self._blobs: dict[bytes, tuple[Manifest, np.ndarray]] = {}
     self._published: collections.Counter[bytes] = collections.Counter()
     self._lock = threading.Lock()
-    self.address = ""  # where they are served; set once it is known
+    self._pace = Pace(upload_mbit)
+    self.addresses: list[str] = []  # where they are served, best first
     self.bytes_sent = 0
+    self.bytes_relayed = 0  # of those sent, through a relay
 
   def publish(self, data: np.ndarray, chunk: int) -> pb.Blob:
     """Serves uint8 `data`, which must not change until `withdraw`.
@@ -109,7 +127,7 @@ class BlobStore:
     with self._lock:
       self._blobs[manifest.id] = (manifest, data)
       self._published[manifest.id] += 1
-    part = pb.Part(stop=manifest.length, addresses=[self.address])
+    part = pb.Part(stop=manifest.length, addresses=self.addresses)
     return pb.Blob(id=manifest.id, length=manifest.length, parts=[part])
 
   def withdraw(self, blob_id: bytes) -> None:
@@ -126,16 +144,22 @@ class BlobStore:
     return found[1] if found else None
 
   def serve(self, request: pb.FetchRequest, context) -> Iterator[bytes]:
-    """The Fetch RPC: the manifest, then the chunks that cover the range."""
+    """The Fetch RPC; see `frames`."""
+    if self.get(request.id) is None:
+      context.abort(grpc.StatusCode.NOT_FOUND, "no such blob here")
+    yield from self.frames(request)
+
+  def frames(self, request: pb.FetchRequest) -> Iterator[bytes]:
+    """The manifest, then the chunks that cover the range; none if unknown."""
     with self._lock:
       found = self._blobs.get(request.id)
     if found is None:
-      context.abort(grpc.StatusCode.NOT_FOUND, "no such blob here")
       return
     manifest, data = found
     yield manifest.pack()
     for offset in manifest.chunks(request.start, request.stop):
       frame = data[offset : offset + manifest.chunk].tobytes()
+      self._pace.take(len(frame))
       self.bytes_sent += len(frame)  # statistics: a lost update does no harm
       yield frame
 
@@ -143,7 +167,7 @@ class BlobStore:
     method = grpc.unary_stream_rpc_method_handler(
       self.serve, request_deserializer=pb.FetchRequest.FromString
     )
-    service, name = _FETCH.strip("/").split("/")
+    service, name = FETCH.strip("/").split("/")
     handler = grpc.method_handlers_generic_handler(service, {name: method})
     server.add_generic_rpc_handlers((handler,))
 
@@ -164,9 +188,22 @@ class Cancelled(Exception):
 class Fetcher:
   """Fetches ranges of blobs from other islands, verified chunk by chunk."""
 
-  def __init__(self, credentials: rpc.Credentials, patience: float):
+  def __init__(
+    self,
+    credentials: rpc.Credentials,
+    patience: float,
+    download_mbit: float = 0.0,
+  ):
+    """Prepares; connections are made when they are needed.
+
+    Args:
+      credentials: for channels.
+      patience: seconds without a chunk before a fetch is given up.
+      download_mbit: cap on what is fetched, 10^6 bits/s; 0 is none.
+    """
     self._channels = rpc.Channels(credentials)
-    self._patience = patience  # seconds without a chunk before giving up
+    self._patience = patience
+    self._pace = Pace(download_mbit)
     self.bytes_received = 0
 
   def fetch(
@@ -212,9 +249,10 @@ class Fetcher:
     stop: int,
     cancelled: threading.Event,
   ) -> Iterator[tuple[int, bytes]]:
-    call = self._channels.to(address).unary_stream(
-      _FETCH, request_serializer=pb.FetchRequest.SerializeToString
-    )(pb.FetchRequest(id=blob_id, start=start, stop=stop))
+    host_port, island = split_relayed(address)
+    call = self._channels.to(host_port).unary_stream(
+      FETCH, request_serializer=pb.FetchRequest.SerializeToString
+    )(pb.FetchRequest(id=blob_id, start=start, stop=stop, island=island))
     frames: queue.Queue = queue.Queue(maxsize=_AHEAD)
     over = threading.Event()
     reader = threading.Thread(
@@ -255,6 +293,7 @@ class Fetcher:
           ) from None
     if isinstance(frame, Exception):
       raise FetchError(address, _reason(frame)) from frame
+    self._pace.take(len(frame))
     self.bytes_received += len(frame)
     return frame
 
