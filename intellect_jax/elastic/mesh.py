@@ -147,7 +147,9 @@ class ElasticDeviceMesh:
     self._server = rpc.server(_SERVE_THREADS, self._credentials)
     self._held.store.add_to(self._server)
     listening = rpc.listen(self._server, self._island.listen, self._credentials)
-    self._held.store.address = self._island.advertise or listening
+    self._held.store.addresses = rpc.addresses_for_others(
+      listening, self._island.advertise, self._coordinator
+    )
     self._held.serve_log()
     self._agent = self._make_agent(has_state=restored is not None)
     self._agent.start()
@@ -177,7 +179,7 @@ class ElasticDeviceMesh:
       island=self.island,
       incarnation=self._identity.incarnation,
       process=self._identity.process,
-      addresses=[self._held.store.address],
+      addresses=self._held.store.addresses,
       place=self._island.place,
       has_state=has_state,
       record=self.record,

@@ -150,14 +150,14 @@ class Exchange:
     base = share.start * self.codec.block_bytes
     owner = round_lib.addresses(share.mean)
     others = [address for address in holders if address not in owner]
-    own = self.store.address
+    own = self.store.addresses
     blocks = share.stop - share.start
     if share.mean.length != blocks * self.codec.block_bytes:
       raise MemberError(share.owner, "its share has another length")
     try:
       for offset, chunk in self._chunks(
         share.mean,
-        [a for a in owner + others if a != own] or owner,
+        [a for a in owner + others if a not in own] or owner,
         0,
         share.mean.length,
         cancelled,

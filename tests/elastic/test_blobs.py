@@ -1,6 +1,7 @@
 """Blobs over real gRPC on loopback: right bytes, or a named failure."""
 
 from collections.abc import Iterator
+import concurrent.futures
 import contextlib
 import socket
 import threading
@@ -24,7 +25,7 @@ def some_bytes(seed: int = 0, length: int = LENGTH) -> np.ndarray:
 def served(store: blobs.BlobStore) -> Iterator[blobs.BlobStore]:
   server = rpc.server(threads=4)
   store.add_to(server)
-  store.address = rpc.listen(server, "127.0.0.1:0", rpc.LOOPBACK)
+  store.addresses = [rpc.listen(server, "127.0.0.1:0", rpc.LOOPBACK)]
   try:
     yield store
   finally:
@@ -123,7 +124,7 @@ def test_a_manifest_that_does_not_add_up_is_refused():
 def test_any_range_comes_in_whole_verified_chunks(store, fetcher, start, stop):
   data = some_bytes()
   blob = store.publish(data, CHUNK)
-  chunks = fetched(fetcher, [store.address], blob.id, start, stop)
+  chunks = fetched(fetcher, store.addresses, blob.id, start, stop)
   place = start - start % CHUNK
   for offset, chunk in chunks:
     assert offset == place
@@ -144,7 +145,7 @@ def test_wrong_bytes_are_refused(store, fetcher):
   good = []
   with pytest.raises(blobs.FetchError, match=f"byte {7 * CHUNK} has a wrong"):
     for offset, _ in fetcher.fetch(
-      [store.address], manifest.id, 0, LENGTH, threading.Event()
+      store.addresses, manifest.id, 0, LENGTH, threading.Event()
     ):
       good.append(offset)
   assert good == [index * CHUNK for index in range(7)]
@@ -158,7 +159,7 @@ def test_wrong_bytes_from_one_are_fetched_from_another(store, fetcher):
   store.publish_hashed(manifest, corrupted)
   with served(blobs.BlobStore()) as honest:
     honest.publish(data, CHUNK)
-    chunks = fetched(fetcher, [store.address, honest.address], manifest.id)
+    chunks = fetched(fetcher, store.addresses + honest.addresses, manifest.id)
   assert b"".join(chunk for _, chunk in chunks) == data.tobytes()
 
 
@@ -166,15 +167,15 @@ def test_wrong_bytes_from_one_are_fetched_from_another(store, fetcher):
 def test_a_blob_that_is_too_short_is_refused(store, fetcher, stop):
   blob = store.publish(some_bytes(), CHUNK)
   with pytest.raises(blobs.FetchError, match=f"has {LENGTH} bytes"):
-    fetched(fetcher, [store.address], blob.id, 0, stop)
+    fetched(fetcher, store.addresses, blob.id, 0, stop)
 
 
 def test_an_unknown_blob_names_peer_and_reason(store, fetcher):
   blob = store.publish(some_bytes(), CHUNK)
   store.withdraw(blob.id)
   with pytest.raises(blobs.FetchError, match="NOT_FOUND") as caught:
-    fetched(fetcher, [store.address], blob.id)
-  assert caught.value.peer == store.address
+    fetched(fetcher, store.addresses, blob.id)
+  assert caught.value.peer == store.addresses[0]
 
 
 def test_a_blob_that_nobody_serves_is_an_error_at_once(fetcher):
@@ -185,7 +186,7 @@ def test_a_blob_that_nobody_serves_is_an_error_at_once(fetcher):
 def test_a_dead_address_falls_over_to_the_next(store, fetcher):
   data = some_bytes()
   blob = store.publish(data, CHUNK)
-  chunks = fetched(fetcher, [unused_address(), store.address], blob.id)
+  chunks = fetched(fetcher, [unused_address(), *store.addresses], blob.id)
   assert b"".join(chunk for _, chunk in chunks) == data.tobytes()
 
 
@@ -196,7 +197,7 @@ def test_it_resumes_where_a_source_stopped(fetcher):
   with served(slow), served(rest):
     blob = slow.publish(data, CHUNK)
     rest.publish(data, CHUNK)
-    chunks = fetched(fetcher, [slow.address, rest.address], blob.id)
+    chunks = fetched(fetcher, slow.addresses + rest.addresses, blob.id)
     slow.go_on.set()
   assert b"".join(chunk for _, chunk in chunks) == data.tobytes()
   assert rest.asked_from == [10 * CHUNK]
@@ -207,7 +208,7 @@ def test_a_peer_that_stops_sending_is_given_up_within_patience(fetcher):
     blob = slow.publish(some_bytes(), CHUNK)
     start = time.monotonic()
     with pytest.raises(blobs.FetchError, match="nothing came for"):
-      fetched(fetcher, [slow.address], blob.id)
+      fetched(fetcher, slow.addresses, blob.id)
     waited = time.monotonic() - start
     slow.go_on.set()
   assert PATIENCE <= waited < 4 * PATIENCE
@@ -218,7 +219,7 @@ def test_cancelling_ends_a_fetch_that_waits():
   cancelled = threading.Event()
   with served(Slow(good=3)) as slow:
     blob = slow.publish(some_bytes(), CHUNK)
-    chunks = patient.fetch([slow.address], blob.id, 0, LENGTH, cancelled)
+    chunks = patient.fetch(slow.addresses, blob.id, 0, LENGTH, cancelled)
     next(chunks)
     cancelled.set()
     start = time.monotonic()
@@ -231,7 +232,43 @@ def test_cancelling_ends_a_fetch_that_waits():
 
 def test_bytes_are_counted_on_both_sides(store, fetcher):
   blob = store.publish(some_bytes(), CHUNK)
-  fetched(fetcher, [store.address], blob.id)
+  fetched(fetcher, store.addresses, blob.id)
   manifest = blobs.Manifest.of(some_bytes(), CHUNK)
   assert store.bytes_sent == LENGTH
   assert fetcher.bytes_received == LENGTH + len(manifest.pack())
+
+
+def seconds_to_fetch(store, fetcher, blob_id) -> float:
+  started = time.monotonic()
+  fetched(fetcher, store.addresses, blob_id, stop=1_000_000)
+  return time.monotonic() - started
+
+
+@pytest.mark.parametrize("capped", ["upload", "download"])
+def test_a_cap_stretches_a_transfer_in_proportion(capped):
+  """1 MB takes 0.4 s at 20 Mbit/s, and twice that at half the rate."""
+  taken = []
+  for mbit in (20.0, 10.0):
+    upload, download = (mbit, 0.0) if capped == "upload" else (0.0, mbit)
+    with (
+      served(blobs.BlobStore(upload)) as store,
+      contextlib.closing(blobs.Fetcher(rpc.LOOPBACK, 5, download)) as fetcher,
+    ):
+      blob = store.publish(some_bytes(length=1_000_000), 16 * CHUNK)
+      taken.append(seconds_to_fetch(store, fetcher, blob.id))
+  assert 0.4 * 0.8 < taken[0] < 0.4 * 1.5
+  assert 1.6 < taken[1] / taken[0] < 2.4
+
+
+def test_all_readers_share_one_cap():
+  with (
+    served(blobs.BlobStore(upload_mbit=20)) as store,
+    contextlib.closing(blobs.Fetcher(rpc.LOOPBACK, 5)) as fetcher,
+    concurrent.futures.ThreadPoolExecutor(2) as readers,
+  ):
+    blob = store.publish(some_bytes(length=1_000_000), 16 * CHUNK)
+    both = [
+      readers.submit(seconds_to_fetch, store, fetcher, blob.id)
+      for _ in range(2)
+    ]
+    assert max(reader.result() for reader in both) > 0.8 * 0.8

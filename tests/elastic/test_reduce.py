@@ -35,7 +35,7 @@ class Islands:
       store = blobs.BlobStore()
       server = rpc.server(threads=8)
       store.add_to(server)
-      store.address = rpc.listen(server, "127.0.0.1:0", rpc.LOOPBACK)
+      store.addresses = [rpc.listen(server, "127.0.0.1:0", rpc.LOOPBACK)]
       self.servers[name] = server
       fetcher = blobs.Fetcher(rpc.LOOPBACK, patience)
       self.exchanges[name] = reduce.Exchange(self.codec, store, fetcher)
@@ -140,7 +140,7 @@ def test_a_dead_owners_share_comes_from_who_has_it_already():
       part = mean[share.start * block_bytes : share.stop * block_bytes]
       holder.publish(part, islands.chunk)
     islands.stop("c")
-    again = islands.gather("a", shares, [holder.address])
+    again = islands.gather("a", shares, holder.addresses)
     np.testing.assert_array_equal(again, mean)
 
 
