@@ -8,6 +8,7 @@ for itself: its mesh, its paths, its place. Other configs start from this one:
 
 Sources: [I1] INTELLECT-1, arXiv 2412.01152; [D] DiLoCo, arXiv 2311.08105;
 [SL] DiLoCo scaling laws, arXiv 2503.09799; [L3] Llama 3, arXiv 2407.21783;
+[M] Muon at scale, arXiv 2502.16982; [ML] MuLoCo, arXiv 2505.23725;
 [P] docs/protocol.md of this project.
 """
 
@@ -25,6 +26,7 @@ def run_config() -> ml_collections.ConfigDict:
   run = ml_collections.ConfigDict()
   run.name = "base"  # shown in progress and results
   run.seed = 0  # of the initial parameters; data has its own
+  run.init_from = ""  # digest of weights instead; --init-from=FOLDER sets it
   run.tokens = 1_000_000_000  # committed tokens after which the run is final
 
   run.model = ml_collections.ConfigDict(
@@ -54,12 +56,17 @@ def run_config() -> ml_collections.ConfigDict:
   run.inner = ml_collections.ConfigDict(
     dict(
       batch_size=128,  # sequences an island and inner step [I1]
+      # "adamw", or "muon" for the matrices of the blocks and AdamW for the
+      # rest; Muon wants outer.momentum=0.6, outer.learning_rate=0.7 [ML].
+      optimizer="adamw",
       learning_rate=4e-4,  # peak, AdamW [D]
       warmup_tokens=0,  # linear, over global tokens [P 9]
       decay_tokens=0,  # 1 - sqrt, over the last global tokens of the run
       beta1=0.9,  # [I1]
       beta2=0.95,  # [I1]
       epsilon=1e-8,
+      muon_beta=0.95,  # Nesterov momentum of Muon [M]
+      muon_rms=0.2,  # of Muon's updates: as large as AdamW's are [M]
       weight_decay=0.1,  # on matrices and embeddings, not on norms [I1]
       clip_norm=1.0,  # global gradient norm [I1]
       max_z_loss=0.0,  # weight of the squared largest logit; 2e-4 in [I1]
@@ -80,6 +87,10 @@ def run_config() -> ml_collections.ConfigDict:
       start_islands=1,  # the first round waits for so many
       min_islands=1,  # fewer live islands commit nothing
       lease_seconds=10.0,  # silence after which an island is gone [P 4]
+      hang_seconds=600.0,  # training without a step until it counts as hung
+      offer_patience=120.0,  # seconds that a donor may take to offer its state
+      minority_patience=600.0,  # fewer than half of the last members wait [P 4]
+      annul_patience=60.0,  # seconds without anybody who has the newest mean
       fetch_patience=10.0,  # seconds without a byte before a peer is bad
       deadline=False,  # plan without islands that are late [P 3]
       deadline_ratio=1.5,  # x median of past windows; at least 1.1
@@ -117,6 +128,7 @@ def island_config() -> ml_collections.ConfigDict:
   island.inner = ml_collections.ConfigDict(
     dict(
       microbatch=0,  # sequences a forward pass; 0: the whole batch
+      loss_chunk=0,  # positions whose logits exist at once; 0: all
       paced_step_seconds=0.0,  # tests: a real step, then wait for the pace
     )
   )

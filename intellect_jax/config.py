@@ -136,6 +136,12 @@ def validate_run(run: ConfigDict) -> None:
     "float32 or bfloat16",
   )
   _require(
+    inner.optimizer in ("adamw", "muon"),
+    "run.inner.optimizer",
+    inner.optimizer,
+    "adamw or muon",
+  )
+  _require(
     outer.codec in ("int8", "float32"),
     "run.outer.codec",
     outer.codec,
@@ -187,6 +193,13 @@ def validate_island(run: ConfigDict, island: ConfigDict) -> None:
     "island.inner.microbatch",
     microbatch,
     f"0 or a divisor of run.inner.batch_size={batch}",
+  )
+  chunk, length = island.inner.loss_chunk, run.data.sequence_length
+  _require(
+    chunk >= 0 and (chunk == 0 or length % chunk == 0),
+    "island.inner.loss_chunk",
+    chunk,
+    f"0 or a divisor of run.data.sequence_length={length}",
   )
   _require(
     island.model.remat in ("none", "dots", "full"),

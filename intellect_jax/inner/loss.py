@@ -1,5 +1,6 @@
 """Cross-entropy of the next token, as sums: parts of a batch just add up."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import chex
@@ -35,3 +36,43 @@ def loss_sums(
     z=jnp.sum(max_BxL**2 * weights_BxL),
     max_logit=jnp.max(max_BxL),
   )
+
+
+def chunked_loss_sums(
+  logits: Callable[[jax.Array], jax.Array],
+  x_BxLxD: jax.Array,
+  targets_BxL: jax.Array,
+  weights_BxL: jax.Array,
+  chunk: int,
+) -> LossSums:
+  """`loss_sums` of `logits(x)`, for `chunk` positions of each sequence at once.
+
+  The logits of a large vocabulary are the largest array of a step. Here no more
+  of them exist than B x chunk x V: the backward pass computes them again.
+
+  Args:
+    logits: maps BxSxD to BxSxV float32, each position on its own.
+    chunk: positions; divides L. 0: all at once, nothing computed twice.
+  """
+  if not chunk:
+    return loss_sums(logits(x_BxLxD), targets_BxL, weights_BxL)
+
+  def split(x_BxLx_):
+    B, L, *rest = x_BxLx_.shape
+    return jnp.moveaxis(x_BxLx_.reshape(B, L // chunk, chunk, *rest), 1, 0)
+
+  @jax.checkpoint
+  def add(sums, part):
+    x_BxSxD, targets_BxS, weights_BxS = part
+    more = loss_sums(logits(x_BxSxD), targets_BxS, weights_BxS)
+    return LossSums(
+      nll=sums.nll + more.nll,
+      z=sums.z + more.z,
+      max_logit=jnp.maximum(sums.max_logit, more.max_logit),
+    ), None
+
+  zero = jnp.float32(0)
+  parts = jax.tree.map(split, (x_BxLxD, targets_BxL, weights_BxL))
+  return jax.lax.scan(add, LossSums(zero, zero, jnp.float32(-jnp.inf)), parts)[
+    0
+  ]

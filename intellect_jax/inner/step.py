@@ -1,4 +1,4 @@
-"""The inner step: one AdamW update of an island, and the evaluation."""
+"""The inner step: one update of an island's model, and the evaluation."""
 
 from collections.abc import Iterable, Mapping
 import functools
@@ -13,8 +13,12 @@ from ml_collections import ConfigDict
 import numpy as np
 import optax
 
-from intellect_jax.inner.loss import loss_sums
-from intellect_jax.inner.optimizer import learning_rate, make_optimizer
+from intellect_jax.inner.loss import LossSums, chunked_loss_sums
+from intellect_jax.inner.optimizer import (
+  as_params,
+  learning_rate,
+  make_optimizer,
+)
 from intellect_jax.model import llama, sharding
 
 Batch = Mapping[str, Any]  # of BxL arrays, see TrainStep
@@ -22,11 +26,11 @@ Batch = Mapping[str, Any]  # of BxL arrays, see TrainStep
 
 class TrainState(NamedTuple):
   params: llama.Params  # float32
-  opt_state: Any  # of optax; Adam's moments, sharded as the parameters
+  opt_state: Any  # of optax; moments, sharded as the parameters
 
 
 class TrainStep:
-  """One compiled AdamW step on one island's mesh.
+  """One compiled optimizer step on one island's mesh.
 
   A batch holds int32 tokens, targets, segment_ids and positions and float32
   weights (0: not trained on), each batch_size x sequence_length.
@@ -40,6 +44,7 @@ class TrainStep:
     self._run = run
     self._mesh = mesh
     self._microbatch = island.inner.microbatch or inner.batch_size
+    self._loss_chunk = island.inner.loss_chunk
     self._pace_seconds = island.inner.paced_step_seconds
     self._c = llama.LlamaConfig.of(run.model, island.model)
     self._optimizer = make_optimizer(inner)
@@ -54,13 +59,7 @@ class TrainStep:
     self.state_shardings = TrainState(
       param_shardings,
       # Without this, moments made under jit would be whole on each device.
-      optax.tree_map_params(
-        self._optimizer,
-        lambda _, param_sharding: param_sharding,
-        opt_state,
-        param_shardings,
-        transform_non_params=lambda _: replicated,
-      ),
+      as_params(opt_state, param_shardings, otherwise=replicated),
     )
     self.abstract_state = jax.tree.map(
       lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
@@ -79,8 +78,8 @@ class TrainStep:
       out_shardings=param_shardings,
     )
 
-  @functools.cached_property
-  def _compiled(self) -> jax.stages.Compiled:
+  def trace(self) -> jax.stages.Traced:
+    """The step on shapes alone, to be lowered for any platform."""
     shape = (self._run.inner.batch_size, self._run.data.sequence_length)
     batch = {
       name: jax.ShapeDtypeStruct(shape, jnp.int32)
@@ -89,8 +88,12 @@ class TrainStep:
     batch["weights"] = jax.ShapeDtypeStruct(shape, jnp.float32)
     position = jax.ShapeDtypeStruct((), jnp.float32)
     with jax.set_mesh(self._mesh):
-      lowered = self._jitted.lower(self.abstract_state, batch, position)
-      return lowered.compile()
+      return self._jitted.trace(self.abstract_state, batch, position)
+
+  @functools.cached_property
+  def _compiled(self) -> jax.stages.Compiled:
+    with jax.set_mesh(self._mesh):
+      return self.trace().lower().compile()
 
   def compile(self) -> dict[str, int]:
     """Compiles ahead of the loop; returns the memory plan of a device.
@@ -170,14 +173,7 @@ class TrainStep:
     max_z_loss = self._run.inner.max_z_loss
 
     def objective(params, batch):
-      logits_BxLxV = llama.apply(
-        self._c,
-        params,
-        batch["tokens"],
-        batch["positions"],
-        batch["segment_ids"],
-      )
-      sums = loss_sums(logits_BxLxV, batch["targets"], batch["weights"])
+      sums = _loss_sums(self._c, params, batch, self._loss_chunk)
       total = sums.nll
       if max_z_loss:  # XLA would not leave out the gradient of 0 * max
         total += max_z_loss * sums.z
@@ -211,6 +207,7 @@ class EvalStep:
 
   def __init__(self, run: ConfigDict, island: ConfigDict, mesh: Mesh):
     self._c = llama.LlamaConfig.of(run.model, island.model)
+    self._loss_chunk = island.inner.loss_chunk
     self._mesh = mesh
     self._param_shardings = sharding.param_shardings(self._c, mesh)
     self._batch_sharding = sharding.batch_sharding(mesh)
@@ -238,12 +235,17 @@ class EvalStep:
     return float(nll / count)
 
   def _sums(self, params, batch):
-    logits_BxLxV = llama.apply(
-      self._c,
-      params,
-      batch["tokens"],
-      batch["positions"],
-      batch["segment_ids"],
-    )
-    sums = loss_sums(logits_BxLxV, batch["targets"], batch["weights"])
+    sums = _loss_sums(self._c, params, batch, self._loss_chunk)
     return sums.nll, jnp.sum(batch["weights"])
+
+
+def _loss_sums(
+  c: llama.LlamaConfig, params: llama.Params, batch: Batch, chunk: int
+) -> LossSums:
+  model = llama.bind(c, params)
+  x_BxLxD = model.hidden(
+    batch["tokens"], batch["positions"], batch["segment_ids"]
+  )
+  return chunked_loss_sums(
+    model.logits, x_BxLxD, batch["targets"], batch["weights"], chunk
+  )

@@ -4,9 +4,13 @@ Dimensions: B batch, L length, H query heads, K key/value heads, G = H / K
 query heads a key/value head, C head_dim.
 """
 
+from typing import Literal
+
 import chex
 import jax
 import jax.numpy as jnp
+
+from intellect_jax.model.product import matmul_float32
 
 MASKED = -1e30  # a logit that is exactly 0 after the softmax in float32
 
@@ -51,15 +55,25 @@ def attend(
   K = k_BxLxKxC.shape[2]
   chex.assert_shape([k_BxLxKxC, v_BxLxKxC], (B, L, K, C))
   chex.assert_shape(mask_BxLxL, (B, L, L))
-  if implementation == "cudnn":
-    return jax.nn.dot_product_attention(
-      q_BxLxHxC,
-      k_BxLxKxC,
-      v_BxLxKxC,
-      mask=mask_BxLxL[:, None],
-      implementation="cudnn",
-    )
-  return _attend_xla(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, mask_BxLxL)
+  attend_by = {"xla": _attend_xla, "cudnn": attend_fused}[implementation]
+  return attend_by(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, mask_BxLxL)
+
+
+def attend_fused(
+  q_BxLxHxC,
+  k_BxLxKxC,
+  v_BxLxKxC,
+  mask_BxLxL,
+  implementation: Literal["xla", "cudnn"] = "cudnn",
+):
+  """JAX's own attention; "xla" instead of "cudnn" tests its arguments."""
+  return jax.nn.dot_product_attention(
+    q_BxLxHxC,
+    k_BxLxKxC,
+    v_BxLxKxC,
+    mask=mask_BxLxL[:, None],  # the same for all heads
+    implementation=implementation,
+  )
 
 
 def _attend_xla(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, mask_BxLxL):
@@ -73,11 +87,7 @@ def _attend_xla(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, mask_BxLxL):
   )
   k_BxKxCxL = jnp.moveaxis(k_BxLxKxC, 1, 3)
   v_BxKxLxC = jnp.moveaxis(v_BxLxKxC, 1, 2)
-  scores_BxKxGLxL = jnp.matmul(
-    q_BxKxGxLxC.reshape(B, K, -1, C),
-    k_BxKxCxL,
-    preferred_element_type=jnp.float32,
-  )
+  scores_BxKxGLxL = matmul_float32(q_BxKxGxLxC.reshape(B, K, -1, C), k_BxKxCxL)
   scores_BxKxGxLxL = jnp.where(
     mask_BxLxL[:, None, None], scores_BxKxGLxL.reshape(B, K, -1, L, L), MASKED
   )

@@ -1,7 +1,18 @@
-"""Names of the tensors as in Hugging Face Llama checkpoints."""
+"""The model as Hugging Face has it: names, orientation, config.json.
+
+Their matrices are [out, in], ours [in, out], with heads as axes of their own.
+RoPE rotates the same pairs (i, i + head_dim / 2) in both, so that nothing is
+permuted.
+"""
 
 import dataclasses
+import math
+from typing import Any
 
+from ml_collections import ConfigDict
+import numpy as np
+
+from intellect_jax.errors import UserError
 from intellect_jax.model.llama import Params
 
 _OUTSIDE = {
@@ -19,6 +30,25 @@ _IN_BLOCK = {
   "gate": "mlp.gate_proj.weight",
   "up": "mlp.up_proj.weight",
   "down": "mlp.down_proj.weight",
+}
+_AS_IT_IS = ("embed", "final_norm", "attention_norm", "mlp_norm")
+_FIELDS = {  # of run.model, and their names in config.json
+  "layers": "num_hidden_layers",
+  "width": "hidden_size",
+  "heads": "num_attention_heads",
+  "kv_heads": "num_key_value_heads",
+  "head_dim": "head_dim",
+  "ffn": "intermediate_size",
+  "vocab_size": "vocab_size",
+  "norm_epsilon": "rms_norm_eps",
+  "tied_embeddings": "tie_word_embeddings",
+}
+# What Llama is in every checkpoint that this model can be.
+_ALWAYS = {
+  "model_type": "llama",
+  "hidden_act": "silu",
+  "attention_bias": False,
+  "mlp_bias": False,
 }
 
 
@@ -42,3 +72,118 @@ def tensor_names(params: Params) -> list[Tensor]:
       name = f"model.layers.{layer}.{_IN_BLOCK[key]}"
       tensors.append(Tensor(name, ("blocks", key), layer))
   return sorted(tensors, key=lambda tensor: tensor.name)
+
+
+def to_weight(path: tuple[str, ...], values: np.ndarray) -> np.ndarray:
+  """What Hugging Face stores for one tensor; a view where that can be.
+
+  Args:
+    path: of the leaf in Params.
+    values: of one layer.
+  """
+  if path[-1] in _AS_IT_IS:
+    return values
+  inner = _inner_axes(path)
+  return values.reshape(math.prod(values.shape[:inner]), -1).T
+
+
+def from_weight(
+  path: tuple[str, ...], weight: np.ndarray, shape: tuple[int, ...]
+) -> np.ndarray:
+  """The other way: one layer's tensor in our `shape`.
+
+  Raises:
+    ValueError: if the weight has another shape than `to_weight` would give.
+  """
+  expected = to_weight(path, np.broadcast_to(np.float32(0), shape)).shape
+  if weight.shape != expected:
+    raise ValueError(f"has shape {weight.shape}, not {expected}")
+  return weight if path[-1] in _AS_IT_IS else weight.T.reshape(shape)
+
+
+def _inner_axes(path: tuple[str, ...]) -> int:
+  """How many first axes of a matrix are contracted with its input."""
+  return 2 if path[-1] == "output" else 1
+
+
+def config_json(
+  model: ConfigDict, dtype: str, sequence_length: int, eos: int
+) -> dict[str, Any]:
+  """The config.json of a LlamaForCausalLM.
+
+  Some fields are there twice: transformers 5 reads rope_parameters and dtype;
+  transformers 4, vLLM and llama.cpp's converter read or have read rope_theta
+  and torch_dtype.
+
+  Args:
+    model: run.model.
+    dtype: of the weights, "float32" or "bfloat16".
+    sequence_length: in tokens, that it was trained on.
+    eos: the id that ends a document.
+  """
+  theta = model.rope_theta
+  return dict(
+    architectures=["LlamaForCausalLM"],
+    **_ALWAYS,
+    **{theirs: model[ours] for ours, theirs in _FIELDS.items()},
+    max_position_embeddings=sequence_length,
+    rope_theta=theta,
+    rope_parameters=dict(rope_theta=theta, rope_type="default"),
+    dtype=dtype,
+    torch_dtype=dtype,
+    bos_token_id=None,
+    eos_token_id=eos,
+    attention_dropout=0.0,
+    initializer_range=0.02,
+    use_cache=True,
+  )
+
+
+def check_config(model: ConfigDict, theirs: dict[str, Any]) -> None:
+  """Checks that a config.json describes this very model.
+
+  Args:
+    model: run.model; its dtype is of compute, and may differ.
+    theirs: the config.json, with defaults of LlamaConfig where it is silent.
+
+  Raises:
+    UserError: naming each field that differs.
+  """
+  heads = theirs.get("num_attention_heads", 32)
+  rope = theirs.get("rope_parameters") or theirs.get("rope_scaling") or {}
+  silent = dict(
+    _ALWAYS,
+    num_key_value_heads=heads,
+    head_dim=theirs.get("hidden_size", 4096) // heads,
+    rms_norm_eps=1e-6,
+    tie_word_embeddings=False,
+  )
+
+  def value(name: str) -> Any:
+    given = theirs.get(name)
+    return silent.get(name) if given is None else given
+
+  rope_theta = rope.get("rope_theta", theirs.get("rope_theta", 1e4))
+  rope_type = rope.get("rope_type", rope.get("type", "default"))
+  differing = [
+    f"{name} {value(name)!r}, but must be {expected!r}"
+    for name, expected in _ALWAYS.items()
+    if value(name) != expected
+  ]
+  if rope_type != "default":
+    differing.append(f"rope_type {rope_type!r}, but must be 'default'")
+  if rope_theta != model.rope_theta:
+    differing.append(
+      f"rope_theta {rope_theta}, but run.model.rope_theta is {model.rope_theta}"
+    )
+  differing += [
+    f"{name} {value(name)}, but run.model.{ours} is {model[ours]}"
+    for ours, name in _FIELDS.items()
+    if value(name) != model[ours]
+  ]
+  if differing:
+    raise UserError(
+      f"The config.json to start from has {'; '.join(differing)}. A run can"
+      " start only from weights of its own shape: set the fields of run.model"
+      " to those of config.json."
+    )

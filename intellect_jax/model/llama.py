@@ -29,6 +29,7 @@ from intellect_jax.model.attention import (
   rotary_angles,
   rotate,
 )
+from intellect_jax.model.product import matmul_float32
 from intellect_jax.model.sharding import constrain, param_shardings
 
 Params = dict[str, Any]
@@ -172,7 +173,7 @@ class Llama(nnx.Module):
   def logits(self, x_BxLxD) -> jax.Array:
     tied = self.c.tied_embeddings
     weight_DxV = self.embed[...].T if tied else self.unembed[...]
-    return _product(x_BxLxD, weight_DxV, jnp.float32)
+    return _product(x_BxLxD, weight_DxV, matmul_float32)
 
 
 def rms_norm(x_BxLxD: jax.Array, scale_D, epsilon: float) -> jax.Array:
@@ -182,20 +183,18 @@ def rms_norm(x_BxLxD: jax.Array, scale_D, epsilon: float) -> jax.Array:
   return (x * scale_D[...]).astype(x_BxLxD.dtype)
 
 
-def _product(x_BxLxI, weight_IxO, dtype=None) -> jax.Array:
+def _product(x_BxLxI, weight_IxO, matmul=jnp.matmul) -> jax.Array:
   """Contracts all axes of x after B and L with the first axes of the weight.
 
-  In x's dtype, the result in `dtype` if given. As a product of two matrices:
-  of an einsum over B and L, XLA's gradient for the weight is a transposed
-  product, 2 to 4 times as slow on CPUs.
+  In x's dtype. As a product of two matrices: of an einsum over B and L, XLA's
+  gradient for the weight is a transposed product, 2 to 4 times as slow on CPUs.
   """
   B, L, *inner = x_BxLxI.shape
   outer = weight_IxO.shape[len(inner) :]
   size = math.prod(inner)
-  out_BLxO = jnp.matmul(
+  out_BLxO = matmul(
     x_BxLxI.reshape(B * L, size),
     weight_IxO[...].reshape(size, -1).astype(x_BxLxI.dtype),
-    preferred_element_type=dtype,
   )
   return out_BLxO.reshape(B, L, *outer)
 
@@ -249,8 +248,12 @@ def apply(
   segment_ids_BxL: jax.Array,
 ) -> jax.Array:
   """Logits BxLxV; arguments as for `Llama.hidden`."""
-  model = nnx.merge(_abstract(c)[0], nnx.State(params))
-  return model(tokens_BxL, positions_BxL, segment_ids_BxL)
+  return bind(c, params)(tokens_BxL, positions_BxL, segment_ids_BxL)
+
+
+def bind(c: LlamaConfig, params: Params) -> Llama:
+  """The module with these parameters, for its two halves one by one."""
+  return nnx.merge(_abstract(c)[0], nnx.State(params))
 
 
 def parameter_count(c: LlamaConfig) -> int:

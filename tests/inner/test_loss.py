@@ -64,3 +64,47 @@ def test_z_pulls_only_at_the_largest_logit_of_a_token():
   largest = logits == logits.max(axis=-1, keepdims=True)
   expected = 2 * logits * weights[..., None] * largest
   chex.assert_trees_all_close(gradient, expected, rtol=1e-6)
+
+
+def by_chunks(chunk):
+  """Loss and gradients by hidden states and unembedding, jitted."""
+
+  def objective(x_BxLxD, unembed_DxV, targets, weights):
+    sums = loss.chunked_loss_sums(
+      lambda x: x @ unembed_DxV, x_BxLxD, targets, weights, chunk
+    )
+    return sums.nll + 0.1 * sums.z, sums
+
+  return jax.jit(jax.value_and_grad(objective, (0, 1), has_aux=True))
+
+
+def hidden_batch(B, L, D, V):
+  keys = jax.random.split(jax.random.key(0), 4)
+  return (
+    jax.random.normal(keys[0], (B, L, D)),
+    jax.random.normal(keys[1], (D, V)),
+    jax.random.randint(keys[2], (B, L), 0, V),
+    jax.random.uniform(keys[3], (B, L)),
+  )
+
+
+def test_chunks_change_neither_loss_nor_gradient():
+  batch = hidden_batch(3, 12, 8, V)
+  whole = by_chunks(0)(*batch)
+  for chunk in (4, 12):
+    parts = by_chunks(chunk)(*batch)
+    chex.assert_trees_all_close(parts, whole, rtol=1e-5, atol=1e-6)
+
+
+def test_chunks_never_hold_all_logits():
+  """Of 4 MiB logits an eighth at once, and one gradient of them."""
+  batch = jax.eval_shape(lambda: hidden_batch(1, 256, 8, 4096))
+  logits = 256 * 4096 * 4
+
+  def temporaries(chunk):
+    memory = by_chunks(chunk).lower(*batch).compile().memory_analysis()
+    assert memory is not None
+    return memory.temp_size_in_bytes
+
+  assert temporaries(0) > logits
+  assert temporaries(32) < logits / 2

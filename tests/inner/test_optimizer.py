@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 import pytest
 
 from intellect_jax import config
@@ -81,3 +82,79 @@ def test_equals_adamw_of_optax_after_a_clip(tiny):
     return params
 
   chex.assert_trees_all_close(trajectory(ours), trajectory(theirs), rtol=1e-6)
+
+
+def muon_of(tiny):
+  tiny.run.inner.update(optimizer="muon", clip_norm=1e9, weight_decay=0.0)
+  return optimizer.make_optimizer(tiny.run.inner)
+
+
+def some_gradient(abstract):
+  leaves, tree = jax.tree.flatten(abstract)
+  keys = jax.random.split(jax.random.key(0), len(leaves))
+  return tree.unflatten(
+    jax.random.normal(key, a.shape) for key, a in zip(keys, leaves, strict=True)
+  )
+
+
+def test_muon_takes_each_layers_matrices_by_themselves(tiny):
+  """As optax does on the matrices of one layer; heads side by side."""
+  c = llama.LlamaConfig.of(tiny.run.model, tiny.island.model)
+  inputs = dict(query=1, output=2, down=1)  # axes that a matrix multiplies
+  blocks = llama.abstract_params(c)["blocks"]
+  gradient = some_gradient({"blocks": {name: blocks[name] for name in inputs}})
+  muon = muon_of(tiny)
+  updates = jax.jit(lambda g: muon.update(g, muon.init(g), g)[0])(gradient)
+  alone = optax.contrib.muon(-1.0, beta=0.95, consistent_rms=0.2)
+  update_alone = jax.jit(lambda g: alone.update(g, alone.init(g), g)[0])
+
+  for name, axes in inputs.items():
+    for layer in range(c.layers):
+      matrix = gradient["blocks"][name][layer]
+      rows = int(np.prod(matrix.shape[:axes]))
+      expected = update_alone(matrix.reshape(rows, -1)).reshape(matrix.shape)
+      seen = updates["blocks"][name][layer]
+      chex.assert_trees_all_close(seen, expected, rtol=1e-3, atol=1e-4)
+      size = float(jnp.sqrt(jnp.mean(seen**2)))
+      assert 0.1 < size < 0.3, name  # about muon_rms
+
+
+def test_muon_leaves_norms_and_tables_to_adam(tiny):
+  c = llama.LlamaConfig.of(tiny.run.model, tiny.island.model)
+  params = llama.abstract_params(c)
+  muon = muon_of(tiny)
+  tiny.run.inner.optimizer = "adamw"
+  adamw = optimizer.make_optimizer(tiny.run.inner)
+  others = {"embed", "unembed", "final_norm", "attention_norm", "mlp_norm"}
+  gradient = some_gradient(
+    {k: v for k, v in params.items() if k != "blocks"}
+    | {"blocks": {k: v for k, v in params["blocks"].items() if k in others}}
+  )
+  by_muon, by_adamw = (
+    tx.update(gradient, tx.init(gradient), gradient)[0] for tx in (muon, adamw)
+  )
+  chex.assert_trees_all_close(by_muon, by_adamw)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_every_moment_lives_where_its_parameter_does(tiny, name):
+  """And the state counts no schedule: positions come from the swarm."""
+  tiny.run.inner.optimizer = name
+  c = llama.LlamaConfig.of(tiny.run.model, tiny.island.model)
+  params = llama.abstract_params(c)
+  tx = optimizer.make_optimizer(tiny.run.inner)
+  state = jax.eval_shape(tx.init, params)
+  marked = optimizer.as_params(state, params, otherwise=None)
+  moments = 0
+  for (path, leaf), mark in zip(
+    jax.tree.leaves_with_path(state),
+    jax.tree.leaves(marked, is_leaf=lambda x: x is None),
+    strict=True,
+  ):
+    assert (mark is None) == (leaf.size < 4), path
+    if mark is not None:
+      assert mark.shape == leaf.shape, path
+      moments += 1
+  count = len(jax.tree.leaves(params))
+  assert moments == {"adamw": 2 * count, "muon": 2 * 5 + 7}[name]
+  assert "Schedule" not in str(jax.tree.structure(state))

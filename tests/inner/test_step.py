@@ -4,6 +4,8 @@ import time
 
 import chex
 import jax
+import jax.extend
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -17,13 +19,11 @@ COMPILED = "/jax/core/compile/backend_compile_duration"  # an event of JAX
 MESHES = [(1, 1), (4, 1), (2, 2)]
 
 
-def tiny(microbatch=0, paced_step_seconds=0.0, batch_size=8):
+def tiny(batch_size=8, **island_inner):
   tiny = config.load(config.base_path().parent / "tiny.py")
   tiny.run.inner.update(batch_size=batch_size, max_z_loss=1e-3)
   tiny.run.data.sequence_length = 32
-  tiny.island.inner.update(
-    microbatch=microbatch, paced_step_seconds=paced_step_seconds
-  )
+  tiny.island.inner.update(island_inner)
   return tiny
 
 
@@ -94,10 +94,10 @@ def test_the_loss_falls(reference):
   assert losses[-1] < losses[0] - 0.5
 
 
-@pytest.mark.parametrize("fsdp", [1, 4])
-def test_microbatches_equal_the_whole_batch(whole, fsdp):
-  """Though they differ in tokens: weights are from 10 % to 100 %."""
-  parts = make_step(fsdp, 1, microbatch=4)
+@pytest.mark.parametrize("fsdp, loss_chunk", [(1, 0), (4, 8)])
+def test_microbatches_and_chunks_equal_the_whole(whole, fsdp, loss_chunk):
+  """Though they differ in tokens, 10 % to 100 %, and with z-loss, once."""
+  parts = make_step(fsdp, 1, microbatch=4, loss_chunk=loss_chunk)
   state, metrics = parts(parts.init(jax.random.key(0)), some_batch(), POSITION)
   expected, expected_metrics = whole(
     whole.init(jax.random.key(0)), some_batch(), POSITION
@@ -106,6 +106,59 @@ def test_microbatches_equal_the_whole_batch(whole, fsdp):
   # The first moment is the gradient, scaled; Adam's update hides its size.
   moment, expected_moment = state.opt_state[1].mu, expected.opt_state[1].mu
   chex.assert_trees_all_close(moment, expected_moment, rtol=1e-3, atol=1e-7)
+
+
+def equations(jaxpr):
+  """All equations of a program and of the programs inside it."""
+  for equation in jaxpr.eqns:
+    yield equation
+    for inner in jax.extend.core.jaxprs_in_params(equation.params):
+      yield from equations(inner)
+
+
+def test_products_are_bfloat16_and_everything_else_that_counts_float32():
+  c = tiny(microbatch=4, loss_chunk=8)
+  c.run.model.dtype = "bfloat16"
+  step = TrainStep(c.run, c.island, mesh_of(1, 1))
+  traced = step.trace()
+  state, metrics = traced.out_info
+  for leaf in jax.tree.leaves((state, metrics)):
+    assert leaf.dtype in (jnp.float32, jnp.int32)
+
+  kinds = {"dot_general": set(), "exp": set(), "rsqrt": set(), "sqrt": set()}
+  for equation in equations(traced.jaxpr.jaxpr):
+    seen = kinds.get(equation.primitive.name)
+    if seen is not None:
+      seen.update(str(x.aval.dtype) for x in equation.invars)
+  assert kinds == {
+    "dot_general": {"bfloat16"},  # forward and backward
+    "exp": {"float32"},  # both softmaxes
+    "rsqrt": {"float32"},  # norms
+    "sqrt": {"float32"},  # Adam, gradient norm
+  }
+  sums = [e for e in equations(traced.jaxpr.jaxpr) if accumulates(e, state)]
+  assert len(sums) == 1  # one loop carries gradients, in float32
+
+
+def accumulates(equation, state):
+  """True for a loop that carries a whole gradient in float32."""
+  if equation.primitive.name != "scan":
+    return False
+  first = equation.params["num_consts"]
+  carries = equation.invars[first : first + equation.params["num_carry"]]
+  shapes = [a.shape for a in jax.tree.leaves(state.params)]
+  floats = [x.aval.shape for x in carries if x.aval.dtype == jnp.float32]
+  return all(shape in floats for shape in shapes)
+
+
+def test_the_step_is_lowered_for_gpus():
+  """The 10B's, sharded, on shapes alone; cuDNN would need its library."""
+  c = config.load(config.base_path().parent / "intellect_1_10b.py")
+  c.island.model.attention = "xla"
+  step = TrainStep(c.run, c.island, mesh_of(4, 1))
+  text = step.trace().lower(lowering_platforms=("cuda",)).as_text()
+  assert "42x4096x14336xf32" in text  # all layers' matrices, in one loop
+  assert "dot_general" in text and "bf16" in text
 
 
 def test_the_step_compiles_once(whole):
