@@ -8,11 +8,11 @@ SWARM := $(BIN)/python -m intellect_jax.swarm --config=configs/demo.py
 PROTO := intellect_jax/elastic/protocol/elastic.proto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo-kill test lint proto lock clean
+.PHONY: help setup run demo-kill test test-extras lint proto lock clean
 .DELETE_ON_ERROR:
 
 help:  ## Show these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s%s\n", $$1, $$2}' \
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s%s\n", $$1, $$2}' \
 	  $(MAKEFILE_LIST)
 
 setup: $(SETUP)  ## Make .venv with the locked versions; PYTHON=… picks another
@@ -27,6 +27,11 @@ demo-kill: setup  ## The same in a minute, while parts of it are killed
 
 test: setup  ## Run the tests, under 8 minutes on two cores
 	$(BIN)/python -m pytest -n 2
+
+test-extras: setup  ## Install torch and transformers, test agreement with them
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock \
+	  --editable '.[hf]'
+	$(BIN)/python -m pytest -m hf
 
 lint: setup  ## Check format, style and types
 	$(BIN)/ruff format --check

@@ -9,10 +9,10 @@ import sys
 from typing import NoReturn
 
 from absl import app, flags, logging
-import ml_collections
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from intellect_jax import config as config_lib
+from intellect_jax.checkpoint.pretrained import Weights
 from intellect_jax.errors import UserError
 
 PARENT = "INTELLECT_JAX_PARENT"  # environment: process to end with, if any
@@ -42,6 +42,24 @@ def define_insecure() -> flags.FlagHolder:
   return flags.DEFINE_bool(
     "insecure", False, "Listen beyond this machine without TLS, at your risk."
   )
+
+
+def define_init_from() -> flags.FlagHolder:
+  return flags.DEFINE_string(
+    "init-from",
+    None,
+    "Folder of a Hugging Face Llama: the run begins with its weights, not with"
+    " random ones. For the coordinator, and for the first island at least.",
+  )
+
+
+def weights(holder: flags.FlagHolder, config: ConfigDict) -> Weights | None:
+  """The weights that --init-from names, noted in the run half of `config`."""
+  if holder.value is None:
+    return None
+  weights = Weights(path(holder))
+  config.run.init_from = weights.digest
+  return weights
 
 
 def overridden() -> list[str]:
@@ -117,7 +135,7 @@ def _fail(message: str, status: int = _EXIT_USER_ERROR) -> NoReturn:
   sys.exit(status)
 
 
-def config_of(holder: flags.FlagHolder) -> ml_collections.ConfigDict:
+def config_of(holder: flags.FlagHolder) -> ConfigDict:
   """The checked config of the flag."""
   config_lib.validate(holder.value)
   return holder.value

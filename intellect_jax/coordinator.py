@@ -29,6 +29,7 @@ WORKDIR = command.define_workdir("the ledger, metrics and summary of the run")
 LISTEN = flags.DEFINE_string(
   "listen", "127.0.0.1:7600", "host:port; port 0 takes any free one"
 )
+INIT_FROM = command.define_init_from()
 INSECURE = command.define_insecure()
 ADDRESS_FILE = "address"  # in the workdir: where this coordinator listens
 
@@ -36,6 +37,9 @@ ADDRESS_FILE = "address"  # in the workdir: where this coordinator listens
 def main() -> None:
   config = command.config_of(CONFIG)
   tokenizer_of(config.run)  # or no island could train
+  weights = command.weights(INIT_FROM, config)
+  if weights is not None:
+    weights.check(config.run)
   workdir = command.path(WORKDIR)
   started = time.monotonic()
   credentials = rpc.Credentials(insecure=INSECURE.value)

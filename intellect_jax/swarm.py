@@ -43,6 +43,7 @@ from intellect_jax.observe.swarm import mean_payload_reduction
 
 CONFIG = command.define_config()
 WORKDIR = command.define_workdir("all processes' logs, checkpoints and metrics")
+INIT_FROM = command.define_init_from()
 ISLANDS = flags.DEFINE_integer("islands", 3, "Islands to start.", lower_bound=1)
 KILL = flags.DEFINE_multi_string(
   "kill", [], "NAME@RECORD: kill that process at that record; may be repeated."
@@ -276,7 +277,10 @@ def main() -> None:
 def _run(workdir: pathlib.Path, config) -> dict[str, Any]:
   """Runs the swarm to its end; returns its figures."""
   started = time.monotonic()
-  swarm = Swarm(workdir, ISLANDS.value, command.config_flags_given())
+  flags_ = command.config_flags_given()
+  if INIT_FROM.value is not None:
+    flags_.append(f"--init-from={command.path(INIT_FROM)}")
+  swarm = Swarm(workdir, ISLANDS.value, flags_)
   kills = _parse_kills(KILL.value, swarm.parts)
   try:
     with swarm, Progress(swarm.status, config.run) as progress:

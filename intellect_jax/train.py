@@ -34,11 +34,13 @@ WORKDIR = command.define_workdir("this island's log, checkpoints and metrics")
 COORDINATOR = flags.DEFINE_string(
   "coordinator", None, "host:port of a swarm's coordinator; none: train alone"
 )
+INIT_FROM = command.define_init_from()
 INSECURE = command.define_insecure()
 
 
 def main() -> None:
   config = command.config_of(CONFIG)
+  weights = command.weights(INIT_FROM, config)
   workdir = command.path(WORKDIR)
   credentials = rpc.Credentials(insecure=INSECURE.value)
   coordinator, description = COORDINATOR.value, None
@@ -51,6 +53,8 @@ def main() -> None:
     credentials = credentials.for_lease(run.elastic.lease_seconds)
     config_lib.validate_island(run, config.island)
     tokenizer = tokenizer_of(run)
+    if weights is not None:
+      weights.check(run)
     set_up_jax(config.island)
     devices = sharding.make_mesh(
       config.island.mesh.fsdp, config.island.mesh.tensor
@@ -81,6 +85,7 @@ def main() -> None:
         description,
         credentials,
         alone=COORDINATOR.value is None,
+        weights=weights,
       )
     )
     for signum in (signal.SIGINT, signal.SIGTERM):

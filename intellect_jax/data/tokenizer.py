@@ -20,6 +20,7 @@ from intellect_jax.errors import UserError
 
 BYTES = 256
 LARGEST = 32_768
+EOS = "<eos>"  # the name of the id that ends a document
 LONGEST = 2**18  # characters at once; tiktoken panics at 10^6 spaces in a row
 
 # How Tekken cuts text into words before it merges within each of them.
@@ -82,6 +83,7 @@ class Tokenizer:
   Attributes:
     vocab_size: number of ids; a model may have more, but not fewer.
     eos: the id that ends every document; no text encodes to it.
+    ranks: the id of each run of bytes that has one, all but eos.
     digest: hex SHA-256 over all that determines the ids. Two islands with
       different digests must not train together.
   """
@@ -93,14 +95,15 @@ class Tokenizer:
     self.digest = hashlib.sha256(
       "\n".join([PATTERN, *lines]).encode()
     ).hexdigest()
+    self.ranks = {
+      base64.b64decode(token): int(rank)
+      for token, rank in map(str.split, lines)
+    }
     self._encoding = tiktoken.Encoding(
       name=f"tekken-{vocab_size}",
       pat_str=PATTERN,
-      mergeable_ranks={
-        base64.b64decode(token): int(rank)
-        for token, rank in map(str.split, lines)
-      },
-      special_tokens={"<eos>": self.eos},
+      mergeable_ranks=self.ranks,
+      special_tokens={EOS: self.eos},
     )
 
   def encode(self, text: str) -> np.ndarray:

@@ -30,6 +30,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from intellect_jax import config as config_lib
+from intellect_jax.checkpoint.pretrained import Weights
 from intellect_jax.data.index import GlobalIndex
 from intellect_jax.elastic import blobs, reduce, rpc, samples
 from intellect_jax.elastic.agent import Agent
@@ -73,6 +74,7 @@ class ElasticDeviceMesh:
     description: pb.Description,
     credentials: rpc.Credentials = rpc.LOOPBACK,
     alone: bool = False,
+    weights: Weights | None = None,
   ):
     """Opens what the workdir has; joins when entered.
 
@@ -88,6 +90,7 @@ class ElasticDeviceMesh:
       credentials: for servers and channels.
       alone: no other island will come: a restart goes back to the checkpoint
         and repeats what came after it, exactly.
+      weights: that the run starts from, if it does and this island has them.
 
     Raises:
       UserError: if the workdir has checkpoints of another run.
@@ -97,6 +100,7 @@ class ElasticDeviceMesh:
     self._index = index
     self._evaluate = evaluate
     self._alone = alone
+    self._weights = weights
     self._identity = identity
     self._coordinator, self._credentials = coordinator, credentials
     self._run_id = description.run_id
@@ -202,13 +206,27 @@ class ElasticDeviceMesh:
 
   def _initialise(self) -> TrainState:
     """Makes record 0's state; every other island fetches these very bits."""
-    state = self._train_step.init(jax.random.key(self._run.seed))
+    state = self._initial_state()
     theta = self._held.layout.flatten(state.params)
     both = np.concatenate([theta, np.zeros_like(theta)])
     self._held.stand_at(pb.Record(islands=1), both)
     self._agent.initialised(self._held.offer())
     self._agent.wait(lambda: len(self._agent.adopted) > 0, "record 0")
     return state
+
+  def _initial_state(self) -> TrainState:
+    """Random, or from given weights; always with zero moments."""
+    step = self._train_step
+    if not self._run.init_from:
+      return step.init(jax.random.key(self._run.seed))
+    if self._weights is None:
+      raise UserError(
+        "This run starts from given weights"
+        f" ({self._run.init_from[:12]}…), and this island is its first. Start"
+        " it with --init-from=FOLDER, as the coordinator was; the islands after"
+        " it need no folder."
+      )
+    return step.from_params(self._weights.read(step.abstract_state.params))
 
   def _await_state(self, restored: TrainState | None) -> TrainState:
     """Waits for theta and b from an island that has them."""
