@@ -167,9 +167,7 @@ class BlobStore:
     method = grpc.unary_stream_rpc_method_handler(
       self.serve, request_deserializer=pb.FetchRequest.FromString
     )
-    service, name = FETCH.strip("/").split("/")
-    handler = grpc.method_handlers_generic_handler(service, {name: method})
-    server.add_generic_rpc_handlers((handler,))
+    rpc.add_handler(server, FETCH, method)
 
 
 class FetchError(Exception):

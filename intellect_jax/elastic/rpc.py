@@ -124,6 +124,16 @@ def listen(
   return join_address(host, bound)
 
 
+def add_handler(
+  grpc_server: grpc.Server, path: str, handler: grpc.RpcMethodHandler
+) -> None:
+  """Serves one method, "/package.Service/Method", that moves raw bytes."""
+  service, method = path.strip("/").split("/")
+  grpc_server.add_generic_rpc_handlers(
+    (grpc.method_handlers_generic_handler(service, {method: handler}),)
+  )
+
+
 # ---------------------------------------------------------------- addresses
 
 
