@@ -118,7 +118,17 @@ class Holdings:
     return self.record.final or due
 
   def save(self, state: TrainState) -> None:
-    """Starts to save everything; the log before is no longer needed."""
+    """Starts to save everything; the log before is no longer needed.
+
+    A disk that is full costs the checkpoint, and not the island.
+    """
+    try:
+      self._save(state)
+    except OSError as error:
+      number = self.record.number
+      logging.error("No checkpoint at record %d: %s", number, error)
+
+  def _save(self, state: TrainState) -> None:
     sealed = self.log.record(self.record.number)
     assert sealed is not None
     self.checkpoints.save(

@@ -43,7 +43,8 @@ class RecordLog:
     """Returns writable uint8 [length], the mean of an attempt."""
     path = self._attempt_path(attempt)
     with open(path, "ab") as file:  # never shrinks what is mapped already
-      file.truncate(length)
+      # A full disk is an error here; in a sparse map it would end the process.
+      os.posix_fallocate(file.fileno(), 0, length)
     return np.memmap(path, np.uint8, "r+", shape=(length,))
 
   def adopt(self, sealed: pb.SealedRecord) -> pb.Record:
