@@ -28,6 +28,7 @@ from intellect_jax.errors import UserError
 
 _BACKOFF = 0.2, 5.0  # seconds between tries to reach the coordinator
 _LATE_RETRY = 1.0  # seconds before a committed mean is asked for again
+_RECORDS_SENT = 256  # in one message, when the coordinator asks
 _END = None
 
 
@@ -105,6 +106,7 @@ class Agent:
     self.changed = threading.Condition()
     self.welcome: pb.Welcome | None = None
     self.evicted = False  # since the training thread last looked
+    self.hand_in = 0  # record that what is trained had better be proposed for
     self.restores: collections.deque[pb.Restore] = collections.deque()
     self.leases: dict[int, list[Interval]] = {}
     self.adopted: collections.deque[pb.Record] = collections.deque()
@@ -311,6 +313,10 @@ class Agent:
       self._hello.has_state = True
       self._hello.record = record
       self._hello.record_hash = sealed.hash if sealed is not None else b""
+      self._hello.head = max(self._hello.head, record)
+      while self._log.record(self._hello.head + 1) is not None:
+        self._hello.head += 1
+    self._hello.tokens_trained = self.progress.heartbeat.tokens_trained
     self._send(pb.FromIsland(hello=self._hello))
 
   def _disconnected(self) -> None:
@@ -429,6 +435,20 @@ class Agent:
   def _on_record(self, sealed: pb.SealedRecord) -> None:
     self._carry_out(self._round.committed([sealed]))
 
+  def _on_closing(self, closing: pb.Closing) -> None:
+    self._carry_out(self._round.closing(closing))
+
+  def _on_ask_records(self, ask: pb.AskRecords) -> None:
+    """The coordinator's log is shorter than this island's."""
+    head = self._hello.head
+    records = pb.Records(end=head + 1)
+    for number in range(ask.start, min(head + 1, ask.start + _RECORDS_SENT)):
+      sealed = self._log.record(number)
+      if sealed is None:
+        break
+      records.records.append(sealed)
+    self._send(pb.FromIsland(records=records))
+
   def _on_finished(self, finished: pb.Finished) -> None:
     with self.changed:
       self._finished = True
@@ -476,6 +496,10 @@ class Agent:
           self._adopt(record, sealed)
         case round_lib.ReadLog(start):
           self._read_log(start)
+        case round_lib.HandIn(number):
+          with self.changed:
+            self.hand_in = number
+            self.changed.notify_all()
         case round_lib.Diverged(record):
           reason = f"record {record}, at which it stands, was annulled"
           self._forget_state()
@@ -521,6 +545,8 @@ class Agent:
     """Tells the coordinator who did not deliver, unless nobody asks now."""
     if isinstance(error, blobs.Cancelled) or self._closing.is_set():
       return
+    if isinstance(error, OSError):  # such as a full disk: others go on
+      error = reduce.MemberError(self._hello.island, str(error))
     if not isinstance(error, reduce.MemberError):
       logging.exception("Exchange work failed.", exc_info=error)
       self._fail(error)
@@ -534,7 +560,8 @@ class Agent:
   def _adopt(self, record: pb.Record, sealed: pb.SealedRecord) -> None:
     self._shelf.adopt(sealed)
     self._workers.submit(self._log.sync, record.number)
-    self._withdraw_delta()
+    if record.HasField("step"):  # else it is proposed again
+      self._withdraw_delta()
     with self.changed:
       self.adopted.append(record)
       self.changed.notify_all()

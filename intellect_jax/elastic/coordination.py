@@ -10,20 +10,23 @@ from collections.abc import Sequence
 import dataclasses
 import statistics
 
-from blake3 import blake3
 from ml_collections import ConfigDict
 import numpy as np
 
 from intellect_jax import config as config_lib
-from intellect_jax.elastic import rpc
+from intellect_jax.elastic import chain, rpc
 from intellect_jax.elastic.membership import Member, Membership, State
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.elastic.round import CoordinatorRound, Outgoing
 from intellect_jax.elastic.samples import Holder, Interval, SamplePool
+from intellect_jax.elastic.steering import Steering, with_values
+from intellect_jax.errors import UserError
 from intellect_jax.outer.codec import make_codec
 
 _MAD_TO_SIGMA = 1.4826  # of a normal distribution
 _WINDOWS_REMEMBERED = 64
+_HAND_IN_TICK = 0.2  # seconds that a word may need to get there
+_HAND_IN_SLACK = 1.25  # x what an island needs from a word to a proposal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +80,16 @@ class Stop:
   reason: str
 
 
-Action = Send | Close | Append | SaveLease | EndLeases | SaveEvaluation | Stop
+@dataclasses.dataclass(frozen=True)
+class Warn:
+  """Tell the operator, loudly."""
+
+  text: str
+
+
+Action = (
+  Send | Close | Append | SaveLease | EndLeases | SaveEvaluation | Stop | Warn
+)
 
 
 @dataclasses.dataclass
@@ -90,6 +102,7 @@ class History:
   leases: dict[Holder, list[Interval]] = dataclasses.field(default_factory=dict)
   losses: list[pb.Loss] = dataclasses.field(default_factory=list)
   evaluations: dict[int, float] = dataclasses.field(default_factory=dict)
+  recovered: bool = False  # from the islands: leases are theirs to tell
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,39 +119,43 @@ class Coordinator:
   """Membership, data leases, the open round and the committed log."""
 
   def __init__(self, run: ConfigDict, history: History, now: float):
-    self.run = run
+    self._started_run = run  # as it was before anyone changed a setting
     self.run_id = history.run_id
     self.term = history.term
     self.digest = config_lib.digest(run)
     self.log = list(history.log)  # record v at index v
     self.losses = list(history.losses)
     self.evaluations = dict(history.evaluations)
+    self._recovered = history.recovered
+    self._records = [pb.Record.FromString(s.body) for s in self.log]
+    self._effective = chain.effective(self._records)
+    self.run = run
     self._members = Membership(run.elastic.lease_seconds)
     self._block_bytes = make_codec(run.outer.codec).block_bytes
     self._round = CoordinatorRound(self._block_bytes)
-    self._records = [pb.Record.FromString(s.body) for s in self.log]
-    windows = committed_windows(self._records)
-    self._committed = collections.Counter()  # tokens by (island, incarnation)
-    for holder, window in windows:
-      self._committed[holder[:2]] += window.tokens
     # Who took part or was training when the last coordinator ended is given
     # a lease to come back; what older processes had leased is free.
     newest: dict[str, int] = {}
-    members = [(m.island, m.incarnation) for m in self.head.step.members]
+    last = self._last_step().step.members
+    members = [(m.island, m.incarnation) for m in last]
     for island, incarnation in [*members, *(h[:2] for h in history.leases)]:
       newest[island] = max(incarnation, newest.get(island, 0))
     for island, incarnation in newest.items():
       self._members.expect(island, incarnation, now)
-    self._pool = SamplePool(
-      [i for _, window in windows for i in _intervals(window)],
+    self._committed: collections.Counter[tuple[str, int]]  # tokens
+    self._read_chain(
       {
         holder: intervals
         for holder, intervals in history.leases.items()
         if newest[holder.island] == holder.incarnation
-      },
+      }
     )
     self._base_states: dict[str, bytes] = {}  # of open proposals
+    # Sessions of islands that have newer records: (hello, was it evicted).
+    self._asking: dict[int, tuple[pb.Hello, bool]] = {}
+    self._agreed = (-1, b"")  # record, and the hash of most members' state
     self._donor = ""  # asked for its state
+    self._donor_asked_at = now
     self._donors_asked = 0
     self._stateless: set[str] = set()  # islands that wait for a state
     self._departures: list[_Departure] = []  # not settled yet
@@ -149,9 +166,30 @@ class Coordinator:
       maxlen=_WINDOWS_REMEMBERED
     )
     self._proposed_after: dict[str, float] = {}  # seconds, in the open round
+    self._closing_told: set[str] = set()  # of the open round
     self._committed_at = now
+    self._enough_at = now  # half of the last members were there
+    self._held_at = now  # somebody had the newest mean
     self._ticked_at = now
     self._actions: list[Action] = []
+
+  def _read_chain(self, leases: dict[Holder, list[Interval]]) -> None:
+    """Takes from the records what they say: tokens, samples, settings."""
+    windows = chain.committed_windows(self._effective)
+    self._committed = collections.Counter()
+    for holder, window in windows:
+      self._committed[holder[:2]] += window.tokens
+    committed = {holder for holder, _ in windows}
+    self._pool = SamplePool(
+      [i for _, window in windows for i in chain.intervals(window)],
+      {h: i for h, i in leases.items() if h not in committed},
+    )
+    self._read_settings()
+
+  def _read_settings(self) -> None:
+    self._steering = Steering.of(self._effective)
+    self.run = self._steering.run_at(self._started_run, len(self._records))
+    self._members.lease_seconds = self.run.elastic.lease_seconds
 
   # ------------------------------------------------------------ questions
 
@@ -182,6 +220,9 @@ class Coordinator:
       phase=self._phase(),
       losses=self.losses,
       tokens_lost=sum(loss.tokens for loss in self.losses),
+      warnings=self._warnings(now),
+      paused=bool(self._steering.paused),
+      settings=self._steering.changed(len(self._records)),
     )
     for member in self._members.members.values():
       if member.state in (State.IN, State.JOINING):
@@ -206,10 +247,36 @@ class Coordinator:
   def _phase(self) -> str:
     if self.final:
       return "finished"
+    if self._steering.paused:
+      return f"paused: {self._steering.paused}"
     missing = self.run.elastic.start_islands - len(self._members.inside())
     if self.head.number == 0 and missing > 0:
       return f"waiting for {missing} more of start_islands"
     return self._round.describe(self._late())
+
+  def _warnings(self, now: float) -> list[str]:
+    """What keeps the run from going on as it should."""
+    warnings = []
+    there, half = len(self._members.reachable()), self._half()
+    if there < half and not self.final:
+      patience = self.run.elastic.minority_patience
+      left = self._enough_at + patience - now
+      warnings.append(
+        f"{there} islands are here, and {half} are half of those that made"
+        f" record {self._last_step().number}: "
+        + (
+          f"waiting {left:.0f} s for others, who may be going on elsewhere"
+          if left > 0
+          else "going on without them, by run.elastic.min_islands"
+        )
+      )
+    needed = chain.newest_state(self._effective).number
+    if self._records and not self._holders_of(needed) and not self.final:
+      warnings.append(
+        f"no island here has the state of record {needed}; annulled after"
+        f" {self.run.elastic.annul_patience:g} s"
+      )
+    return warnings
 
   # --------------------------------------------------------------- events
 
@@ -239,14 +306,17 @@ class Coordinator:
     if member is None or kind == "hello":
       self._hello(session, message.hello, now)
       return self._taken()
+    if session in self._asking and kind not in ("records", "heartbeat"):
+      return self._taken()  # of before its welcome: it says so again
     self._members.renew(member, now)
     if kind is not None:
-      getattr(self, f"_{kind}")(member, getattr(message, kind), now)
+      getattr(self, f"_on_{kind}")(member, getattr(message, kind), now)
     return self._taken()
 
   def disconnected(self, session: int, now: float) -> list[Action]:
     """A control stream broke: its island leaves the attempt at once."""
     member = self._members.by_session(session)
+    self._asking.pop(session, None)
     if member is not None:
       member.session = None
       self._unreachable(member, now)
@@ -261,15 +331,26 @@ class Coordinator:
       self._members.renew_all(now)
     self._ticked_at = now
     for member in self._members.expired(now):
-      self._depart(member, f"not heard of for {lease:g} s, and evicted")
-      if member.session is not None:
-        self._actions.append(Close(member.session))
-        member.session = None
-      self._unreachable(member, now)
-    self._find_donor()
+      self._evict(member, f"not heard of for {lease:g} s, and evicted", now)
+    hang = self.run.elastic.hang_seconds
+    for member in self._members.hung(now, hang):
+      self._evict(member, f"no inner step in {hang:g} s, and evicted", now)
+    self._watch_donor(now)
+    self._find_donor(now)
+    self._count_who_is_there(now)
+    self._annul_what_nobody_has(now)
+    self._announce_closing(now)
     self._try_to_plan(now)
     self._finish_without_the_late(now)
     return self._taken()
+
+  def _evict(self, member: Member, cause: str, now: float) -> None:
+    self._depart(member, cause)
+    if member.session is not None:
+      self._actions.append(Close(member.session))
+      self._asking.pop(member.session, None)
+      member.session = None
+    self._unreachable(member, now)
 
   def _taken(self) -> list[Action]:
     self._settle_departures()
@@ -291,17 +372,72 @@ class Coordinator:
     if replaced is not None:
       self._depart(replaced, "its process was replaced by a newer one")
       self._unreachable(replaced, now)
+    if evicted:
+      self._depart(member, "trained while it was evicted")
+    elif self._recovered:
+      self._take_over_leases(member, hello)
     if self._donor == member.island:
       self._donor = ""  # it may not have heard that it was asked
+    newest = max(hello.head, hello.record) if hello.has_state else 0
+    if self.log and newest >= len(self.log) and not hello.alone:
+      self._asking[session] = hello, evicted
+      ask = pb.AskRecords(start=len(self.log))
+      self._to(session, pb.ToIsland(ask_records=ask))
+    else:
+      self._welcome(member, session, hello, evicted, now)
+
+  def _on_records(self, member: Member, sent: pb.Records, now: float) -> None:
+    """Takes over records that this coordinator's disk has lost."""
+    if member.session not in self._asking:
+      return
+    last = self.log[-1] if self.log else None
+    found = chain.continuation(last, sent.records)
+    if found and found[-1][0].term >= self.term:
+      self._stopped = True
+      reason = f"{member.island} has records of a term that is not over"
+      mend = "the ledger is an old copy; start again with --recover"
+      self._actions.append(Stop(f"{reason}: {mend}"))
+      return
+    if found:
+      self._open_round()
+      for record, sealed in found:
+        self._keep(record, sealed, now)
+      self._read_chain(self._pool.leased)
+      what = f"records up to {self.head.number} from {member.island}"
+      self._actions.append(Warn(f"took over {what}: the ledger lacked them"))
+      if found[-1][0].number + 1 < sent.end:
+        ask = pb.AskRecords(start=len(self.log))
+        self._to_member(member.island, pb.ToIsland(ask_records=ask))
+        return
+    hello, evicted = self._asking.pop(member.session)
+    self._welcome(member, member.session, hello, evicted, now)
+
+  def _take_over_leases(self, member: Member, hello: pb.Hello) -> None:
+    """The ledger was lost: islands know what was leased to them."""
+    for grant in hello.leases:
+      holder = Holder(member.island, member.incarnation, grant.window)
+      samples = chain.intervals(grant)
+      if holder not in self._pool.leased and self._pool.claim(holder, samples):
+        self._actions.append(SaveLease(holder, samples))
+
+  def _welcome(
+    self,
+    member: Member,
+    session: int,
+    hello: pb.Hello,
+    evicted: bool,
+    now: float,
+  ) -> None:
+    start = self._start(member, hello, now)
+    if start == pb.Welcome.START_RESTORE and hello.has_state:
+      self._depart(member, "its records are not those of the run")
+      evicted = True
     welcome = pb.Welcome(
-      run_id=self.run_id,
-      evicted=evicted,
-      start=self._start(member, hello, now),
-      head=self.head.number,
+      run_id=self.run_id, evicted=evicted, start=start, head=self.head.number
     )
     self._to(session, pb.ToIsland(welcome=welcome))
     self._say(self._round.again(member.island))
-    self._find_donor()
+    self._find_donor(now)
 
   def _start(self, member: Member, hello: pb.Hello, now: float):
     """How a newcomer gets to the run's state."""
@@ -315,7 +451,7 @@ class Coordinator:
       return pb.Welcome.START_GO_ON
     self._stateless.discard(member.island)
     if hello.has_state and self._on_chain(hello):
-      member.record = hello.record
+      member.record = self._counting(hello.record)
       return pb.Welcome.START_GO_ON
     member.state = State.JOINING
     if self._initialiser() in (None, member):
@@ -341,6 +477,11 @@ class Coordinator:
         f"This workdir belongs to run {hello.run_id}, the coordinator leads"
         f" run {self.run_id}. Start the island with another --workdir."
       )
+    if (hello.island, hello.incarnation) in self._steering.evicted:
+      return (
+        f"An operator evicted this process of island {hello.island!r}. Start"
+        " it again when what was wrong with it is mended."
+      )
     return self._members.refusal(hello, now)
 
   def _on_chain(self, hello: pb.Hello) -> bool:
@@ -348,6 +489,10 @@ class Coordinator:
       hello.record < len(self.log)
       and self.log[hello.record].hash == hello.record_hash
     )
+
+  def _counting(self, record: int) -> int:
+    """The record, or -1 if it does not count: it is annulled, or unknown."""
+    return record if any(r.number == record for r in self._effective) else -1
 
   def _initialiser(self) -> Member | None:
     """Who has the initial state or was told to make it; None: nobody."""
@@ -357,30 +502,37 @@ class Coordinator:
         return member
     return None
 
-  def _ready(self, member: Member, ready: pb.Ready, now: float) -> None:
+  def _on_ready(self, member: Member, ready: pb.Ready, now: float) -> None:
     if ready.record >= len(self._records):
       return
-    member.state = State.IN
-    member.record = max(member.record, ready.record)
+    if not member.hung:
+      member.state = State.IN
+    member.record = max(member.record, self._counting(ready.record))
     self._stateless.discard(member.island)
     self._try_to_plan(now)
 
-  def _heartbeat(
+  def _on_heartbeat(
     self, member: Member, heartbeat: pb.Heartbeat, now: float
   ) -> None:
-    member.heartbeat = heartbeat
+    trained = max(heartbeat.tokens_trained, member.heartbeat.tokens_trained)
+    self._members.note(member, heartbeat, now)
+    member.heartbeat.tokens_trained = trained
+    if heartbeat.record > member.record:
+      member.record = max(member.record, self._counting(heartbeat.record))
     for evaluation in heartbeat.evaluations:
       if evaluation.record not in self.evaluations:
         self.evaluations[evaluation.record] = evaluation.loss
         save = SaveEvaluation(evaluation.record, evaluation.loss)
         self._actions.append(save)
 
-  def _leave(self, member: Member, leave: pb.Leave, now: float) -> None:
+  def _on_leave(self, member: Member, leave: pb.Leave, now: float) -> None:
     self._depart(member, leave.reason)
     member.state = State.LEFT
     self._unreachable(member, now)
 
-  def _dropped(self, member: Member, dropped: pb.Dropped, now: float) -> None:
+  def _on_dropped(
+    self, member: Member, dropped: pb.Dropped, now: float
+  ) -> None:
     if self._round.uses(member.island, member.incarnation):
       return  # the record decides
     tokens = 0
@@ -457,7 +609,7 @@ class Coordinator:
       self._donor = ""
     if member.session is None:
       self._stateless.discard(member.island)  # it says so again
-    self._find_donor()
+    self._find_donor(now)
     self._find_initialiser()
     if self._round.gone(member.island):
       self._round.abandon()
@@ -466,7 +618,7 @@ class Coordinator:
 
   # ------------------------------------------------------ state transfers
 
-  def _state_ready(
+  def _on_state_ready(
     self, member: Member, ready: pb.StateReady, now: float
   ) -> None:
     if not self._records:
@@ -476,6 +628,10 @@ class Coordinator:
       self._refuse(member, "its initial state differs from the run's")
       return
     member.state_record, member.state_hash = ready.record, ready.state.id
+    if ready.record == self._agreed[0] and ready.state.id != self._agreed[1]:
+      self._donor = ""
+      self._repair(member, now)
+      return
     if not ready.state.parts:
       return
     self._donor = ""
@@ -495,12 +651,19 @@ class Coordinator:
       welcome = pb.Welcome(run_id=self.run_id, start=start)
       self._to_member(island, pb.ToIsland(welcome=welcome))
 
-  def _find_donor(self) -> None:
+  def _watch_donor(self, now: float) -> None:
+    """A donor that takes too long is one no more; the next is asked."""
+    patience = self.run.elastic.offer_patience
+    if self._donor and now - self._donor_asked_at > patience:
+      self._donor = ""
+
+  def _find_donor(self, now: float) -> None:
     """Asks one member for its state, if somebody waits for one."""
     if self._donor or not self._stateless:
       return
-    donors = sorted(self._members.reachable())
+    donors = sorted(self._members.reachable() - self._stateless)
     if donors:
+      self._donor_asked_at = now
       self._donor = donors[self._donors_asked % len(donors)]
       self._donors_asked += 1
       self._to_member(self._donor, pb.ToIsland(offer_state=pb.OfferState()))
@@ -512,7 +675,7 @@ class Coordinator:
 
   # ---------------------------------------------------------- data leases
 
-  def _lease_request(
+  def _on_lease_request(
     self, member: Member, request: pb.LeaseRequest, now: float
   ) -> None:
     holder = Holder(member.island, member.incarnation, request.window)
@@ -527,18 +690,25 @@ class Coordinator:
 
   # --------------------------------------------------------------- rounds
 
-  def _proposal(
+  def _on_proposal(
     self, member: Member, proposal: pb.Proposal, now: float
   ) -> None:
-    if proposal.base != self.head.number or member.state is not State.IN:
+    if proposal.base != self.head.number or self.final:
       return  # it has not heard of the newest record; the record is on its way
-    if self.final:
+    if member.island in self._stateless:
+      return  # its own state is of no use
+    if member.state not in (State.JOINING, State.IN):
       return
     for window in proposal.windows:
       holder = Holder(member.island, member.incarnation, window.number)
-      if not self._pool.holds(holder, _intervals(window)):
+      if not self._pool.holds(holder, chain.intervals(window)):
         self._void_windows(member)
         return
+    known = self._settled(member) + sum(w.tokens for w in proposal.windows)
+    beat = member.heartbeat  # may be older than the proposal
+    beat.tokens_trained = max(beat.tokens_trained, known)
+    member.state, member.hung = State.IN, False
+    member.record = max(member.record, proposal.base)
     refusal = self._round.propose(member.island, member.incarnation, proposal)
     if refusal:
       self._refuse(member, f"its proposal was refused: {refusal}")
@@ -582,6 +752,8 @@ class Coordinator:
     elastic = self.run.elastic
     if self._round.plan is not None or self.final or not self._records:
       return
+    if self._steering.paused:
+      return
     if (
       self.head.number == 0
       and len(self._members.inside()) < elastic.start_islands
@@ -590,12 +762,14 @@ class Coordinator:
     late = self._late() and not self._round.planned
     if late and now < self._deadline():
       return
-    self._drop_diverged()
+    if not self._agree(now):
+      return
     ready = set(self._round.proposals) & self._members.reachable()
-    if len(ready) < elastic.min_islands:
+    needed = self._needed(now)
+    if len(ready) < needed:
       return
     members = ready - self._round.left_out()
-    if len(members) < elastic.min_islands:  # void; all of it is carried
+    if len(members) < needed:  # void; all of it is carried
       if now < self._forgive_at:
         return
       self._round.forgive()
@@ -606,23 +780,92 @@ class Coordinator:
       self._round.start(number, sorted(members), self.term, self._attempts)
     )
 
-  def _drop_diverged(self) -> None:
-    """Leaves out members whose state is not that of the majority."""
+  def _last_step(self) -> pb.Record:
+    steps = (r for r in reversed(self._effective) if r.HasField("step"))
+    return next(steps, pb.Record())
+
+  def _half(self) -> int:
+    """Half of the last step's members, not counting who left in good order."""
+    members = [m.island for m in self._last_step().step.members]
+    left = {
+      m.island for m in self._members.members.values() if m.state is State.LEFT
+    }
+    return -(-len(set(members) - left) // 2)
+
+  def _count_who_is_there(self, now: float) -> None:
+    if len(self._members.reachable()) >= self._half():
+      self._enough_at = now
+
+  def _needed(self, now: float) -> int:
+    """Islands that a round needs: a minority waits, it may not be alone."""
+    elastic = self.run.elastic
+    if now - self._enough_at > elastic.minority_patience:
+      return elastic.min_islands
+    return max(elastic.min_islands, self._half())
+
+  def _announce_closing(self, now: float) -> None:
+    """Tells the slow in time when the round will be planned without them."""
+    deadline = self._deadline()
+    if self._round.planned or self.final or now > deadline:
+      return
+    for island in self._late():
+      member = self._members.members[island]
+      needs = _HAND_IN_SLACK * member.heartbeat.hand_in_seconds + _HAND_IN_TICK
+      if island not in self._closing_told and now >= deadline - needs:
+        self._closing_told.add(island)
+        closing = pb.Closing(number=self.head.number + 1)
+        self._to_member(island, pb.ToIsland(closing=closing))
+
+  def _agree(self, now: float) -> bool:
+    """Whether all that propose hold the same state; most are right.
+
+    A minority is given the others' state. A tie is for the operator to settle.
+    """
     hashes = collections.Counter(self._base_states.values())
     if len(hashes) < 2:
-      return
+      return True
     (common, votes), (_, next_votes) = hashes.most_common(2)
-    for island, state in list(self._base_states.items()):
-      if state != common or votes == next_votes:
-        self._round.proposals.pop(island, None)
-        del self._base_states[island]
-        self._refuse(
-          self._members.members[island],
-          f"its state at record {self.head.number} differs from the others'."
-          " Start it again with an empty workdir: it will fetch theirs",
-        )
+    if votes > next_votes:
+      self._agreed = self.head.number, common
+      for island, state in list(self._base_states.items()):
+        if state != common:
+          self._repair(self._members.members[island], now)
+      return True
+    if not self._late():
+      said = "; ".join(
+        f"{island} has {state.hex()[:16]}"
+        for island, state in sorted(self._base_states.items())
+      )
+      reason = (
+        f"islands disagree on the state at record {self.head.number}: {said}."
+        " Evict who is wrong, or roll back, and resume"
+      )
+      self._actions.append(Warn(f"The run is paused: {reason}."))
+      pause = pb.Settings.PAUSE_BEGIN
+      settings = pb.Settings(pause=pause, reason=reason)
+      self._change(settings, now)
+    return False
 
-  def _share_reduced(
+  def _repair(self, member: Member, now: float) -> None:
+    """A member's state is not the run's: it goes back to theirs."""
+    text = f"{member.island} diverged at record {self.head.number}"
+    self._actions.append(Warn(f"{text}, and is given the others' state."))
+    self._depart(member, f"its state at record {self.head.number} had diverged")
+    member.state, member.record = State.JOINING, -1
+    self._base_states.pop(member.island, None)
+    if self._round.gone(member.island):
+      self._round.abandon()
+    self._stateless.add(member.island)
+    welcome = pb.Welcome(
+      run_id=self.run_id,
+      evicted=True,
+      start=pb.Welcome.START_RESTORE,
+      head=self.head.number,
+    )
+    self._to_member(member.island, pb.ToIsland(welcome=welcome))
+    self._find_donor(now)
+
+  def _on_share_reduced(
     self, member: Member, report: pb.ShareReduced, now: float
   ) -> None:
     outgoing = self._round.share_reduced(member.island, report)
@@ -641,18 +884,20 @@ class Coordinator:
     else:
       self._say(outgoing)
 
-  def _prepared(
+  def _on_prepared(
     self, member: Member, prepared: pb.Prepared, now: float
   ) -> None:
     self._round.prepared(member.island, prepared.attempt)
     self._try_to_commit(now)
 
-  def _fetch_failed(
+  def _on_fetch_failed(
     self, member: Member, report: pb.FetchFailed, now: float
   ) -> None:
     if not report.attempt:  # a state, not a delta: ask somebody else
       self._stateless.add(member.island)
-      self._find_donor()
+      if member.state is State.IN:  # nobody waits for it meanwhile
+        member.state = State.JOINING
+      self._find_donor(now)
     elif self._round.fetch_failed(member.island, report):
       self._forgive_at = now + self.run.elastic.fetch_patience
       self._round.abandon()
@@ -670,10 +915,19 @@ class Coordinator:
       base=plan.base,
       shares=plan.shares,
       codec=outer.codec,
-      learning_rate=np.float32(outer.learning_rate),
-      momentum=np.float32(outer.momentum),
+      learning_rate=float(np.float32(outer.learning_rate)),
+      momentum=float(np.float32(outer.momentum)),
       base_state=next(iter(self._base_states.values()), b""),
+      minority=len(plan.members) < self._half(),
     )
+    if step.minority:
+      members = ", ".join(member.island for member in plan.members)
+      self._actions.append(
+        Warn(
+          f"Record {plan.number} is that of a minority ({members}): the others"
+          " have been away too long, and may be going on elsewhere."
+        )
+      )
     tokens = 0
     for member in plan.members:
       step.members.add().CopyFrom(member)
@@ -681,7 +935,7 @@ class Coordinator:
       tokens += sum(window.tokens for window in member.windows)
       for window in member.windows:
         holder = Holder(member.island, member.incarnation, window.number)
-        self._pool.consume(holder, _intervals(window))
+        self._pool.consume(holder, chain.intervals(window))
         self._committed[holder[:2]] += window.tokens
     record = pb.Record(step=step, total_tokens=self.head.total_tokens + tokens)
     for island in self._round.holders():
@@ -694,10 +948,11 @@ class Coordinator:
     self._round = CoordinatorRound(self._block_bytes)
     self._base_states.clear()
     self._proposed_after.clear()
+    self._closing_told.clear()
 
   def _annul(self, to: int, reason: str, now: float) -> None:
     """Takes back the records after `to`; their samples are free again."""
-    windows = committed_windows(self._records)
+    windows = chain.committed_windows(self._effective)
     tokens = self._records[to].total_tokens
     self._open_round()
     self._append(
@@ -706,12 +961,42 @@ class Coordinator:
       ),
       now,
     )
-    kept = {holder for holder, _ in committed_windows(self._records)}
+    kept = {holder for holder, _ in chain.committed_windows(self._effective)}
     for holder, window in windows:
       if holder not in kept:
-        self._pool.annul(_intervals(window))
+        self._pool.annul(chain.intervals(window))
         self._committed[holder[:2]] -= window.tokens
         self._lose(holder.island, holder.incarnation, window.tokens, reason)
+    for member in self._members.members.values():
+      if member.record > to:  # it goes back, and says when it is ready
+        member.record = -1
+        if member.state is State.IN:
+          member.state = State.JOINING
+
+  def _holders_of(self, record: int) -> list[str]:
+    """Islands that are here and hold the state of `record`, or a later one."""
+    return [
+      member.island
+      for member in self._members.members.values()
+      if member.record >= record
+      and (member.session is not None or member.state is State.LEFT)
+    ]
+
+  def _annul_what_nobody_has(self, now: float) -> None:
+    """Who held the newest mean is lost: back to the newest that is here."""
+    newest = chain.newest_state(self._effective).number
+    if not self._records or self._holders_of(newest):
+      self._held_at = now
+      return
+    here = [m for m in self._members.members.values() if m.session is not None]
+    to = max((member.record for member in here), default=-1)
+    patience = self.run.elastic.annul_patience
+    waited = now - self._held_at > patience
+    if waited and to >= 0 and len(here) >= self._needed(now):
+      reason = f"no island had the state of record {newest} for {patience:g} s"
+      self._actions.append(Warn(f"Back to record {to}: {reason}."))
+      self._annul(to, reason, now)
+      self._held_at = now
 
   def _append(self, record: pb.Record, now: float) -> None:
     """Completes a record, makes it durable, then announces it."""
@@ -719,19 +1004,32 @@ class Coordinator:
     record.term = self.term
     record.previous = self.log[-1].hash if self.log else b""
     record.islands = max(1, len(self._members.inside()))
-    record.final = record.total_tokens >= self.run.tokens
-    body = record.SerializeToString(deterministic=True)
-    sealed = pb.SealedRecord(body=body, hash=blake3(body).digest())
-    self.log.append(sealed)
-    self._records.append(record)
-    self._actions.append(Append(record, sealed))
-    self._committed_at = now
+    record.final = record.total_tokens >= self.run.tokens or (
+      record.HasField("step") and self._steering.finish
+    )
+    sealed = chain.seal(record)
+    self._keep(record, sealed, now)
     announced = pb.SealedRecord()
     announced.CopyFrom(sealed)
     announced.holders.extend(self.holders())
     for member in self._members.members.values():
       if member.session is not None:
         self._to(member.session, pb.ToIsland(record=announced))
+
+  def _keep(
+    self, record: pb.Record, sealed: pb.SealedRecord, now: float
+  ) -> None:
+    """The log has a further record, durable before anything that follows."""
+    self.log.append(sealed)
+    self._records.append(record)
+    if record.HasField("annulment"):
+      self._effective = chain.effective(self._records)
+    else:
+      self._effective.append(record)
+    self._actions.append(Append(record, sealed))
+    self._committed_at = now
+    if self._steering != Steering() or not record.HasField("step"):
+      self._read_settings()
 
   def _finish_without_the_late(self, now: float) -> None:
     """Who has the final state has left: nobody can catch up any more."""
@@ -743,8 +1041,11 @@ class Coordinator:
       for member in self._members.members.values()
       if member.state in (State.IN, State.JOINING)
     ]
-    if any(member.record == self.head.number for member in late):
+    here = [member for member in late if not member.hung]
+    if any(member.record == self.head.number for member in here):
       return
+    if late and not self._holders_of(self.head.number):
+      return  # nobody saved the end: it is annulled, in time
     finished = pb.Finished(reason="the run ended while this island was away")
     for member in late:
       self._to_member(member.island, pb.ToIsland(finished=finished))
@@ -759,6 +1060,75 @@ class Coordinator:
       if member.session is not None
       for address in member.addresses
     ]
+
+  # ------------------------------------------------------------- steering
+
+  def control(
+    self, request: pb.ControlRequest, now: float
+  ) -> tuple[pb.ControlReply, list[Action]]:
+    """What an operator wants; the reply may go out once the actions are done."""
+    if self._stopped or not self._records or self.final:
+      refusal = "the run is over, or has not begun: there is nothing to steer"
+    else:
+      try:
+        refusal = self._steer(request, now)
+      except UserError as error:
+        refusal = str(error)
+    reply = pb.ControlReply(refusal=refusal, record=self.head.number)
+    return reply, self._taken()
+
+  def _steer(self, request: pb.ControlRequest, now: float) -> str:
+    """Makes a change. Returns why not, or an empty string."""
+    number = len(self.log)  # of the record that says so
+    settings = pb.Settings(reason=request.reason)
+    match request.WhichOneof("change"):
+      case "set":
+        values, at = dict(request.set.values), request.set.at_record
+        if not values or 0 < at <= number:
+          return f"no values, or record {at} is not ahead of {number}"
+        with_values(self.run, values)  # or a UserError
+        settings.values.update(values)
+        settings.at_record = at or number + 1
+      case "pause":
+        paused = request.pause.paused
+        if paused == bool(self._steering.paused):
+          return "the run is paused already" if paused else "it is not paused"
+        begin, end = pb.Settings.PAUSE_BEGIN, pb.Settings.PAUSE_END
+        settings.pause = begin if paused else end
+      case "finish":
+        settings.finish = True
+      case "evict":
+        member = self._members.members.get(request.evict.island)
+        if member is None or member.state not in (State.IN, State.JOINING):
+          return f"no island {request.evict.island!r} is in the run"
+        settings.evicted.island = member.island
+        settings.evicted.incarnation = member.incarnation
+      case "rollback":
+        return self._roll_back(request.rollback.to, request.reason, now)
+      case _:
+        return "it asks for nothing"
+    self._change(settings, now)
+    return ""
+
+  def _change(self, settings: pb.Settings, now: float) -> None:
+    """Appends settings; islands propose again what is undecided."""
+    tokens = self.head.total_tokens
+    self._open_round()
+    self._append(pb.Record(settings=settings, total_tokens=tokens), now)
+    if settings.HasField("evicted"):
+      member = self._members.members[settings.evicted.island]
+      self._refuse(member, f"an operator evicted it: {settings.reason}")
+      self._evict(member, "evicted by an operator", now)
+      member.state = State.LEFT
+
+  def _roll_back(self, to: int, reason: str, now: float) -> str:
+    if self._counting(to) < 0 or to == self.head.number:
+      return f"record {to} is not one of those before {self.head.number}"
+    reach = [m.heartbeat.oldest for m in self._members.inside()]
+    if to < min(reach, default=0):
+      return f"no island's checkpoints reach back to {to}, only to {min(reach)}"
+    self._annul(to, reason or "an operator rolled back", now)
+    return ""
 
   # -------------------------------------------------------------- sending
 
@@ -775,30 +1145,3 @@ class Coordinator:
   def _say(self, outgoing: Outgoing) -> None:
     for island, message in outgoing:
       self._to_member(island, message)
-
-
-def effective(records: list[pb.Record]) -> list[pb.Record]:
-  """The records that count, in order: annulled ones and annulments left out."""
-  kept: list[pb.Record] = []
-  for record in records:
-    if record.HasField("annulment"):
-      kept = [r for r in kept if r.number <= record.annulment.to]
-    else:
-      kept.append(record)
-  return kept
-
-
-def committed_windows(
-  records: list[pb.Record],
-) -> list[tuple[Holder, pb.Window]]:
-  """The windows in records that count, and whose they were."""
-  return [
-    (Holder(member.island, member.incarnation, window.number), window)
-    for record in effective(records)
-    for member in record.step.members
-    for window in member.windows
-  ]
-
-
-def _intervals(window: pb.Window) -> list[Interval]:
-  return [(i.start, i.stop) for i in window.samples]

@@ -33,6 +33,8 @@ class Member:
   place: str = ""
   heard: float = 0.0
   heartbeat: pb.Heartbeat = dataclasses.field(default_factory=pb.Heartbeat)
+  progressed: float = 0.0  # when its heartbeat last showed something new
+  hung: bool = False  # evicted for that, and nothing new since
   record: int = -1  # newest whose mean it is known to hold
   state_record: int = 0
   state_hash: bytes = b""
@@ -42,13 +44,13 @@ class Membership:
   """The members of a run, by island name."""
 
   def __init__(self, lease_seconds: float):
-    self._lease = lease_seconds
+    self.lease_seconds = lease_seconds
     self.members: dict[str, Member] = {}
 
   def expect(self, island: str, incarnation: int, now: float) -> Member:
     """Holds a place for a member of before the coordinator's restart."""
     self.members[island] = Member(
-      island, incarnation, b"", None, State.IN, now + self._lease
+      island, incarnation, b"", None, State.IN, now + self.lease_seconds
     )
     return self.members[island]
 
@@ -99,12 +101,20 @@ class Membership:
     member.session = session
     member.addresses = list(hello.addresses)
     member.place = hello.place
+    beat = member.heartbeat
+    beat.tokens_trained = max(beat.tokens_trained, hello.tokens_trained)
     self.renew(member, now)
     return member, replaced, evicted
 
   def renew(self, member: Member, now: float) -> None:
     member.heard = now
-    member.lease_until = now + self._lease
+    member.lease_until = now + self.lease_seconds
+
+  def note(self, member: Member, heartbeat: pb.Heartbeat, now: float) -> None:
+    """Takes a heartbeat, and sees whether the training thread goes on."""
+    if _progress(heartbeat) != _progress(member.heartbeat):
+      member.progressed, member.hung = now, False
+    member.heartbeat = heartbeat
 
   def by_session(self, session: int) -> Member | None:
     for member in self.members.values():
@@ -123,11 +133,26 @@ class Membership:
       member.state = State.GONE
     return gone
 
+  def hung(self, now: float, seconds: float) -> list[Member]:
+    """Members that are heard but train no further; gone from now on.
+
+    Who waits says so in its activity; what takes long says how long.
+    """
+    hung = []
+    for member in self.inside():
+      busy = member.heartbeat.busy_seconds
+      works = member.heartbeat.activity == "training" or busy > 0
+      if works and now - member.progressed > max(seconds, busy):
+        member.state, member.hung = State.GONE, True
+        hung.append(member)
+    return hung
+
   def renew_all(self, now: float) -> None:
     """After a gap of the coordinator's own: nobody could be heard."""
     for member in self.members.values():
       if member.state in (State.IN, State.JOINING):
-        member.lease_until = now + self._lease
+        member.lease_until = now + self.lease_seconds
+        member.progressed = now
 
   def inside(self) -> list[Member]:
     """Members that take part, whether or not they can be heard just now."""
@@ -136,3 +161,7 @@ class Membership:
   def reachable(self) -> set[str]:
     """Names of members that take part and can be heard."""
     return {m.island for m in self.inside() if m.session is not None}
+
+
+def _progress(beat: pb.Heartbeat) -> tuple:
+  return beat.activity, beat.record, beat.window, beat.step

@@ -19,7 +19,7 @@ import math
 
 from blake3 import blake3
 
-from intellect_jax.elastic import blobs
+from intellect_jax.elastic import blobs, chain
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 
 _MAX_EXACT_COVER = 12  # members; beyond it the cover is greedy
@@ -328,12 +328,28 @@ class ReadLog:
 
 @dataclasses.dataclass(frozen=True)
 class Diverged:
-  """This island stands at a record that was annulled."""
+  """This island stands at a record that was annulled, or of a lost chain."""
 
   record: int
 
 
-Action = Send | Reduce | Gather | Cancel | Adopt | ReadLog | Diverged
+@dataclasses.dataclass(frozen=True)
+class HandIn:
+  """Propose what is trained, after the step that is under way."""
+
+  number: int  # of the record that it may be in
+
+
+Action = Send | Reduce | Gather | Cancel | Adopt | ReadLog | Diverged | HandIn
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tip:
+  """The end of the chain, as far as it was checked."""
+
+  number: int
+  hash: bytes = b""  # empty: not known yet
+  term: int = 0
 
 
 class IslandRound:
@@ -347,14 +363,18 @@ class IslandRound:
     self._fix: pb.Fix | None = None
     self._said: list[pb.FromIsland] = []  # in this attempt, to say again
     self._gathered: set[bytes] = set()  # attempts whose mean is here
-    self._waiting: dict[int, pb.SealedRecord] = {}  # committed, not adopted
+    # Committed, not adopted.
+    self._waiting: dict[int, tuple[pb.Record, pb.SealedRecord]] = {}
+    self._tip = _Tip(-1 if record is None else record)
+    self._moved_at = self._tip.number  # newest record that moved theta here
     self._void: set[int] = set()  # numbers of annulled records
     self._fetching = 0  # number of the record whose mean is being fetched
 
   def stand(self, record: int) -> list[Action]:
     """The island holds the state of `record`; -1: it is about to make it."""
     if self.record is None or record > self.record:
-      self.record = record
+      self.record = self._moved_at = record
+      self._tip = _Tip(record)
     return self._adopt()
 
   def forget(self) -> None:
@@ -362,8 +382,17 @@ class IslandRound:
     self.record = None
 
   def propose(self, proposal: pb.Proposal) -> list[Action]:
+    if self.record is not None and proposal.base >= self._moved_at:
+      proposal.base = self.record  # what came since did not move theta
     self._proposal = proposal
     return [Send(pb.FromIsland(proposal=proposal))]
+
+  def closing(self, closing: pb.Closing) -> list[Action]:
+    """A round is planned soon; who has not proposed had better do it now."""
+    past = self.record is None or closing.number <= self.record
+    if past or self._proposal is not None:
+      return []
+    return [HandIn(closing.number)]
 
   def reconnected(self) -> list[Action]:
     """Says again what the coordinator may not have heard."""
@@ -439,11 +468,28 @@ class IslandRound:
   def committed(self, log: list[pb.SealedRecord]) -> list[Action]:
     """Records, announced or read from the log; in any order, also twice."""
     for sealed in log:
-      record = pb.Record.FromString(sealed.body)
-      self._waiting[record.number] = sealed
+      record = chain.opened(sealed)
+      if record is None:
+        continue  # not the bytes that were sealed
+      if record.number == self._tip.number:
+        if self._tip.hash and self._lost_to(record, sealed.hash):
+          return [self._diverged()]
+        if not self._tip.hash:
+          self._tip = _Tip(record.number, sealed.hash, record.term)
+      self._waiting[record.number] = record, sealed
       if record.HasField("annulment"):
         self._void.update(range(record.annulment.to + 1, record.number))
     return self._adopt()
+
+  def _lost_to(self, record: pb.Record, tip: bytes) -> bool:
+    """Whether a record shows that this island's chain has lost."""
+    return tip != self._tip.hash and record.term > self._tip.term
+
+  def _diverged(self) -> Diverged:
+    assert self.record is not None
+    self._void.clear()
+    self._waiting.clear()
+    return Diverged(self.record)
 
   def _adopt(self) -> list[Action]:
     """Adopts what is waiting, in order, as far as the means are here."""
@@ -451,38 +497,46 @@ class IslandRound:
     if self.record is None:
       return actions
     if self.record in self._void:
-      return [Diverged(self.record)]
-    while self._skip_void() in self._waiting:
-      sealed = self._waiting[self.record + 1]
-      record = pb.Record.FromString(sealed.body)
+      return [self._diverged()]
+    while (number := self._tip.number + 1) in self._waiting:
+      record, sealed = self._waiting[number]
+      if self._tip.hash and record.previous != self._tip.hash:
+        del self._waiting[number]  # of another chain
+        if self._lost_to(record, record.previous):
+          return [*actions, self._diverged()]
+        break
       step = record.step if record.HasField("step") else None
-      if step and step.attempt not in self._gathered:
-        if self._fetching != record.number:
-          self._fetching = record.number
+      void = number in self._void
+      if step and not void and step.attempt not in self._gathered:
+        if self._fetching != number:
+          self._fetching = number
           shares, holders = list(step.shares), list(sealed.holders)
-          actions.append(
-            Gather(step.attempt, shares, holders, late=record.number)
-          )
+          actions.append(Gather(step.attempt, shares, holders, late=number))
         return actions
-      del self._waiting[record.number]
-      self.record = record.number
-      if self._plan is not None and self._plan.number <= record.number:
-        actions += self._end_attempt()
-      self._proposal = None
-      self._gathered.clear()
-      actions.append(Adopt(record, sealed))
+      self._tip = _Tip(number, sealed.hash, record.term)
+      if not void:
+        actions += self._adopt_one(record, sealed)
+    for number in [n for n in self._waiting if n <= self._tip.number]:
+      del self._waiting[number]
     if self._waiting:
-      actions.append(ReadLog(self.record + 1))
+      actions.append(ReadLog(self._tip.number + 1))
     return actions
 
-  def _skip_void(self) -> int:
-    """Passes over annulled records; returns the next number that counts."""
-    assert self.record is not None
-    while self.record + 1 in self._void:
-      self.record += 1
-    for number in [n for n in self._waiting if n <= self.record]:
-      del self._waiting[number]
-    return self.record + 1
+  def _adopt_one(
+    self, record: pb.Record, sealed: pb.SealedRecord
+  ) -> list[Action]:
+    actions: list[Action] = []
+    self.record = record.number
+    if self._plan is not None and self._plan.number <= record.number:
+      actions += self._end_attempt()
+    actions.append(Adopt(record, sealed))
+    if record.HasField("step") or record.HasField("genesis"):
+      self._moved_at = record.number
+      self._proposal = None
+      self._gathered.clear()
+    elif self._proposal is not None:  # theta stays, and so does the delta
+      actions += self.propose(self._proposal)
+    return actions
 
   def _say(self, message: pb.FromIsland) -> Send:
     self._said.append(message)

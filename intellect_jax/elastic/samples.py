@@ -43,6 +43,18 @@ class SamplePool:
       self.leased[holder] = self._take(samples)
     return self.leased[holder]
 
+  def claim(self, holder: Holder, intervals: list[Interval]) -> bool:
+    """Leases just these, if nobody has them. Returns whether it did."""
+    end = max((stop for _, stop in intervals), default=0)
+    if end > self._unused:
+      self._free = merge([*self._free, (self._unused, end)])
+      self._unused = end
+    if subtract(intervals, self._free):
+      return False
+    self._free = subtract(self._free, intervals)
+    self.leased[holder] = merge(intervals)
+    return True
+
   def _take(self, samples: int) -> list[Interval]:
     taken = []
     while samples and self._free:

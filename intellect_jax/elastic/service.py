@@ -98,6 +98,17 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
   def GetStatus(self, request, context) -> pb.Status:
     return self.status()
 
+  def Control(self, request, context) -> pb.ControlReply:
+    def change(machine: coordination.Coordinator) -> pb.ControlReply:
+      reply, actions = machine.control(request, time.monotonic())
+      self._carry_out(actions)
+      return reply
+
+    reply = self._ask(change)
+    if self.stopped:  # the change may not be on the disk
+      context.abort(grpc.StatusCode.UNAVAILABLE, self.stopped)
+    return reply
+
   def ReadLog(self, request, context) -> Iterator[pb.SealedRecord]:
     log, holders = self._ask(lambda m: (list(m.log), m.holders()))
     if self.stopped:  # its newest record may not be on the disk
@@ -199,6 +210,8 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
           self._ledger.end_leases(holders, loss)
         case coordination.SaveEvaluation(record, loss):
           self._ledger.save_evaluation(record, loss)
+        case coordination.Warn(text):
+          logging.warning("%s", text)
         case coordination.Stop(reason):
           self._stop(reason)
 

@@ -4,7 +4,7 @@ from harness import run_config
 import pytest
 
 from intellect_jax import config as config_lib
-from intellect_jax.elastic import coordination, rpc
+from intellect_jax.elastic import chain, coordination, rpc
 from intellect_jax.elastic.coordination import (
   Append,
   Close,
@@ -14,6 +14,7 @@ from intellect_jax.elastic.coordination import (
   SaveLease,
   Send,
   Stop,
+  Warn,
 )
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.elastic.samples import Holder
@@ -102,7 +103,9 @@ class Driver:
     )
     if record is not None:
       hello.has_state, hello.record = True, record
-      hello.record_hash = self.log[record].hash
+      hello.record_hash = fields.pop("record_hash", "") or (
+        self.log[record].hash
+      )
     hello.MergeFrom(pb.Hello(**fields))
     return self.say(island, hello=hello)
 
@@ -126,8 +129,14 @@ class Driver:
       self.say(island, ready=pb.Ready(record=0))
       self.sent[island] = []
 
-  def offer(self, island: str) -> None:
-    blob = pb.Blob(id=b"theta", parts=[pb.Part(addresses=[island])])
+  def control(self, **change) -> pb.ControlReply:
+    request = pb.ControlRequest(**change)
+    reply, actions = self.machine.control(request, self.now)
+    self.act(actions)
+    return reply
+
+  def offer(self, island: str, state: bytes = b"theta") -> None:
+    blob = pb.Blob(id=state, parts=[pb.Part(addresses=[island])])
     ready = pb.StateReady(record=self.machine.head.number, state=blob)
     self.say(island, state_ready=ready)
 
@@ -295,15 +304,50 @@ def test_a_stream_that_breaks_unnoticed_costs_no_attempt():
   assert again.attempt == attempt
 
 
-def test_a_diverged_minority_is_turned_away():
+def test_a_diverged_minority_is_given_the_others_state():
   driver = Driver()
   driver.begin("abc")
-  driver.propose("a", state=b"x")
-  driver.propose("bc", state=b"s")
-  (refusal,) = driver.take("a", "refusal")
-  assert "differs from the others'" in refusal.reason
-  (plan,) = driver.take("b", "plan")
+  driver.commit("abc")
+  driver.propose("a", window=2, state=b"x")
+  driver.propose("bc", window=2, state=b"s")
+  (welcome,) = driver.take("a", "welcome")
+  assert (welcome.start, welcome.evicted) == (pb.Welcome.START_RESTORE, True)
+  plan = driver.take("b", "plan")[-1]
   assert [m.island for m in plan.members] == ["b", "c"]
+  assert [(x.island, x.tokens) for x in driver.losses] == [("a", TOKENS)]
+  (donor,) = [i for i in "bc" for _ in driver.take(i, "offer_state")]
+  driver.offer(donor, state=b"s")
+  assert driver.take("a", "restore")[0].state.id == b"s"
+
+
+def test_a_donor_that_has_diverged_itself_is_found_out():
+  driver = Driver()
+  driver.begin("abcd")
+  driver.commit("abcd")
+  driver.propose("abd", window=2, state=b"s")
+  driver.propose("c", window=2, state=b"x")
+  (donor,) = [i for i in "abd" for _ in driver.take(i, "offer_state")]
+  driver.offer(donor, state=b"y")
+  assert driver.take(donor, "welcome")[0].evicted
+  assert driver.take("c", "restore") == []
+  (other,) = [i for i in "abd" for _ in driver.take(i, "offer_state")]
+  driver.offer(other, state=b"s")
+  assert driver.take("c", "restore")
+
+
+def test_a_tie_pauses_the_run_until_an_operator_settles_it():
+  driver = Driver()
+  driver.begin("ab")
+  driver.propose("a", state=b"x")
+  driver.propose("b", state=b"s")
+  status = driver.machine.status(driver.now)
+  assert status.paused
+  assert "disagree on the state at record 0" in status.phase
+  assert driver.control(evict=pb.Evict(island="a")).refusal == ""
+  assert driver.control(pause=pb.SetPause(paused=False)).refusal == ""
+  driver.say("b", ready=pb.Ready(record=driver.machine.head.number))
+  driver.propose("b", window=2)
+  assert len(driver.take("b", "plan")) == 1
 
 
 def test_a_false_norm_is_found_out_and_left_out():
@@ -594,3 +638,305 @@ def test_who_comes_when_all_is_over_is_told_so():
   driver.tick()
   assert driver.take("b", "finished")
   assert driver.machine.done()
+
+
+# ---------------------------------------------------- what must not go on
+
+
+def test_a_minority_waits_then_goes_on_and_says_so():
+  driver = Driver(minority_patience=20.0)
+  driver.begin("abc")
+  driver.commit("abc")
+  driver.propose("a", window=2)
+  driver.wait(driver.run.elastic.lease_seconds + 1, beating="a")
+  assert driver.take("a", "plan")[1:] == []
+  (warning,) = driver.machine.status(driver.now).warnings
+  assert "2 are half of those that made record 1" in warning
+  driver.wait(20.0, beating="a")
+  (warning,) = driver.machine.status(driver.now).warnings
+  assert "going on without them" in warning
+  actions = driver.prepare("a", driver.reduce("a"))
+  assert any(isinstance(action, Warn) for action in actions)
+  assert driver.machine.head.step.minority
+
+
+def test_who_left_in_good_order_is_not_missed():
+  driver = Driver()
+  driver.begin("abc")
+  driver.commit("abc")
+  for island in "bc":
+    driver.say(island, leave=pb.Leave(reason="enough"))
+  record = driver.commit("a", window=2)
+  assert (record.number, record.step.minority) == (2, False)
+
+
+def test_a_hung_training_thread_is_evicted_and_comes_back_when_it_moves():
+  driver = Driver(hang_seconds=5.0)
+  driver.begin("ab")
+  driver.propose("a")
+
+  def beat(step: int, **fields) -> None:
+    hung = pb.Heartbeat(activity="training", step=step, **fields)
+    driver.say("b", heartbeat=hung)
+
+  for _ in range(24):  # 6 s: heard all the time, and nothing moves
+    driver.beat("a")
+    beat(step=3)
+    driver.tick(0.25)
+  assert driver.machine.status(driver.now).islands[1].state == "gone"
+  assert len(driver.take("a", "plan")) == 1
+  driver.hello("b", record=0)
+  driver.say("b", ready=pb.Ready(record=0))
+  assert driver.machine.status(driver.now).islands[1].state == "joining"
+  beat(step=4)
+  driver.say("b", ready=pb.Ready(record=0))
+  assert driver.machine.status(driver.now).islands[1].state == "in"
+
+
+@pytest.mark.parametrize(
+  "fields", [dict(activity="waiting for record 1"), dict(busy_seconds=60.0)]
+)
+def test_who_waits_or_says_that_it_takes_long_does_not_hang(fields):
+  driver = Driver(hang_seconds=5.0)
+  driver.begin("a")
+  for _ in range(40):
+    driver.say("a", heartbeat=pb.Heartbeat(**fields))
+    driver.tick(0.25)
+  assert driver.machine.status(driver.now).islands[0].state == "in"
+
+
+def test_a_donor_has_only_so_much_time():
+  driver = Driver(offer_patience=3.0)
+  driver.begin("ab")
+  driver.hello("c")
+  (donor,) = [i for i in "ab" for _ in driver.take(i, "offer_state")]
+  driver.wait(4.0, beating="abc")
+  (other,) = [i for i in "ab" for _ in driver.take(i, "offer_state")]
+  assert other != donor
+
+
+def test_the_slow_are_told_the_closing_time_early_enough():
+  driver = Driver(deadline=True)
+  driver.begin("abc")
+  driver.now += 10.0
+  driver.commit("abc")
+  start = driver.now
+  driver.propose("ab", window=2)
+  driver.take("a", "plan")
+  told = None
+  while driver.now < start + 30.0 and not driver.take("a", "plan"):
+    slow = pb.Heartbeat(hand_in_seconds=2.0, activity="training")
+    driver.say("c", heartbeat=slow)
+    driver.wait(0.25, beating="ab")
+    for closing in driver.take("c", "closing"):
+      assert (told, closing.number) == (None, 2)
+      told = driver.now
+  assert told is not None
+  assert driver.now - told >= 2.0
+
+
+def test_the_mean_that_nobody_has_any_more_is_annulled():
+  """Its only holder is lost; its samples are leased again."""
+  driver = Driver(annul_patience=10.0)
+  driver.begin("abc")
+  driver.propose("abc")
+  attempt = driver.reduce("abc")
+  driver.prepare("a", attempt)
+  for island in "bc":
+    driver.cut(island)  # they hold nothing; a does, and it is committed
+  assert driver.machine.head.number == 1
+  for island in "bc":
+    driver.hello(island, record=0)
+  driver.cut("a")
+  driver.wait(15.0, beating="bc")
+  annulment = driver.machine.head.annulment
+  assert (driver.machine.head.number, annulment.to) == (2, 0)
+  assert "no island had the state of record 1" in annulment.reason
+  assert lost(driver) == 3 * TOKENS
+  for island in "bc":
+    driver.say(island, ready=pb.Ready(record=2))
+  assert driver.commit("bc", window=2).total_tokens == 2 * TOKENS
+  driver.hello("a", incarnation=2, record=1)  # too late: it reads of it
+  assert driver.take("a", "welcome")[0].start == pb.Welcome.START_GO_ON
+
+
+def test_tokens_trained_while_nobody_heard_are_counted():
+  driver = Driver()
+  driver.begin("ab")
+  driver.propose("b")
+  driver.wait(driver.run.elastic.lease_seconds + 1, beating="a")
+  assert lost(driver) == TOKENS
+  driver.hello("b", record=0, tokens_trained=3 * TOKENS)
+  assert lost(driver) == 3 * TOKENS
+
+
+def test_a_proposal_tells_of_its_tokens_as_well_as_a_heartbeat():
+  driver = Driver()
+  driver.begin("ab")
+  driver.say("b", lease_request=pb.LeaseRequest(window=1, samples=4))
+  (grant,) = driver.take("b", "lease_grant")
+  driver.repeat("b", [pb.Window(number=1, tokens=7, samples=grant.samples)])
+  driver.cut("b")
+  driver.wait(driver.run.elastic.lease_seconds + 1, beating="a")
+  assert lost(driver) == 7
+
+
+# ------------------------------------------------- what the disk has lost
+
+
+def test_records_that_the_disk_lost_are_taken_over_from_islands():
+  driver = Driver()
+  driver.begin("ab")
+  driver.commit("ab", window=1)
+  driver.commit("ab", window=2)
+  kept = list(driver.log)
+  del driver.log[2:]  # a write that was not synced
+  driver.restart()
+  hello = dict(record=2, record_hash=kept[2].hash, head=2)
+  driver.hello("a", **hello)
+  assert driver.take("a", "welcome") == []
+  (ask,) = driver.take("a", "ask_records")
+  assert ask.start == 2
+  driver.say("a", records=pb.Records(records=kept[2:], end=3))
+  assert driver.log == kept
+  assert driver.take("a", "welcome")[0].start == pb.Welcome.START_GO_ON
+  assert driver.machine.status(driver.now).total_tokens == 4 * TOKENS
+  driver.hello("b", **hello)
+  for island in "ab":
+    driver.say(island, ready=pb.Ready(record=2))
+  assert driver.commit("ab", window=3).number == 3
+
+
+def test_records_that_are_no_continuation_are_of_a_chain_that_lost():
+  driver = Driver()
+  driver.begin("ab")
+  driver.commit("ab")
+  foreign = chain.seal(pb.Record(number=2, previous=b"other", term=1))
+  driver.hello("b", record=2, record_hash=foreign.hash, head=2)
+  driver.say("b", records=pb.Records(records=[foreign], end=3))
+  assert driver.machine.head.number == 1
+  assert driver.take("b", "welcome")[-1].start == pb.Welcome.START_RESTORE
+
+
+def test_an_old_copy_of_the_ledger_stops_rather_than_lead():
+  driver = Driver()
+  driver.begin("a")
+  driver.commit("a")
+  kept = list(driver.log)
+  del driver.log[1:]
+  driver.term -= 1  # the copy does not know that the term was used
+  driver.restart()
+  driver.hello("a", record=1, record_hash=kept[1].hash, head=1)
+  actions = driver.say("a", records=pb.Records(records=kept[1:], end=2))
+  (stop,) = [a for a in actions if isinstance(a, Stop)]
+  assert "--recover" in stop.reason
+
+
+# ---------------------------------------------------------------- steering
+
+
+def test_settings_are_records_and_hold_from_their_record_on():
+  driver = Driver()
+  driver.begin("ab")
+  change = pb.Set(values={"run.outer.learning_rate": "0.5"}, at_record=3)
+  reply = driver.control(set=change, reason="the loss is flat")
+  assert (reply.refusal, reply.record) == ("", 1)
+  for island in "ab":
+    driver.say(island, ready=pb.Ready(record=1))
+  before = driver.commit("ab", window=1).step.learning_rate
+  assert before == pytest.approx(0.7)
+  driver.restart()
+  for island in "ab":
+    driver.hello(island, record=2)
+    driver.say(island, ready=pb.Ready(record=2))
+  assert driver.commit("ab", window=2).step.learning_rate == 0.5
+
+
+@pytest.mark.parametrize(
+  ("values", "words"),
+  [
+    ({"run.model.layers": "3"}, "cannot be changed"),
+    ({"run.outer.learning_rate": '"high"'}, "is not a float"),
+    ({"run.outer.learning_rate": "7"}, "at most 2"),
+    ({"run.elastic.nonsense": "1"}, "no setting"),
+    ({}, "no values"),
+  ],
+)
+def test_settings_that_cannot_be_are_refused(values, words):
+  driver = Driver()
+  driver.begin("a")
+  assert words in driver.control(set=pb.Set(values=values)).refusal
+  assert driver.machine.head.number == 0
+
+
+def test_a_paused_run_plans_nothing_until_it_is_resumed():
+  driver = Driver()
+  driver.begin("a")
+  assert driver.control(pause=pb.SetPause(paused=True)).refusal == ""
+  driver.propose("a")
+  assert driver.take("a", "plan") == []
+  assert driver.machine.status(driver.now).phase.startswith("paused")
+  driver.restart()
+  assert driver.machine.status(driver.now).paused
+  driver.hello("a", record=1)
+  driver.say("a", ready=pb.Ready(record=1))
+  assert driver.control(pause=pb.SetPause(paused=False)).refusal == ""
+  driver.propose("a", window=2)
+  assert len(driver.take("a", "plan")) == 1
+
+
+def test_a_change_in_the_middle_of_a_round_costs_an_attempt_and_no_work():
+  driver = Driver()
+  driver.begin("ab")
+  driver.propose("ab")
+  windows = driver.machine._round.proposals["a"].windows
+  others = driver.machine._round.proposals["b"].windows
+  driver.control(set=pb.Set(values={"run.outer.momentum": "0.5"}))
+  driver.repeat("a", windows)  # as IslandRound does when it adopts it
+  driver.repeat("b", others)
+  record_before = driver.machine.head.number
+  driver.prepare("ab", driver.reduce("ab"))
+  assert driver.machine.head.number == record_before + 1
+  assert driver.machine.head.step.momentum == 0.5
+  assert lost(driver) == 0
+
+
+def test_finish_makes_the_next_step_final():
+  driver = Driver()
+  driver.begin("a")
+  driver.control(finish=pb.Finish())
+  assert not driver.machine.head.final
+  driver.say("a", ready=pb.Ready(record=1))
+  assert driver.commit("a").final
+  assert "over" in driver.control(finish=pb.Finish()).refusal
+
+
+def test_an_evicted_process_stays_out_and_a_newer_one_may_come():
+  driver = Driver()
+  driver.begin("ab")
+  driver.propose("b")
+  assert driver.control(evict=pb.Evict(island="b")).refusal == ""
+  assert driver.take("b", "refusal")
+  assert lost(driver) == TOKENS
+  driver.restart()
+  driver.hello("b", record=0)
+  assert "operator evicted" in driver.take("b", "refusal")[0].reason
+  driver.hello("b", incarnation=2, record=0)
+  assert driver.take("b", "welcome")
+
+
+def test_a_rollback_annuls_and_its_samples_are_leased_again():
+  driver = Driver()
+  driver.begin("ab")
+  driver.commit("ab", window=1)
+  driver.commit("ab", window=2)
+  assert driver.control(rollback=pb.Rollback(to=5)).refusal
+  assert driver.control(rollback=pb.Rollback(to=1)).refusal == ""
+  head = driver.machine.head
+  assert (head.annulment.to, head.total_tokens) == (1, 2 * TOKENS)
+  assert lost(driver) == 2 * TOKENS
+  status = driver.machine.status(driver.now)
+  assert {i.state for i in status.islands} == {"joining"}
+  for island in "ab":  # they went back themselves
+    driver.say(island, ready=pb.Ready(record=3))
+  assert driver.commit("ab", window=3).total_tokens == 4 * TOKENS

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from intellect_jax.elastic import blobs
+from intellect_jax.elastic import blobs, chain
 from intellect_jax.elastic import round as round_lib
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.elastic.round import CoordinatorRound, IslandRound, cover
@@ -231,13 +231,18 @@ def fix(attempt=b"A") -> pb.Fix:
   return pb.Fix(attempt=attempt, means=[pb.Blob(id=b"0"), pb.Blob(id=b"1")])
 
 
-def sealed(number: int, attempt=b"", annul_to=None) -> pb.SealedRecord:
-  record = pb.Record(number=number)
+def sealed(
+  number: int, attempt=b"", annul_to=None, after=None, term=1, **change
+) -> pb.SealedRecord:
+  """A record of one chain, unless it is said to come after another."""
+  record = pb.Record(number=number, term=term, **change)
+  if number > 0:
+    record.previous = (after or sealed(number - 1)).hash
   if annul_to is not None:
     record.annulment.to = annul_to
-  else:
+  elif not change:
     record.step.attempt = attempt or b"attempt %d" % number
-  return pb.SealedRecord(body=record.SerializeToString(), hash=b"h")
+  return chain.seal(record)
 
 
 def kinds(actions) -> list[str]:
@@ -345,8 +350,9 @@ def test_a_mean_that_nobody_delivers_is_asked_for_anew():
 def test_annulled_records_are_passed_over():
   """Also when the annulment lies ahead of records that still count."""
   island = IslandRound("b", record=2)
-  log = [sealed(n) for n in (3, 4, 5, 6)] + [sealed(7, annul_to=4), sealed(8)]
-  island.committed(log)
+  annulment = sealed(7, annul_to=4)
+  log = [sealed(n) for n in (3, 4, 5, 6)]
+  island.committed([*log, annulment, sealed(8, after=annulment)])
   assert adopted(island.gathered(b"attempt 3")) == [3]
   actions = island.gathered(b"attempt 4")
   assert adopted(actions) == [4, 7]
@@ -372,3 +378,49 @@ def test_an_evicted_island_takes_its_proposal_back():
   island.plan(plan())
   assert kinds(island.withdraw()) == ["Cancel"]
   assert island.reconnected() == []
+
+
+def test_bytes_that_are_not_what_was_sealed_are_not_adopted():
+  island = IslandRound("b", record=0)
+  torn = sealed(1)
+  torn.body += b"x"
+  assert island.committed([torn]) == []
+  assert kinds(island.committed([sealed(1)])) == ["Gather"]
+
+
+def test_a_record_of_another_chain_is_not_adopted():
+  """An older coordinator's is passed over, a newer one's shows who is wrong."""
+  island = IslandRound("b", record=0)
+  island.committed([sealed(0), sealed(1)])
+  island.gathered(b"attempt 1")
+  older = sealed(2, after=sealed(1, b"other", term=0), term=0)
+  assert kinds(island.committed([older])) == []
+  newer = sealed(2, after=sealed(1, b"other", term=2), term=2)
+  assert kinds(island.committed([newer])) == ["Diverged"]
+
+
+def test_another_record_in_the_place_of_its_own_shows_a_lost_chain():
+  island = IslandRound("b", record=1)
+  island.committed([sealed(1)])
+  assert kinds(island.committed([sealed(1, b"other", term=2)])) == ["Diverged"]
+
+
+def test_settings_move_no_theta_and_what_was_proposed_is_proposed_again():
+  island = IslandRound("b", record=0)
+  island.propose(proposal())
+  island.plan(plan())
+  settings = sealed(1, settings=pb.Settings(finish=True))
+  actions = island.committed([settings])
+  assert kinds(actions) == ["Cancel", "Adopt", "proposal"]
+  assert actions[-1].message.proposal.base == 1
+  # A training thread that has not heard of them proposes on the old base.
+  (again,) = island.propose(proposal())
+  assert again.message.proposal.base == 1
+
+
+def test_the_closing_time_is_for_who_has_not_proposed():
+  island = IslandRound("b", record=0)
+  assert island.closing(pb.Closing(number=1)) == [round_lib.HandIn(1)]
+  island.propose(proposal())
+  assert island.closing(pb.Closing(number=1)) == []
+  assert IslandRound("b", record=1).closing(pb.Closing(number=1)) == []

@@ -305,10 +305,12 @@ class Hello(_message.Message):
     def __init__(self, protocol: _Optional[int] = ..., run_digest: _Optional[str] = ..., run_id: _Optional[str] = ..., island: _Optional[str] = ..., incarnation: _Optional[int] = ..., process: _Optional[bytes] = ..., addresses: _Optional[_Iterable[str]] = ..., place: _Optional[str] = ..., has_state: _Optional[bool] = ..., record: _Optional[int] = ..., record_hash: _Optional[bytes] = ..., alone: _Optional[bool] = ..., tokens_trained: _Optional[int] = ..., head: _Optional[int] = ..., leases: _Optional[_Iterable[_Union[LeaseGrant, _Mapping]]] = ...) -> None: ...
 
 class Records(_message.Message):
-    __slots__ = ("records",)
+    __slots__ = ("records", "end")
     RECORDS_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
     records: _containers.RepeatedCompositeFieldContainer[SealedRecord]
-    def __init__(self, records: _Optional[_Iterable[_Union[SealedRecord, _Mapping]]] = ...) -> None: ...
+    end: int
+    def __init__(self, records: _Optional[_Iterable[_Union[SealedRecord, _Mapping]]] = ..., end: _Optional[int] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
     __slots__ = ("record", "window", "step", "tokens_trained", "activity", "loss", "tokens_per_second", "train_seconds", "blocked_seconds", "bytes_sent", "bytes_received", "evaluations", "busy_seconds", "hand_in_seconds", "oldest", "bytes_relayed")
@@ -491,14 +493,12 @@ class Refusal(_message.Message):
     def __init__(self, reason: _Optional[str] = ...) -> None: ...
 
 class Restore(_message.Message):
-    __slots__ = ("record", "state", "repair")
+    __slots__ = ("record", "state")
     RECORD_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
-    REPAIR_FIELD_NUMBER: _ClassVar[int]
     record: int
     state: Blob
-    repair: bool
-    def __init__(self, record: _Optional[int] = ..., state: _Optional[_Union[Blob, _Mapping]] = ..., repair: _Optional[bool] = ...) -> None: ...
+    def __init__(self, record: _Optional[int] = ..., state: _Optional[_Union[Blob, _Mapping]] = ...) -> None: ...
 
 class AskRecords(_message.Message):
     __slots__ = ("start",)

@@ -1,0 +1,111 @@
+"""What an operator changed in flight: settings records, in their order.
+
+A change is a record, so that every island, who joins later and a replay agree
+on it. What a rollback annuls is undone.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import json
+
+from ml_collections import ConfigDict
+
+from intellect_jax import config as config_lib
+from intellect_jax.elastic.protocol import elastic_pb2 as pb
+from intellect_jax.errors import UserError
+
+# What no compiled step and no layout depends on.
+SETTABLE = (
+  "run.tokens",
+  "run.outer.inner_steps",
+  "run.outer.learning_rate",
+  "run.outer.max_ahead_steps",
+  "run.outer.max_carry",
+  "run.outer.momentum",
+)
+_SETTABLE_SECTIONS = ("run.elastic.",)
+
+
+@dataclasses.dataclass
+class Steering:
+  """Where the settings records of a chain have brought the run.
+
+  Attributes:
+    paused: why no round is planned; empty if it is.
+    finish: whether the next step is the last.
+    evicted: (island, incarnation) that may not come back.
+    values: (from which record on, name, value as JSON), in order.
+  """
+
+  paused: str = ""
+  finish: bool = False
+  evicted: set[tuple[str, int]] = dataclasses.field(default_factory=set)
+  values: list[tuple[int, str, str]] = dataclasses.field(default_factory=list)
+
+  @classmethod
+  def of(cls, records: Sequence[pb.Record]) -> "Steering":
+    """The sum of the settings in `records`, which all count."""
+    steering = cls()
+    for record in records:
+      if not record.HasField("settings"):
+        continue
+      settings = record.settings
+      if settings.pause == pb.Settings.PAUSE_BEGIN:
+        steering.paused = settings.reason or "an operator paused the run"
+      elif settings.pause == pb.Settings.PAUSE_END:
+        steering.paused = ""
+      steering.finish |= settings.finish
+      if settings.HasField("evicted"):
+        out = settings.evicted
+        steering.evicted.add((out.island, out.incarnation))
+      for name, value in sorted(settings.values.items()):
+        steering.values.append((settings.at_record, name, value))
+    return steering
+
+  def changed(self, number: int) -> dict[str, str]:
+    """The changed settings that hold for record `number`, as JSON."""
+    return {name: value for at, name, value in self.values if at <= number}
+
+  def run_at(self, run: ConfigDict, number: int) -> ConfigDict:
+    """The run half as it holds for record `number`; `run` is as started."""
+    changed = self.changed(number)
+    return with_values(run, changed) if changed else run
+
+
+def with_values(run: ConfigDict, values: dict[str, str]) -> ConfigDict:
+  """A copy of the run half with some settings changed, and checked.
+
+  Raises:
+    UserError: if a setting is unknown, fixed for the run, or impossible.
+  """
+  changed = config_lib.base().run
+  changed.update(run)
+  for name, text in values.items():
+    if name not in SETTABLE and not name.startswith(_SETTABLE_SECTIONS):
+      raise UserError(
+        f"{name} cannot be changed while a run is under way. These can:"
+        f" {', '.join(SETTABLE)} and all of run.elastic."
+      )
+    *path, field = name.split(".")[1:]
+    section = changed
+    for part in path:
+      section = section[part]
+    if field not in section:
+      raise UserError(f"There is no setting {name}; see configs/base.py.")
+    try:
+      section[field] = _cast(json.loads(text), section[field])
+    except (ValueError, TypeError) as error:
+      raise UserError(
+        f"{name}={text} is not a {type(section[field]).__name__}."
+      ) from error
+  config_lib.validate_run(changed)
+  return changed
+
+
+def _cast(value, known):
+  """`value` as the type of `known`: 1 may stand for 1.0, and no more."""
+  if isinstance(known, float) and type(value) is int:
+    return float(value)
+  if type(value) is not type(known):
+    raise TypeError
+  return value
