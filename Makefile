@@ -8,7 +8,7 @@ SWARM := $(BIN)/python -m intellect_jax.swarm --config=configs/demo.py
 PROTO := intellect_jax/elastic/protocol/elastic.proto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo-kill test test-extras lint proto lock clean
+.PHONY: help setup run demo-kill test test-extras gpu-smoke bench lint proto lock clean
 .DELETE_ON_ERROR:
 
 help:  ## Show these targets
@@ -32,6 +32,12 @@ test-extras: setup  ## Install torch and transformers, test agreement with them
 	$(BIN)/python -m pip install --quiet --constraint requirements.lock \
 	  --editable '.[hf]'
 	$(BIN)/python -m pytest -m hf
+
+gpu-smoke: setup  ## Test what only a GPU can show, where there is one
+	$(BIN)/python tests/gpu_smoke.py
+
+bench: setup  ## Time a step against plain JAX and PyTorch, 10 minutes
+	$(BIN)/python -m benchmarks.inner_step
 
 lint: setup  ## Check format, style and types
 	$(BIN)/ruff format --check

@@ -13,7 +13,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from intellect_jax.errors import UserError
@@ -69,7 +69,7 @@ def spec(*axes: str | None) -> P:
   return P(*mesh_axes)
 
 
-def param_shardings(c: LlamaConfig, mesh: Mesh):
+def param_shardings(c: LlamaConfig, mesh: Mesh | AbstractMesh):
   """A tree like the parameters, of NamedShardings.
 
   Raises:
