@@ -3,26 +3,28 @@
 import fcntl
 import os
 
-from processes import ALONE, World
+from processes import ALONE, Workdir, World
 import pytest
 
 
 @pytest.fixture(scope="session")
-def cache(tmp_path_factory):
-  """XLA programs for all processes of all workers; filled by a first run."""
+def undisturbed(tmp_path_factory):
+  """A lone island that nobody has disturbed; its programs are kept beside."""
   base = tmp_path_factory.getbasetemp()
   if "PYTEST_XDIST_WORKER" in os.environ:
-    base = base.parent
-  with open(base / "compiling", "a") as lock:
+    base = base.parent  # of all workers
+  done = base / "undisturbed.done"
+  with open(base / "undisturbed.lock", "a") as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)
-    if not (base / "compiled").exists():
-      first = World(base, base / "compiled")
-      first.start("first", *ALONE, "--config.run.tokens=2048").must_end_well()
-  return base / "compiled"
+    if not done.exists():
+      world = World(base, base / "compiled")
+      world.start("undisturbed", *ALONE).must_end_well()
+      done.touch()
+  return Workdir(base / "undisturbed")
 
 
 @pytest.fixture
-def world(tmp_path, cache):
-  world = World(tmp_path, cache)
+def world(tmp_path, undisturbed):
+  world = World(tmp_path, undisturbed.workdir.with_name("compiled"))
   yield world
   world.end()

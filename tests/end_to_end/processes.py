@@ -27,12 +27,46 @@ ALONE = ["--config=configs/tiny.py"]  # flags of an island without a swarm
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
 
 
-class Process:
+class Workdir:
+  """What an island leaves on the disk."""
+
+  def __init__(self, workdir: pathlib.Path):
+    self.workdir = workdir
+
+  def metrics(self, kind: str) -> list[dict]:
+    """The events of this kind in metrics.jsonl, of earlier processes too."""
+    path = self.workdir / "metrics.jsonl"
+    events = metrics.read(path) if path.exists() else []
+    return [event for event in events if event["kind"] == kind]
+
+  def has_record(self, number: int) -> bool:
+    """Whether the record is in this island's log."""
+    return (self.workdir / "log" / f"{number:09d}.record").exists()
+
+  def checkpoints(self) -> list[int]:
+    """Numbers of the checkpoints that are whole."""
+    folders = (self.workdir / "checkpoints").iterdir()
+    return sorted(int(path.name) for path in folders if path.name.isdigit())
+
+  def summary(self) -> dict:
+    return json.loads((self.workdir / "summary.json").read_text())
+
+  def state_hash(self) -> str:
+    (state_hash,) = self.summary()["theta_hash"].values()
+    return state_hash
+
+  def incarnation(self) -> int:
+    """How many processes have held this workdir."""
+    identity = json.loads((self.workdir / "identity.json").read_text())
+    return identity["incarnation"]
+
+
+class Process(Workdir):
   """A command that runs; its output goes to a file."""
 
   def __init__(self, name: str, arguments: list[str], workdir: pathlib.Path):
+    super().__init__(workdir)
     self.name = name
-    self.workdir = workdir
     self._output = workdir.with_name(f"{workdir.name}.{time.time_ns()}.txt")
     self._output.parent.mkdir(parents=True, exist_ok=True)
     with open(self._output, "w") as output:
@@ -62,39 +96,18 @@ class Process:
 
   def must_end_well(self) -> None:
     """Waits for its end."""
-    with contextlib.suppress(subprocess.TimeoutExpired):
-      self._popen.wait(BOUND)
+    self._await_end()
     assert self.status() == 0, f"{self.name}: {self.said()}"
 
   def must_fail(self) -> str:
     """Waits for its end; returns what it said."""
-    with contextlib.suppress(subprocess.TimeoutExpired):
-      self._popen.wait(BOUND)
+    self._await_end()
     assert self.status() not in (0, None), f"{self.name}: {self.said()}"
     return self.said()
 
-  def metrics(self, kind: str) -> list[dict]:
-    """The events of this kind in metrics.jsonl, of earlier processes too."""
-    path = self.workdir / "metrics.jsonl"
-    events = metrics.read(path) if path.exists() else []
-    return [event for event in events if event["kind"] == kind]
-
-  def has_record(self, number: int) -> bool:
-    """Whether the record is in this island's log."""
-    return (self.workdir / "log" / f"{number:09d}.record").exists()
-
-  def summary(self) -> dict:
-    return json.loads((self.workdir / "summary.json").read_text())
-
-  def state_hash(self) -> str:
-    (state_hash,) = self.summary()["theta_hash"].values()
-    return state_hash
-
-  def incarnation(self) -> int:
-    """How many processes have held this workdir."""
-    return json.loads((self.workdir / "identity.json").read_text())[
-      "incarnation"
-    ]
+  def _await_end(self) -> None:
+    with contextlib.suppress(subprocess.TimeoutExpired):
+      self._popen.wait(BOUND)
 
 
 class Coordinator(Process):
@@ -129,7 +142,7 @@ class Coordinator(Process):
 
 def read_ledger(path: pathlib.Path) -> tuple[str, list[pb.Record]]:
   """The run half as JSON and all records, from a file that nobody has open."""
-  with sqlite3.connect(path) as ledger:
+  with contextlib.closing(sqlite3.connect(path)) as ledger:
     ((run_json,),) = ledger.execute("SELECT config FROM run")
     bodies = ledger.execute("SELECT body FROM records ORDER BY number")
     return run_json, [pb.Record.FromString(body) for (body,) in bodies]

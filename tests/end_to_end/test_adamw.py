@@ -4,7 +4,6 @@ import contextlib
 
 import jax
 import numpy as np
-import pytest
 
 from intellect_jax import config as config_lib
 from intellect_jax.data.index import GlobalIndex
@@ -20,20 +19,13 @@ ROUNDS = 10
 STEPS = 4
 
 
-@pytest.fixture(scope="module")
-def config():
+def test_one_island_follows_adamw(tmp_path):
   config = config_lib.load(config_lib.base_path().with_name("tiny.py"))
-  run = config.run
+  run, island = config.run, config.island
   run.outer.update(
     inner_steps=STEPS, learning_rate=1.0, momentum=0.0, codec="float32"
   )
   run.tokens = ROUNDS * STEPS * run.inner.batch_size * run.data.sequence_length
-  run.evaluation.sequences = 0
-  return config
-
-
-def test_one_island_follows_adamw(config, tmp_path):
-  run, island = config.run, config.island
   step = TrainStep(run, island, sharding.make_mesh(devices=jax.devices()[:1]))
   index = GlobalIndex(run.data, tokenizer_of(run))
   losses, merged = [], []  # parameters after each merge

@@ -88,16 +88,15 @@ def test_places_that_are_taken(world, tmp_path):
   assert first.swarm().term == 1, "it has noticed nothing"
 
 
-def test_a_workdir_of_another_run(world, cache, tmp_path):
-  first = cache.with_name("first")  # it trained alone, fewer tokens
+def test_a_workdir_of_another_run(world, undisturbed, tmp_path):
   workdir = tmp_path / "island"
-  shutil.copytree(first, workdir)
+  shutil.copytree(undisturbed.workdir, workdir)
   must_refuse(
-    world.start("island", *ALONE),
-    "whose config differs in run.tokens (2048 there, 12288 here)",
+    world.start("island", *ALONE, "--config.run.tokens=5"),
+    "whose config differs in run.tokens (12288 there, 5 here)",
     "another --workdir",
   )
-  before, after = contents(first), contents(workdir)
+  before, after = contents(undisturbed.workdir), contents(workdir)
   identities = before.pop("identity.json"), after.pop("identity.json")
   assert before == after
   assert len({json.loads(i)["run_id"] for i in identities}) == 1
