@@ -138,8 +138,14 @@ def island_config() -> ml_collections.ConfigDict:
       keep=2,  # newest checkpoints to keep
     )
   )
-  island.listen = "127.0.0.1:0"  # where blobs are served; port 0: any free
-  island.advertise = ""  # address that others use; empty: the listening one
+  # Where blobs are served, host:port; port 0 takes any free one. Empty: nobody
+  # can call this host, as behind NAT, and a relay passes its blobs on.
+  island.listen = "127.0.0.1:0"
+  # Hosts, or addresses where ports are mapped, with commas, that others use;
+  # empty: the one that is listened on.
+  island.advertise = ""
+  island.upload_mbit = 0.0  # 10^6 bits/s of blobs served; 0: no cap
+  island.download_mbit = 0.0  # 10^6 bits/s of blobs fetched; 0: no cap
   island.connect_patience = 30.0  # seconds for a coordinator to answer at start
   island.threads = 2  # of exchange work: encode, fetch, reduce, hash
   island.compilation_cache = "~/.cache/intellect_jax"  # empty: none

@@ -6,14 +6,16 @@ import os
 import pathlib
 import signal
 import sys
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from intellect_jax import config as config_lib
-from intellect_jax.checkpoint.pretrained import Weights
 from intellect_jax.errors import UserError
+
+if TYPE_CHECKING:
+  from intellect_jax.checkpoint import pretrained
 
 PARENT = "INTELLECT_JAX_PARENT"  # environment: process to end with, if any
 
@@ -53,10 +55,15 @@ def define_init_from() -> flags.FlagHolder:
   )
 
 
-def weights(holder: flags.FlagHolder, config: ConfigDict) -> Weights | None:
+def weights(
+  holder: flags.FlagHolder, config: ConfigDict
+) -> "pretrained.Weights | None":
   """The weights that --init-from names, noted in the run half of `config`."""
   if holder.value is None:
     return None
+  # Here, because it brings JAX, and a relay is to start quickly.
+  from intellect_jax.checkpoint.pretrained import Weights
+
   weights = Weights(path(holder))
   config.run.init_from = weights.digest
   return weights

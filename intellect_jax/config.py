@@ -202,6 +202,12 @@ def validate_island(run: ConfigDict, island: ConfigDict) -> None:
     f"0 or a divisor of run.data.sequence_length={length}",
   )
   _require(
+    island.upload_mbit >= 0 and island.download_mbit >= 0,
+    "island.upload_mbit and download_mbit",
+    (island.upload_mbit, island.download_mbit),
+    "not negative; 0 is no cap",
+  )
+  _require(
     island.model.remat in ("none", "dots", "full"),
     "island.model.remat",
     island.model.remat,

@@ -8,8 +8,13 @@ where it was; islands keep training meanwhile. It ends when the run is final
 and every island has left.
 """
 
+from collections.abc import Iterator
+import contextlib
+import os
 import pathlib
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -31,7 +36,14 @@ LISTEN = flags.DEFINE_string(
 )
 INIT_FROM = command.define_init_from()
 INSECURE = command.define_insecure()
+RELAY = flags.DEFINE_string(
+  "relay",
+  "own",
+  "For islands that nobody can call: 'own' starts a relay beside this"
+  " coordinator, on the next free port; 'none'; or host:port,… of others.",
+)
 ADDRESS_FILE = "address"  # in the workdir: where this coordinator listens
+_RELAY_FILE = "relay"  # in the workdir: where its own relay listens
 
 
 def main() -> None:
@@ -46,12 +58,17 @@ def main() -> None:
   stopping = threading.Event()
   for signum in (signal.SIGINT, signal.SIGTERM):
     signal.signal(signum, lambda *_: stopping.set())
-  with MetricsLog(workdir / "metrics.jsonl") as log:
+  credentials = credentials.for_lease(config.run.elastic.lease_seconds)
+  with (
+    MetricsLog(workdir / "metrics.jsonl") as log,
+    _relays(workdir, credentials) as relays,
+  ):
     service = CoordinatorService(
       config.run,
       workdir,
       LISTEN.value,
-      credentials.for_lease(config.run.elastic.lease_seconds),
+      credentials,
+      relays,
       on_record=lambda record, status: _tell(log, record, status),
     )
     try:
@@ -69,6 +86,56 @@ def main() -> None:
   write_summary(workdir / "summary.json", summary)
   what = "finished" if status.final else "stopped"
   print(f"{what} at record {status.record}; see {workdir}/summary.json")
+
+
+@contextlib.contextmanager
+def _relays(
+  workdir: pathlib.Path, credentials: rpc.Credentials
+) -> Iterator[list[str]]:
+  """The relays that islands are told of; an own one runs meanwhile."""
+  if RELAY.value == "none":
+    yield []
+  elif RELAY.value != "own":
+    yield rpc.split_list(RELAY.value)
+  else:
+    host = rpc.check_listen(LISTEN.value, credentials)
+    told = workdir / _RELAY_FILE
+    # At the port of before: islands have it in the addresses of their blobs.
+    port = rpc.split_address(told.read_text())[1] if told.exists() else 0
+    process, address = _start_relay(host, port, credentials)
+    if not address and port:
+      process, address = _start_relay(host, 0, credentials)
+    if not address:
+      raise UserError(
+        f"The relay cannot listen on {host}; it has said why above. Start with"
+        " --relay=none if every island can be reached by the others."
+      )
+    _write_atomically(told, address)
+    try:
+      yield [f":{rpc.split_address(address)[1]}"]
+    finally:
+      process.terminate()
+      process.wait()
+
+
+def _start_relay(
+  host: str, port: int, credentials: rpc.Credentials
+) -> tuple[subprocess.Popen, str]:
+  """Starts a relay, which ends with this process; "" if it cannot listen."""
+  arguments = [
+    f"--listen={rpc.join_address(host, port)}",
+    f"--dead_after={credentials.dead_after}",
+    f"--insecure={credentials.insecure}",
+  ]
+  process = subprocess.Popen(
+    [sys.executable, "-m", "intellect_jax.relay", *arguments],
+    stdin=subprocess.DEVNULL,
+    stdout=subprocess.PIPE,
+    env={**os.environ, command.PARENT: str(os.getpid())},
+    text=True,
+  )
+  assert process.stdout is not None
+  return process, process.stdout.readline().strip()
 
 
 def _tell(log: MetricsLog, record: pb.Record, status: pb.Status) -> None:

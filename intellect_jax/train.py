@@ -32,7 +32,10 @@ from intellect_jax.outer import kernels
 CONFIG = command.define_config()
 WORKDIR = command.define_workdir("this island's log, checkpoints and metrics")
 COORDINATOR = flags.DEFINE_string(
-  "coordinator", None, "host:port of a swarm's coordinator; none: train alone"
+  "coordinator",
+  None,
+  "host:port of a swarm's coordinator, or several with commas, tried in turn;"
+  " none: train alone",
 )
 INIT_FROM = command.define_init_from()
 INSECURE = command.define_insecure()
@@ -43,12 +46,13 @@ def main() -> None:
   weights = command.weights(INIT_FROM, config)
   workdir = command.path(WORKDIR)
   credentials = rpc.Credentials(insecure=INSECURE.value)
-  coordinator, description = COORDINATOR.value, None
+  coordinators = rpc.split_list(COORDINATOR.value or "")
+  description = None
   with contextlib.ExitStack() as stack:
     # What can be wrong with the settings shows before anything is written.
-    if coordinator is not None:
+    if coordinators:
       patience = config.island.connect_patience
-      description = agent.describe(coordinator, credentials, patience)
+      description = agent.describe(coordinators, credentials, patience)
     run = config.run if description is None else _run_half(config, description)
     credentials = credentials.for_lease(run.elastic.lease_seconds)
     config_lib.validate_island(run, config.island)
@@ -63,10 +67,10 @@ def main() -> None:
 
     identity = Identity(workdir, config.island.name)
     stack.callback(identity.close)
-    if coordinator is None or description is None:
+    if description is None:
       service = CoordinatorService(run, workdir / "coordinator")
       stack.callback(service.close)
-      coordinator, description = service.address, service.description()
+      coordinators, description = [service.address], service.description()
     identity.check_run(description.run_id)
     report = stack.enter_context(IslandReport(workdir, run))
     report.compiled(train_step.compile())
@@ -81,10 +85,10 @@ def main() -> None:
         train_step,
         index,
         _evaluator(run, config.island, devices, index),
-        coordinator,
+        coordinators,
         description,
         credentials,
-        alone=COORDINATOR.value is None,
+        alone=not COORDINATOR.value,
         weights=weights,
       )
     )

@@ -9,6 +9,7 @@ import collections
 from collections.abc import Callable, Sequence
 import concurrent.futures
 import dataclasses
+import itertools
 import queue
 import random
 import threading
@@ -33,32 +34,46 @@ _END = None
 
 
 def describe(
-  address: str, credentials: rpc.Credentials, patience: float
+  coordinators: Sequence[str], credentials: rpc.Credentials, patience: float
 ) -> pb.Description:
-  """What a newcomer must know, from the coordinator at `address`.
+  """What a newcomer must know, from the first coordinator that answers.
 
-  Waits `patience` seconds for a coordinator that is just being started.
+  Waits `patience` seconds for one that is just being started.
 
   Raises:
-    UserError: if nobody answers there, or in another protocol.
+    UserError: if nobody answers, or in another protocol.
   """
-  with rpc.channel(address, credentials) as channel:
-    try:
-      description = pb_grpc.CoordinatorStub(channel).Describe(
-        pb.DescribeRequest(), timeout=patience, wait_for_ready=True
-      )
-    except grpc.RpcError as error:
-      raise UserError(
-        f"No coordinator answered at {address} within {patience:g} s."
-        " Check --coordinator, and that one runs: python -m"
-        " intellect_jax.coordinator --config=… --listen=… --workdir=…"
-      ) from error
+  end = time.monotonic() + patience
+  for address in itertools.cycle(coordinators):
+    left = max(_BACKOFF[0], end - time.monotonic())
+    with rpc.channel(address, credentials) as channel:
+      stub = pb_grpc.CoordinatorStub(channel)
+      try:
+        return _checked(
+          stub.Describe(pb.DescribeRequest(), timeout=left), address
+        )
+      except grpc.RpcError as error:
+        if time.monotonic() + _BACKOFF[0] >= end:
+          raise UserError(
+            f"No coordinator answered at {' or '.join(coordinators)} within"
+            f" {patience:g} s. Check --coordinator, and that one runs: python"
+            " -m intellect_jax.coordinator --config=… --listen=… --workdir=…"
+          ) from error
+    time.sleep(_BACKOFF[0])
+  raise UserError("--coordinator is an empty list; name a host:port.")
+
+
+def _checked(description: pb.Description, address: str) -> pb.Description:
+  """The description, in our protocol, its relays with their hosts."""
   if description.protocol != rpc.PROTOCOL_VERSION:
     raise UserError(
       f"The coordinator at {address} speaks protocol {description.protocol},"
       f" this island {rpc.PROTOCOL_VERSION}. Run the same version of"
       " intellect_jax on both."
     )
+  host = address.rpartition(":")[0]
+  relays = [host + r if r.startswith(":") else r for r in description.relays]
+  description.relays[:] = relays
   return description
 
 
@@ -81,7 +96,7 @@ class Agent:
     self,
     hello: pb.Hello,
     term: int,
-    coordinator: str,
+    coordinators: Sequence[str],
     credentials: rpc.Credentials,
     exchange: reduce.Exchange,
     log: RecordLog,
@@ -98,6 +113,7 @@ class Agent:
       hello: of this island; `has_state`, `record` and `record_hash` say where
         it stands, and are renewed at each reconnection.
       term: the highest that this island has seen.
+      coordinators: host:port of each; the next is tried when one is gone.
       mean_bytes: length of an encoded mean.
       threads: of exchange work.
       offer_state: snapshots and publishes this island's state.
@@ -116,9 +132,8 @@ class Agent:
     self._hello = hello
     self._term = term
     self._on_term = on_term
-    self._coordinator = coordinator
-    self._channel = rpc.channel(coordinator, credentials)
-    self._stub = pb_grpc.CoordinatorStub(self._channel)
+    self._channels = [rpc.channel(a, credentials) for a in coordinators]
+    self._stub = pb_grpc.CoordinatorStub(self._channels[0])
     self._exchange = exchange
     self._log = log
     self._shelf = shelf
@@ -175,7 +190,8 @@ class Agent:
       thread.join(timeout=5)
     self._workers.shutdown(wait=False, cancel_futures=True)
     self._fetchers.shutdown(wait=False, cancel_futures=True)
-    self._channel.close()
+    for channel in self._channels:
+      channel.close()
 
   # ------------------------------------------------- the training thread
 
@@ -287,13 +303,14 @@ class Agent:
   def _attend(self) -> None:
     """Keeps the control stream open; each break is told to the agent."""
     pause = _BACKOFF[0]
-    while not self._closing.is_set():
+    for channel in itertools.cycle(self._channels):
+      if self._closing.is_set():
+        return
+      self._stub = pb_grpc.CoordinatorStub(channel)
       outgoing: queue.Queue = queue.Queue()
       self._inbox.put(lambda q=outgoing: self._connected(q))
       try:
-        for message in self._stub.Attend(
-          iter(outgoing.get, _END), wait_for_ready=True
-        ):
+        for message in self._stub.Attend(iter(outgoing.get, _END)):
           pause = _BACKOFF[0]
           self._inbox.put(lambda m=message: self._hear(m))
       except grpc.RpcError as error:
@@ -361,6 +378,7 @@ class Agent:
       heartbeat.CopyFrom(self.progress.heartbeat)
     heartbeat.activity = self.progress.waiting_for or heartbeat.activity
     heartbeat.bytes_sent = self._exchange.store.bytes_sent
+    heartbeat.bytes_relayed = self._exchange.store.bytes_relayed
     heartbeat.bytes_received = self._exchange.fetcher.bytes_received
     self._send(pb.FromIsland(heartbeat=heartbeat))
 

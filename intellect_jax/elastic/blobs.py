@@ -149,7 +149,9 @@ class BlobStore:
       context.abort(grpc.StatusCode.NOT_FOUND, "no such blob here")
     yield from self.frames(request)
 
-  def frames(self, request: pb.FetchRequest) -> Iterator[bytes]:
+  def frames(
+    self, request: pb.FetchRequest, relayed: bool = False
+  ) -> Iterator[bytes]:
     """The manifest, then the chunks that cover the range; none if unknown."""
     with self._lock:
       found = self._blobs.get(request.id)
@@ -161,6 +163,7 @@ class BlobStore:
       frame = data[offset : offset + manifest.chunk].tobytes()
       self._pace.take(len(frame))
       self.bytes_sent += len(frame)  # statistics: a lost update does no harm
+      self.bytes_relayed += len(frame) if relayed else 0
       yield frame
 
   def add_to(self, server: grpc.Server) -> None:

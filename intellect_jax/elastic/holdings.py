@@ -60,11 +60,13 @@ class Holdings:
       identity.workdir / "checkpoints", run_id, island.checkpoint.keep
     )
     self._every = island.checkpoint.every
-    self.store = blobs.BlobStore()
+    self.store = blobs.BlobStore(island.upload_mbit)
     self.shelf = MeanShelf(
       self.store, self.log, self.codec.block_bytes, self.mean_bytes
     )
-    self.fetcher = blobs.Fetcher(credentials, run.elastic.fetch_patience)
+    self.fetcher = blobs.Fetcher(
+      credentials, run.elastic.fetch_patience, island.download_mbit
+    )
     self._hasher = concurrent.futures.ThreadPoolExecutor(1, "state-hash")
     self._hash: concurrent.futures.Future[bytes] | None = None
     self._coming: StateFetch | None = None  # another island's theta and b

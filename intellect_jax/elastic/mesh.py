@@ -19,7 +19,7 @@ that its whole displacement stays for the next proposal.
 """
 
 import collections
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 import concurrent.futures
 import math
 from typing import Any
@@ -38,13 +38,13 @@ from intellect_jax.elastic.holdings import Holdings
 from intellect_jax.elastic.identity import Identity
 from intellect_jax.elastic.meter import Meter
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
+from intellect_jax.elastic.reach import Reach
 from intellect_jax.elastic.windows import Windows
 from intellect_jax.errors import UserError
 from intellect_jax.inner.step import TrainState, TrainStep
 from intellect_jax.outer.delta import delta
 from intellect_jax.outer.schedule import position
 
-_SERVE_THREADS = 16
 _EVALUATIONS_TOLD = 4  # newest, in each heartbeat: a lost one is made up for
 _STOP_PATIENCE = 20.0  # seconds to hand in a window before leaving without
 
@@ -70,7 +70,7 @@ class ElasticDeviceMesh:
     train_step: TrainStep,
     index: GlobalIndex,
     evaluate: Callable[[Any], float] | None,
-    coordinator: str,
+    coordinators: Sequence[str],
     description: pb.Description,
     credentials: rpc.Credentials = rpc.LOOPBACK,
     alone: bool = False,
@@ -85,7 +85,7 @@ class ElasticDeviceMesh:
       train_step: compiled already, so that a join is quick.
       index: the global sample index.
       evaluate: maps host parameters to nats a token; None: no evaluation.
-      coordinator: host:port.
+      coordinators: host:port of each, tried in turn.
       description: what the coordinator says of itself.
       credentials: for servers and channels.
       alone: no other island will come: a restart goes back to the checkpoint
@@ -102,7 +102,8 @@ class ElasticDeviceMesh:
     self._alone = alone
     self._weights = weights
     self._identity = identity
-    self._coordinator, self._credentials = coordinator, credentials
+    self._coordinators, self._credentials = coordinators, credentials
+    self._relays = list(description.relays)
     self._run_id = description.run_id
     self._held = Holdings(
       run, island, identity, train_step, description.run_id, credentials
@@ -148,11 +149,14 @@ class ElasticDeviceMesh:
     restored = self._held.restore(replay=not self._alone)
     if restored is not None:
       self._tell("restored", source="checkpoint")
-    self._server = rpc.server(_SERVE_THREADS, self._credentials)
-    self._held.store.add_to(self._server)
-    listening = rpc.listen(self._server, self._island.listen, self._credentials)
-    self._held.store.addresses = rpc.addresses_for_others(
-      listening, self._island.advertise, self._coordinator
+    self._reach = Reach(
+      self._held.store,
+      self.island,
+      self._island.listen,
+      self._island.advertise,
+      self._relays,
+      self._coordinators[0],
+      self._credentials,
     )
     self._held.serve_log()
     self._agent = self._make_agent(has_state=restored is not None)
@@ -192,7 +196,7 @@ class ElasticDeviceMesh:
     return Agent(
       hello,
       self._identity.term,
-      self._coordinator,
+      self._coordinators,
       self._credentials,
       reduce.Exchange(self._held.codec, self._held.store, self._held.fetcher),
       self._held.log,
@@ -293,9 +297,9 @@ class ElasticDeviceMesh:
     agent = getattr(self, "_agent", None)
     if agent is not None:
       agent.close()
-    server = getattr(self, "_server", None)
-    if server is not None:
-      server.stop(grace=0.5).wait()
+    reach = getattr(self, "_reach", None)
+    if reach is not None:
+      reach.close()
     self._background.shutdown(wait=False, cancel_futures=True)
     self._held.close()
 
@@ -577,6 +581,7 @@ class ElasticDeviceMesh:
       tokens_lost=windows.tokens_lost,
       theta_hash={self.island: held.state_hash().hex()},
       bytes_sent={self.island: held.store.bytes_sent},
+      bytes_relayed={self.island: held.store.bytes_relayed},
       bytes_received={self.island: held.fetcher.bytes_received},
       codec_bytes_sent=meter.codec_bytes,
       train_seconds=meter.train_seconds,

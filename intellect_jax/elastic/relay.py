@@ -228,12 +228,7 @@ class RelayLink:
       pause = min(2 * pause, _BACKOFF[1])
 
   def _answer(self, wanted: pb.RelayedFetch) -> None:
-    frames, ticket = self._frames(wanted.request), (_TICKET, wanted.ticket)
+    frames = self._store.frames(wanted.request, relayed=True)
     # An error says that the relay has gone; the reader asks again.
     with contextlib.suppress(grpc.RpcError, ValueError):
-      self._deliver(frames, metadata=(ticket,))
-
-  def _frames(self, request: pb.FetchRequest) -> Iterator[bytes]:
-    for frame in self._store.frames(request):
-      self._store.bytes_relayed += len(frame)
-      yield frame
+      self._deliver(frames, metadata=((_TICKET, wanted.ticket),))

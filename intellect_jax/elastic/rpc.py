@@ -49,7 +49,7 @@ def _options(credentials: Credentials) -> list[tuple[str, int]]:
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 100),
     ("grpc.http2.max_ping_strikes", 0),
     ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.max_reconnect_backoff_ms", 5_000),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
     # In spite of its name: how long a try to connect may take at least.
     ("grpc.min_reconnect_backoff_ms", int(ms)),
     ("grpc.max_receive_message_length", 64 << 20),
@@ -103,16 +103,7 @@ def listen(
   Raises:
     UserError: if the address is taken, malformed, or open to the world.
   """
-  host, _ = split_address(address)
-  if not _is_loopback(host):
-    if not credentials.insecure:
-      raise UserError(
-        f"Listening on {address} would let anyone who reaches this host"
-        " change the run: connections are neither encrypted nor"
-        " authenticated. Listen on 127.0.0.1, or pass --insecure where a"
-        " VPN or a firewall keeps strangers out."
-      )
-    logging.warning("Listening on %s without TLS (--insecure).", address)
+  host = check_listen(address, credentials)
   try:
     bound = grpc_server.add_insecure_port(address)
   except RuntimeError as error:
@@ -132,6 +123,21 @@ def add_handler(
   grpc_server.add_generic_rpc_handlers(
     (grpc.method_handlers_generic_handler(service, {method: handler}),)
   )
+
+
+def check_listen(address: str, credentials: Credentials) -> str:
+  """Returns the host; raises UserError if it may not be listened on."""
+  host, _ = split_address(address)
+  if not _is_loopback(host):
+    if not credentials.insecure:
+      raise UserError(
+        f"Listening on {address} would let anyone who reaches this host"
+        " change the run: connections are neither encrypted nor"
+        " authenticated. Listen on 127.0.0.1, or pass --insecure where a"
+        " VPN or a firewall keeps strangers out."
+      )
+    logging.warning("Listening on %s without TLS (--insecure).", address)
+  return host
 
 
 # ---------------------------------------------------------------- addresses
@@ -202,12 +208,19 @@ def _with_port(host: str, port: int) -> str:
 
 def _own_host(towards: str) -> str:
   """This host's address on the way to another one. Sends nothing."""
-  family, kind, _, _, target = socket.getaddrinfo(
-    *split_address(towards), type=socket.SOCK_DGRAM
-  )[0]
-  with socket.socket(family, kind) as probe:
-    probe.connect(target)
-    return probe.getsockname()[0]
+  try:
+    family, kind, _, _, target = socket.getaddrinfo(
+      *split_address(towards), type=socket.SOCK_DGRAM
+    )[0]
+    with socket.socket(family, kind) as probe:
+      probe.connect(target)
+      return probe.getsockname()[0]
+  except OSError as error:
+    raise UserError(
+      f"{towards} cannot be found from here ({error}), so it is not known which"
+      " of this host's addresses others use. Name it by"
+      " --config.island.advertise=HOST."
+    ) from error
 
 
 def _is_loopback(host: str) -> bool:

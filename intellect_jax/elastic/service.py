@@ -5,7 +5,7 @@ stream, a tick, comes to it through one queue; what the machine wants done is
 done in the machine's order, so that a record is durable before it is told.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 import itertools
 import pathlib
 import queue
@@ -37,13 +37,16 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
     workdir: pathlib.Path,
     listen: str = "127.0.0.1:0",
     credentials: rpc.Credentials = rpc.LOOPBACK,
+    relays: Sequence[str] = (),
     on_record: Callable[[pb.Record, pb.Status], None] | None = None,
   ):
     """Opens the ledger in `workdir`, starts a term, listens.
 
+    `relays` are told to islands: host:port, or :port at this very host.
     `on_record` is called from the coordinator's thread after each record.
     """
     self._run = run
+    self._relays = relays
     self._ledger = Ledger(workdir / "ledger.sqlite")
     try:
       history = self._ledger.open_run(
@@ -80,6 +83,7 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
       run_json=config_lib.to_json(self._run),
       run_digest=self._machine.digest,
       term=self._machine.term,
+      relays=self._relays,
     )
 
   def close(self) -> None:

@@ -33,6 +33,7 @@ def swarm_figures(status: pb.Status) -> dict[str, Any]:
       if i.state_record == status.record and i.state_hash
     },
     bytes_sent={i.island: i.heartbeat.bytes_sent for i in status.islands},
+    bytes_relayed={i.island: i.heartbeat.bytes_relayed for i in status.islands},
     compute_utilization=train / (train + blocked) if train else 0.0,
   )
 
