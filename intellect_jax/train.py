@@ -27,6 +27,8 @@ from intellect_jax.errors import UserError
 from intellect_jax.inner.step import EvalStep, TrainStep
 from intellect_jax.model import sharding
 from intellect_jax.observe.island import IslandReport
+from intellect_jax.observe.profile import Profile
+from intellect_jax.observe.speed import Speed
 from intellect_jax.outer import kernels
 
 CONFIG = command.define_config()
@@ -39,6 +41,11 @@ COORDINATOR = flags.DEFINE_string(
 )
 INIT_FROM = command.define_init_from()
 INSECURE = command.define_insecure()
+PROFILE_STEPS = flags.DEFINE_string(
+  "profile_steps",
+  "",
+  "First:last, such as 10:15: write a trace of these steps to the workdir.",
+)
 
 
 def main() -> None:
@@ -56,6 +63,9 @@ def main() -> None:
     run = config.run if description is None else _run_half(config, description)
     credentials = credentials.for_lease(run.elastic.lease_seconds)
     config_lib.validate_island(run, config.island)
+    profile = stack.enter_context(
+      Profile(workdir / "profile", PROFILE_STEPS.value)
+    )
     tokenizer = tokenizer_of(run)
     if weights is not None:
       weights.check(run)
@@ -72,7 +82,8 @@ def main() -> None:
       stack.callback(service.close)
       coordinators, description = [service.address], service.description()
     identity.check_run(description.run_id)
-    report = stack.enter_context(IslandReport(workdir, run))
+    speed = Speed(run, config.island, devices.local_devices)
+    report = stack.enter_context(IslandReport(workdir, run, speed))
     report.compiled(train_step.compile())
     kernels.compile_all()
     index = GlobalIndex(run.data, tokenizer)
@@ -100,6 +111,7 @@ def main() -> None:
     report.joined(mesh)
     state = mesh.state
     for batch in mesh.batches():
+      profile.before_step(state)
       state, metrics = train_step(state, batch, mesh.schedule_position())
       state = mesh.after_step(state, metrics)
       report.take(mesh.events)

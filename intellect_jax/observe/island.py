@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from intellect_jax.elastic.mesh import ElasticDeviceMesh, Event
 from intellect_jax.observe.metrics import MetricsLog, write_summary
+from intellect_jax.observe.speed import Speed
 from intellect_jax.outer.schedule import payload_reduction
 
 _LINE_SECONDS = 2.0  # between two lines about inner steps
@@ -18,10 +19,13 @@ _LINE_SECONDS = 2.0  # between two lines about inner steps
 class IslandReport:
   """Writes down the events of one island's process."""
 
-  def __init__(self, workdir: pathlib.Path, run: ConfigDict):
+  def __init__(
+    self, workdir: pathlib.Path, run: ConfigDict, speed: Speed | None = None
+  ):
     workdir.mkdir(parents=True, exist_ok=True)
     self._workdir = workdir
     self._run = run
+    self._speed = speed
     self._log = MetricsLog(workdir / "metrics.jsonl")
     self._island = ""
     self._started = time.monotonic()
@@ -45,6 +49,8 @@ class IslandReport:
     """Writes and shows events, and empties the queue."""
     while events:
       event = events.popleft()
+      if self._speed and event["kind"] == "step":
+        event |= self._speed.of(event)
       self._log.write(dict(island=self._island, **event))
       getattr(self, f"_{event['kind']}")(event)
 
@@ -55,7 +61,8 @@ class IslandReport:
       print(
         f"round {event['round']:4d}  step {event['step']:6d}"
         f"  loss {event['loss']:.4f}"
-        f"  {event['tokens_per_second']:8,.0f} tokens/s",
+        f"  {event['tokens_per_second']:8,.0f} tokens/s"
+        + (f"  MFU {event['mfu']:.1%}" if "mfu" in event else ""),
         flush=True,
       )
 
