@@ -88,17 +88,22 @@ def path(holder: flags.FlagHolder) -> pathlib.Path:
   return pathlib.Path(holder.value).expanduser().absolute()
 
 
-def run(main: Callable[[], None]) -> None:
-  """Runs a command. A UserError becomes a paragraph and exit status 2."""
+def run(main: Callable[..., None], words: bool = False) -> None:
+  """Runs a command. A UserError becomes a paragraph and exit status 2.
+
+  Args:
+    main: called without arguments, or with the words that are no flags.
+    words: whether there may be such words.
+  """
   _end_with_parent()
 
   def checked(argv: list[str]) -> None:
     if not flags.FLAGS["verbosity"].present:
       logging.set_verbosity(logging.WARNING)
-    if len(argv) > 1:
+    if len(argv) > 1 and not words:
       _fail(f"{argv[1]!r} is no flag. --help lists them.")
     try:
-      main()
+      main(*[argv[1:]] if words else [])
     except UserError as error:
       _fail(str(error))
     except KeyboardInterrupt:

@@ -97,6 +97,8 @@ class RecordLog:
 
   def _replayable(self, record: pb.Record) -> bool:
     """Whether its mean is here, whole: a power loss can tear what it was."""
+    if not record.HasField("step"):
+      return True
     mean, step = self.mean(record.number), record.step
     length = sum(share.mean.length for share in step.shares)
     if mean is None or len(mean) != length:

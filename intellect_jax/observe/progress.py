@@ -253,8 +253,10 @@ def _exchanged(status: pb.Status) -> str:
   beats = [i.heartbeat for i in status.islands]
   train = sum(b.train_seconds for b in beats)
   blocked = sum(b.blocked_seconds for b in beats)
+  relayed = sum(b.bytes_relayed for b in beats)
+  through = f" ({size_text(relayed)} relayed)" if relayed else ""
   return (
-    f"sent {size_text(sum(b.bytes_sent for b in beats))},"
+    f"sent {size_text(sum(b.bytes_sent for b in beats))}{through},"
     f" trained {train:,.0f} s, blocked {blocked:,.0f} s"
     f" ({_share(blocked, train)})"
   )
@@ -373,9 +375,8 @@ def _hashes(theta_hash: Mapping[str, str]) -> str:
 
 
 def _by_island(sizes: Mapping[str, int]) -> str:
-  return "\n".join(
-    f"{size_text(n)} by {name}" for name, n in sorted(sizes.items())
-  )
+  said = [f"{size_text(n)} by {name}" for name, n in sorted(sizes.items()) if n]
+  return "\n".join(said) or "none"
 
 
 _WORDS: dict[str, tuple[str, Callable[[Any], str]]] = {
@@ -388,6 +389,7 @@ _WORDS: dict[str, tuple[str, Callable[[Any], str]]] = {
   "islands": ("islands", ", ".join),
   "theta_hash": ("state hash", _hashes),
   "bytes_sent": ("bytes sent", _by_island),
+  "bytes_relayed": ("bytes relayed", _by_island),
   "payload_reduction": ("payload reduction", "{:,.1f} ×".format),
   "compute_utilization": ("compute utilization", "{:.1%}".format),
   "wall_seconds": ("wall time", duration),

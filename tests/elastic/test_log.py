@@ -72,6 +72,14 @@ def test_adopted_records_and_means_survive_reopening(folder):
   assert log.mean(4) is None
 
 
+def test_replay_goes_on_past_changed_settings(folder):
+  log = RecordLog(folder)
+  log.open()
+  log.adopt(sealed(pb.Record(number=4, settings=pb.Settings(finish=True))))
+  adopt(log, 5)
+  assert replayed(folder, 2) == [3, 4, 5]
+
+
 def test_a_mean_without_its_record_is_not_kept(folder):
   log = RecordLog(folder)
   log.open()
