@@ -48,20 +48,21 @@ def continuation(
 
 
 def effective(records: Sequence[pb.Record]) -> list[pb.Record]:
-  """The records that count, in order: annulled ones and annulments left out."""
+  """The records that count, in order: what was annulled is left out."""
   kept: list[pb.Record] = []
   for record in records:
     if record.HasField("annulment"):
       kept = [r for r in kept if r.number <= record.annulment.to]
-    else:
-      kept.append(record)
+    kept.append(record)
   return kept
 
 
 def newest_state(records: Sequence[pb.Record]) -> pb.Record:
   """The newest record that counts and made theta and b what they are."""
-  moves = [r for r in effective(records) if not r.HasField("settings")]
-  return moves[-1] if moves else pb.Record()
+  for record in reversed(effective(records)):
+    if record.HasField("step") or record.HasField("genesis"):
+      return record
+  return pb.Record()
 
 
 def committed_windows(

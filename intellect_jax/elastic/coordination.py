@@ -18,7 +18,13 @@ from intellect_jax.elastic import chain, rpc
 from intellect_jax.elastic.membership import Member, Membership, State
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.elastic.round import CoordinatorRound, Outgoing
-from intellect_jax.elastic.samples import Holder, Interval, SamplePool
+from intellect_jax.elastic.samples import (
+  Holder,
+  Interval,
+  SamplePool,
+  merge,
+  subtract,
+)
 from intellect_jax.elastic.steering import Steering, with_values
 from intellect_jax.errors import UserError
 from intellect_jax.outer.codec import make_codec
@@ -68,6 +74,13 @@ class EndLeases:
 
 
 @dataclasses.dataclass(frozen=True)
+class SaveLosses:
+  """All losses anew: some were none."""
+
+  losses: list[pb.Loss]
+
+
+@dataclasses.dataclass(frozen=True)
 class SaveEvaluation:
   record: int
   loss: float  # nats a token
@@ -88,7 +101,15 @@ class Warn:
 
 
 Action = (
-  Send | Close | Append | SaveLease | EndLeases | SaveEvaluation | Stop | Warn
+  Send
+  | Close
+  | Append
+  | SaveLease
+  | EndLeases
+  | SaveLosses
+  | SaveEvaluation
+  | Stop
+  | Warn
 )
 
 
@@ -153,11 +174,13 @@ class Coordinator:
     self._base_states: dict[str, bytes] = {}  # of open proposals
     # Sessions of islands that have newer records: (hello, was it evicted).
     self._asking: dict[int, tuple[pb.Hello, bool]] = {}
+    self._met: set[str] = set()  # islands that were here in this term
     self._agreed = (-1, b"")  # record, and the hash of most members' state
     self._donor = ""  # asked for its state
     self._donor_asked_at = now
     self._donors_asked = 0
     self._stateless: set[str] = set()  # islands that wait for a state
+    self._told_to_wait: set[str] = set()  # of those: their own is of no use
     self._departures: list[_Departure] = []  # not settled yet
     self._stopped = False
     self._attempts = 0  # in this term
@@ -179,11 +202,11 @@ class Coordinator:
     self._committed = collections.Counter()
     for holder, window in windows:
       self._committed[holder[:2]] += window.tokens
-    committed = {holder for holder, _ in windows}
-    self._pool = SamplePool(
-      [i for _, window in windows for i in chain.intervals(window)],
-      {h: i for h, i in leases.items() if h not in committed},
-    )
+    used = merge(i for _, window in windows for i in chain.intervals(window))
+    free = {
+      h: i for h, i in leases.items() if not subtract(i, subtract(i, used))
+    }
+    self._pool = SamplePool(used, free)
     self._read_settings()
 
   def _read_settings(self) -> None:
@@ -294,12 +317,14 @@ class Coordinator:
     member = self._members.by_session(session)
     if kind != "hello" and member is None:  # fenced: a newer one is in
       return []
-    if message.term > self.term:
+    known = kind != "hello" or message.hello.island in self._met
+    if message.term > self.term - (not known):
       self._stopped = True
       self._actions.append(
         Stop(
-          f"an island has seen term {message.term}, and this"
-          f" coordinator's is {self.term}: a newer one is at work"
+          f"an island has seen term {message.term}, and this coordinator's is"
+          f" {self.term}: another one is or was at work; if this one's ledger"
+          " is an old copy, start it with --recover"
         )
       )
       return self._taken()
@@ -368,6 +393,7 @@ class Coordinator:
     previous = self._members.members.get(hello.island)
     if previous is not None and previous.session not in (None, session):
       self._actions.append(Close(previous.session))
+    self._met.add(hello.island)
     member, replaced, evicted = self._members.admit(hello, session, now)
     if replaced is not None:
       self._depart(replaced, "its process was replaced by a newer one")
@@ -402,7 +428,9 @@ class Coordinator:
       self._open_round()
       for record, sealed in found:
         self._keep(record, sealed, now)
+        self._announce(sealed)
       self._read_chain(self._pool.leased)
+      self._correct_losses()
       what = f"records up to {self.head.number} from {member.island}"
       self._actions.append(Warn(f"took over {what}: the ledger lacked them"))
       if found[-1][0].number + 1 < sent.end:
@@ -411,6 +439,19 @@ class Coordinator:
         return
     hello, evicted = self._asking.pop(member.session)
     self._welcome(member, member.session, hello, evicted, now)
+
+  def _correct_losses(self) -> None:
+    """What had been counted as lost may be in records taken over."""
+    for member in self._members.members.values():
+      excess = self._settled(member) - member.heartbeat.tokens_trained
+      for loss in reversed(self.losses):
+        who = loss.island, loss.incarnation
+        mine = who == (member.island, member.incarnation)
+        if mine and excess > 0:
+          found = min(excess, loss.tokens)
+          loss.tokens -= found
+          excess -= found
+    self._actions.append(SaveLosses(list(self.losses)))
 
   def _take_over_leases(self, member: Member, hello: pb.Hello) -> None:
     """The ledger was lost: islands know what was leased to them."""
@@ -432,6 +473,10 @@ class Coordinator:
     if start == pb.Welcome.START_RESTORE and hello.has_state:
       self._depart(member, "its records are not those of the run")
       evicted = True
+    if start == pb.Welcome.START_RESTORE:
+      self._told_to_wait.add(member.island)
+    else:
+      self._told_to_wait.discard(member.island)
     welcome = pb.Welcome(
       run_id=self.run_id, evicted=evicted, start=start, head=self.head.number
     )
@@ -505,6 +550,8 @@ class Coordinator:
   def _on_ready(self, member: Member, ready: pb.Ready, now: float) -> None:
     if ready.record >= len(self._records):
       return
+    if member.island in self._told_to_wait:
+      return  # said before it heard that
     if not member.hung:
       member.state = State.IN
     member.record = max(member.record, self._counting(ready.record))
@@ -609,6 +656,7 @@ class Coordinator:
       self._donor = ""
     if member.session is None:
       self._stateless.discard(member.island)  # it says so again
+      self._told_to_wait.discard(member.island)
     self._find_donor(now)
     self._find_initialiser()
     if self._round.gone(member.island):
@@ -640,6 +688,7 @@ class Coordinator:
     )
     for island in sorted(self._stateless):
       self._to_member(island, restore)
+    self._told_to_wait -= self._stateless
     self._stateless.clear()  # who cannot fetch it says so
 
   def _find_initialiser(self) -> None:
@@ -647,6 +696,7 @@ class Coordinator:
     if self._stateless and self._initialiser() is None:
       island = min(self._stateless)
       self._stateless.discard(island)
+      self._told_to_wait.discard(island)
       start = pb.Welcome.START_INITIALISE
       welcome = pb.Welcome(run_id=self.run_id, start=start)
       self._to_member(island, pb.ToIsland(welcome=welcome))
@@ -695,8 +745,8 @@ class Coordinator:
   ) -> None:
     if proposal.base != self.head.number or self.final:
       return  # it has not heard of the newest record; the record is on its way
-    if member.island in self._stateless:
-      return  # its own state is of no use
+    if member.island in self._told_to_wait:
+      return
     if member.state not in (State.JOINING, State.IN):
       return
     for window in proposal.windows:
@@ -708,6 +758,7 @@ class Coordinator:
     beat = member.heartbeat  # may be older than the proposal
     beat.tokens_trained = max(beat.tokens_trained, known)
     member.state, member.hung = State.IN, False
+    self._stateless.discard(member.island)
     member.record = max(member.record, proposal.base)
     refusal = self._round.propose(member.island, member.incarnation, proposal)
     if refusal:
@@ -856,6 +907,7 @@ class Coordinator:
     if self._round.gone(member.island):
       self._round.abandon()
     self._stateless.add(member.island)
+    self._told_to_wait.add(member.island)
     welcome = pb.Welcome(
       run_id=self.run_id,
       evicted=True,
@@ -1009,6 +1061,9 @@ class Coordinator:
     )
     sealed = chain.seal(record)
     self._keep(record, sealed, now)
+    self._announce(sealed)
+
+  def _announce(self, sealed: pb.SealedRecord) -> None:
     announced = pb.SealedRecord()
     announced.CopyFrom(sealed)
     announced.holders.extend(self.holders())
@@ -1022,10 +1077,7 @@ class Coordinator:
     """The log has a further record, durable before anything that follows."""
     self.log.append(sealed)
     self._records.append(record)
-    if record.HasField("annulment"):
-      self._effective = chain.effective(self._records)
-    else:
-      self._effective.append(record)
+    self._effective = chain.effective([*self._effective, record])
     self._actions.append(Append(record, sealed))
     self._committed_at = now
     if self._steering != Steering() or not record.HasField("step"):

@@ -136,6 +136,16 @@ class Ledger:
       )
     self._db.execute("COMMIT")
 
+  def save_losses(self, losses: list[pb.Loss]) -> None:
+    """Writes all losses anew."""
+    self._db.execute("BEGIN")
+    self._db.execute("DELETE FROM losses")
+    self._db.executemany(
+      "INSERT INTO losses VALUES (?, ?, ?, ?)",
+      [(x.island, x.incarnation, x.tokens, x.cause) for x in losses],
+    )
+    self._db.execute("COMMIT")
+
   def _end_lease(self, holder: Holder) -> None:
     self._db.execute(
       "DELETE FROM leases WHERE island = ? AND incarnation = ? AND window = ?",

@@ -331,6 +331,7 @@ class Diverged:
   """This island stands at a record that was annulled, or of a lost chain."""
 
   record: int
+  to: int  # newest record of its own that still counts; -1: not known
 
 
 @dataclasses.dataclass(frozen=True)
@@ -380,6 +381,8 @@ class IslandRound:
   def forget(self) -> None:
     """The island's own state is of no use: it waits for another."""
     self.record = None
+    self._void.clear()
+    self._waiting.clear()
 
   def propose(self, proposal: pb.Proposal) -> list[Action]:
     if self.record is not None and proposal.base >= self._moved_at:
@@ -487,9 +490,10 @@ class IslandRound:
 
   def _diverged(self) -> Diverged:
     assert self.record is not None
+    counts = min(self._void, default=0) - 1
     self._void.clear()
     self._waiting.clear()
-    return Diverged(self.record)
+    return Diverged(self.record, counts)
 
   def _adopt(self) -> list[Action]:
     """Adopts what is waiting, in order, as far as the means are here."""

@@ -1,7 +1,9 @@
 """The coordinator's state machine: messages and a clock in, actions out."""
 
-from harness import run_config
+from typing import Any
+
 import pytest
+from simulation.world import run_config
 
 from intellect_jax import config as config_lib
 from intellect_jax.elastic import chain, coordination, rpc
@@ -792,7 +794,7 @@ def test_records_that_the_disk_lost_are_taken_over_from_islands():
   kept = list(driver.log)
   del driver.log[2:]  # a write that was not synced
   driver.restart()
-  hello = dict(record=2, record_hash=kept[2].hash, head=2)
+  hello: dict[str, Any] = dict(record=2, record_hash=kept[2].hash, head=2)
   driver.hello("a", **hello)
   assert driver.take("a", "welcome") == []
   (ask,) = driver.take("a", "ask_records")

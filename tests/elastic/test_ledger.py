@@ -6,8 +6,8 @@ import signal
 import subprocess
 import sys
 
-from harness import run_config
 import pytest
+from simulation.world import run_config
 
 from intellect_jax import config as config_lib
 from intellect_jax.elastic.ledger import Ledger

@@ -4,8 +4,8 @@ import contextlib
 import queue
 
 import grpc
-from harness import run_config
 import pytest
+from simulation.world import run_config
 
 from intellect_jax import config as config_lib
 from intellect_jax.elastic import rpc

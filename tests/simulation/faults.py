@@ -1,0 +1,171 @@
+"""What goes wrong, and when: one fault after the other, each mended later."""
+
+from simulation.island import Island
+from simulation.world import World
+
+_KINDS = (
+  "stream",
+  "kill",
+  "freeze",
+  "hang",
+  "slow",
+  "pair",
+  "partition",
+  "coordinator",
+  "torn",
+  "unsynced",
+  "snapshot",
+  "second",
+  "power",
+  "control",
+)
+_MEND = 0.2, 4.0  # seconds
+_MOMENTS = "", "plan", "fix", "record", "offer_state", "welcome"
+
+
+def disturb(world: World, seconds: float) -> None:
+  """Faults for so many seconds, often just when it hurts."""
+  end = world.now + seconds
+  snapshot = world.seats[0].disk.copy()
+  while world.now < end:
+    kind = world.random.choice(_KINDS)
+    if world.random.random() < 0.1:
+      snapshot = world.leader().disk.copy()
+    _strike(world, kind, snapshot)
+    moment = world.random.choice(_MOMENTS)
+    world.advance(world.random.uniform(0.0, 1.5), until=moment)
+    _operate(world)
+
+
+def _strike(world: World, kind: str, snapshot) -> None:
+  random = world.random
+  island = random.choice(world.islands)
+  seat = world.leader()
+  mend = random.uniform(*_MEND)
+  world.note(f"{kind} {island.name} {seat.name}, {mend:.1f} s")
+  match kind:
+    case "stream" if island.stream is not None:
+      island.stream.cut(notice=random.choice((0.0, 0.5, 3.0)))
+    case "kill" if island.alive and not island.done:
+      empty = random.random() < 0.3
+      world.kill(island)
+      world.later(mend, lambda: world.restart(island.name, empty))
+    case "freeze":
+      island.frozen_until = world.now + mend
+    case "hang":
+      island.hung = True
+      world.later(mend, lambda: _unhang(island))
+    case "slow":
+      island.slowness = random.choice((1.0, 3.0, 8.0))
+    case "pair":
+      other = random.choice([i for i in world.islands if i is not island])
+      _cut(world, island.name, other.name, mend)
+    case "partition":
+      _cut(world, island.name, seat.name, mend)
+      for other in world.islands:
+        if other is not island and random.random() < 0.5:
+          _cut(world, island.name, other.name, mend)
+    case "coordinator":
+      seat.kill()
+    case "torn" if seat.machine is not None:
+      seat.crash_in = random.randrange(12)
+    case "unsynced":  # the disk lied about its newest record
+      seat.kill()
+      if len(seat.disk.log) > 1:
+        seat.disk.log.pop()
+    case "snapshot":  # an old copy of the database comes back
+      seat.kill()
+      if snapshot.log and snapshot.term <= seat.disk.term:
+        seat.disk = snapshot.copy()
+    case "second":  # another coordinator, while this one lives on, cut off
+      other = next(s for s in world.seats if s is not seat)
+      known = all(i.disk.restore()[0] is not None for i in world.islands)
+      if seat.machine is not None and not other.up and known:
+        cut = random.sample(
+          world.islands, random.randint(1, len(world.islands))
+        )
+        for lonely in cut:
+          _cut(world, lonely.name, seat.name, mend)
+        other.recover()
+        world.later(mend, seat.kill)
+    case "power":
+      for each in world.seats:
+        each.kill()
+      for each in world.islands:
+        if not each.done:
+          world.kill(each)
+          each.disk.lose_power()
+          world.restart_later(each.name)
+    case "control" if seat.machine is not None:
+      _steer(world, seat)
+
+
+def _steer(world: World, seat) -> None:
+  match world.random.choice(("set", "evict", "pause", "rollback")):
+    case "set":
+      values = {"run.outer.learning_rate": "0.5"}
+      seat.control(set={"values": values})
+    case "evict":
+      name = world.random.choice(world.islands).name
+      seat.control(evict={"island": name})
+    case "pause":
+      seat.control(pause={"paused": True})
+    case "rollback":
+      head = seat.machine.head.number
+      if head > 0:
+        to = world.random.randrange(max(0, head - 2), head)
+        disks = [island.disk for island in world.islands if island.alive]
+        if all(disk.restore(to)[0] is not None for disk in disks):
+          seat.control(rollback={"to": to})
+
+
+def _unhang(island: Island) -> None:
+  island.hung = False
+  island.awake(island.go_on)
+
+
+def _cut(world: World, one: str, other: str, seconds: float) -> None:
+  world.cut(one, other)
+  world.later(seconds, lambda: world.mend(one, other))
+
+
+def _operate(world: World) -> None:
+  """Who watches starts what is dead again, sooner or later."""
+  if any(seat.up for seat in world.seats):
+    return
+  seat = world.leader()
+  wrong = seat.stopped or not seat.disk.log
+  run = seat.recover if wrong and world.invariants.links else seat.start
+  world.later(world.random.uniform(*_MEND), run)
+
+
+def mend_all(world: World) -> None:
+  """From here on nothing is wrong."""
+  world.cut_pairs.clear()
+  for seat in world.seats:
+    seat.crash_in = None
+  for island in world.islands:
+    island.slowness = min(island.slowness, 3.0)
+    island.frozen_until = min(island.frozen_until, world.now)
+    if island.hung:
+      _unhang(island)
+
+
+def operate_until_over(world: World, seconds: float) -> None:
+  """Lets the run go to its end, with an operator who reads what it says."""
+  end = world.now + seconds
+  while world.now < end and not world.over():
+    _operate(world)
+    for name in [i.name for i in world.islands if not i.alive]:
+      world.restart_later(name)
+    machine = world.leader().machine
+    if machine is not None and machine.status(world.now).paused:
+      world.leader().control(pause={"paused": False})
+    for seat in world.seats:
+      if seat.recovery is not None and world.now > end - seconds / 2:
+        seat.kill()  # who could tell has left: it is for --force to decide
+        seat.recover(force=True)
+    lower = [s for s in world.seats if s.machine and s is not world.leader()]
+    for seat in lower:
+      seat.kill()  # there is another
+    world.advance(5.0)

@@ -1,0 +1,185 @@
+"""What must be true after each event: docs/protocol.md, section 1."""
+
+import collections
+import dataclasses
+
+from blake3 import blake3
+
+from intellect_jax.elastic import chain
+from intellect_jax.elastic.protocol import elastic_pb2 as pb
+from intellect_jax.elastic.samples import Holder, Interval, merge, subtract
+
+
+def hash_of(*parts) -> bytes:
+  return blake3(repr(parts).encode()).digest()
+
+
+GENESIS = hash_of("initial parameters")
+
+
+def delta_id(island: str, incarnation: int, windows, base: bytes) -> bytes:
+  """A delta, as a symbol: whose, of which windows, from which theta."""
+  numbers = [window.number for window in windows]
+  return hash_of("delta", island, incarnation, numbers, base)
+
+
+def mean_id(members, start: int, stop: int, deltas: list[bytes]) -> bytes:
+  """The mean of a share, as a symbol: who, with which weight, over what."""
+  return hash_of(
+    [(m.island, m.incarnation, m.weight, m.clip) for m in members],
+    deltas,
+    sum(m.weight for m in members),
+    (start, stop),
+  )
+
+
+def next_theta(theta: bytes, record: pb.Record) -> bytes:
+  if not record.HasField("step"):
+    return theta
+  return hash_of(theta, [share.mean.id for share in record.step.shares])
+
+
+@dataclasses.dataclass(frozen=True)
+class Link:
+  """A record, and what the chain up to it comes to."""
+
+  record: pb.Record
+  before: "Link | None"
+  theta: bytes
+  effective: tuple["Link", ...]  # this one too, if it counts
+  committed: frozenset[Holder]
+  samples: tuple[Interval, ...]
+
+  def at(self, number: int) -> "Link":
+    """The link of a record before this one that counts."""
+    return next(x for x in self.effective if x.record.number == number)
+
+
+class Invariants:
+  """What was seen in a run, and what must hold of it.
+
+  Attributes:
+    links: every record that any coordinator made durable, by its hash.
+    trained: every window that an island has trained on.
+  """
+
+  def __init__(self):
+    self.links: dict[bytes, Link] = {}
+    self.trained: dict[Holder, pb.Window] = {}
+    self.tokens: collections.Counter = collections.Counter()  # trained
+    self._fixed: dict[bytes, list[bytes]] = {}  # means by attempt
+    self._numbers: dict[tuple[int, int], bytes] = {}  # (term, number): hash
+
+  def has_trained(self, holder: Holder, window: pb.Window) -> None:
+    self.trained[holder] = window
+    self.tokens[holder[:2]] += window.tokens
+
+  # ------------------------------------------------- 1, 3, 4: the records
+
+  def check_fix(self, fix: pb.Fix) -> None:
+    """An attempt has one mean and no other."""
+    means = [mean.id for mean in fix.means]
+    known = self._fixed.setdefault(fix.attempt, means)
+    assert known == means, "an attempt was fixed twice, to different bytes"
+
+  def check_appended(
+    self, record: pb.Record, sealed: pb.SealedRecord, held: set[bytes]
+  ) -> None:
+    """One chain; each window and sample once in it; only fixed means.
+
+    `held`: ids of means that some island has written to its log.
+    """
+    assert sealed.hash == blake3(sealed.body).digest()
+    before = self.links.get(record.previous)
+    if sealed.hash in self.links:
+      return  # taken over from an island
+    if record.number == 0:
+      assert not record.previous
+    else:
+      assert before is not None, "it follows a record that never was"
+      assert before.record.number == record.number - 1
+      assert before.record.term <= record.term
+    self.links[sealed.hash] = self._link(record, before, held)
+
+  def _link(
+    self, record: pb.Record, before: Link | None, held: set[bytes]
+  ) -> Link:
+    if before is None:
+      link = Link(record, None, GENESIS, (), frozenset(), ())
+    elif record.HasField("annulment"):
+      to = record.annulment.to
+      back = before.at(to)
+      assert record.total_tokens == back.record.total_tokens
+      kept = [x for x in before.effective if x.record.number <= to]
+      link = dataclasses.replace(
+        back, record=record, before=before, effective=tuple(kept)
+      )
+    else:
+      link = dataclasses.replace(before, record=record, before=before)
+    if record.HasField("step"):
+      link = self._stepped(link, held)
+    return dataclasses.replace(link, effective=(*link.effective, link))
+
+  def _stepped(self, link: Link, held: set[bytes]) -> Link:
+    record, before = link.record, link.before
+    step = record.step
+    assert before is not None
+    means = [share.mean.id for share in step.shares]
+    assert means == self._fixed.get(step.attempt), "it was never fixed"
+    assert set(means) <= held, "committed before anyone held the mean"
+    assert step.base == record.number - 1
+    assert step.base_state == before.theta, "its base is not the run's state"
+    deltas = [
+      delta_id(m.island, m.incarnation, m.windows, before.theta)
+      for m in step.members
+    ]
+    assert means == [
+      mean_id(step.members, s.start, s.stop, deltas) for s in step.shares
+    ], "the divisor or the members of the mean are not those of the record"
+    committed, samples, tokens = link.committed, link.samples, 0
+    for member in step.members:
+      weight = sum(window.tokens for window in member.windows)
+      assert member.weight == weight > 0
+      tokens += weight
+    for holder, window in chain.windows_of(record):
+      assert holder not in committed, f"{holder} is committed twice"
+      assert window == self.trained[holder]
+      committed |= {holder}
+      used = chain.intervals(window)
+      assert subtract(used, list(samples)) == merge(used), "a sample twice"
+      samples = tuple(merge([*samples, *used]))
+    assert record.total_tokens == before.record.total_tokens + tokens
+    theta = next_theta(before.theta, record)
+    return dataclasses.replace(
+      link, theta=theta, committed=committed, samples=samples
+    )
+
+  def check_announced(self, sealed: pb.SealedRecord) -> None:
+    assert sealed.hash in self.links, "announced before it was durable"
+
+  # ------------------------------------------------------ 2: the one state
+
+  def check_adopted(self, sealed: pb.SealedRecord, theta: bytes) -> None:
+    """What an island adopts is durable, and moves it to the one state."""
+    self.check_announced(sealed)
+    link = self.links[sealed.hash]
+    place = link.record.term, link.record.number
+    known = self._numbers.setdefault(place, sealed.hash)
+    assert known == sealed.hash, f"two records (term, number) {place}"
+    assert theta == link.theta, "another theta"
+
+  # ------------------------------------------------------- 7: every token
+
+  def check_settled(
+    self, head: pb.SealedRecord | None, losses: list[pb.Loss]
+  ) -> None:
+    """No token is both committed and lost, or lost twice."""
+    settled: collections.Counter = collections.Counter()
+    if head is not None:
+      for holder in self.links[head.hash].committed:
+        settled[holder[:2]] += self.trained[holder].tokens
+    for loss in losses:
+      assert loss.cause, "tokens were lost without a word"
+      settled[loss.island, loss.incarnation] += loss.tokens
+    for process, tokens in settled.items():
+      assert tokens <= self.tokens[process], f"{process}: settled twice"

@@ -1,0 +1,525 @@
+"""An island of the simulation: the real round, symbolic training, a disk."""
+
+from collections.abc import Callable
+import dataclasses
+from typing import TYPE_CHECKING
+
+from intellect_jax.elastic import round as round_lib
+from intellect_jax.elastic import rpc
+from intellect_jax.elastic.protocol import elastic_pb2 as pb
+from intellect_jax.elastic.samples import Holder, take
+from simulation.invariants import (
+  GENESIS,
+  delta_id,
+  hash_of,
+  mean_id,
+  next_theta,
+)
+
+if TYPE_CHECKING:
+  from simulation.world import Stream, World
+
+SAMPLES = 4  # a window
+SAMPLE_TOKENS = 10
+BLOCK_BYTES = 1024  # of the float32 codec
+BLOCKS = 64
+WORK = 0.01, 0.6  # seconds that a reduction or a gathering takes
+WINDOW = 0.5, 1.5  # seconds of training
+SYNC = 0.01, 1.0  # seconds until what was written outlives a power loss
+
+
+@dataclasses.dataclass
+class Disk:
+  """What an island has after a crash, and after a power loss."""
+
+  record: int | None = None  # of its checkpoint
+  theta: bytes = b""  # of its checkpoint
+  log: dict[int, pb.SealedRecord] = dataclasses.field(default_factory=dict)
+  means: set[bytes] = dataclasses.field(default_factory=set)
+  synced: set[int] = dataclasses.field(default_factory=set)  # records
+  term: int = 0
+
+  def lose_power(self) -> None:
+    """Records and means that were not synced are gone."""
+    for number in set(self.log) - self.synced:
+      step = pb.Record.FromString(self.log.pop(number).body).step
+      self.means -= {share.mean.id for share in step.shares}
+
+  def restore(self, to: int | None = None) -> tuple[int | None, bytes]:
+    """The record it can stand at and theta there, as holdings.py does."""
+    if self.record is None or self.record not in self.log:
+      return None, b""
+    if to is not None and self.record > to:
+      return None, b""
+    records: list[pb.Record] = []
+    number, theta = self.record, self.theta
+    while (sealed := self.log.get(number + 1 + len(records))) is not None:
+      record = pb.Record.FromString(sealed.body)
+      if record.HasField("annulment"):
+        records = [r for r in records if r.number <= record.annulment.to]
+        break
+      records.append(record)
+    for record in records:
+      have = {share.mean.id for share in record.step.shares} <= self.means
+      if not have or (to is not None and record.number > to):
+        break
+      number, theta = record.number, next_theta(theta, record)
+    return number, theta
+
+  def save(self, record: int, theta: bytes) -> None:
+    """Writes a checkpoint, whole or not at all."""
+    self.record, self.theta = record, theta
+    self.synced.add(record)
+
+
+class Island:
+  """One process of an island."""
+
+  def __init__(self, world: "World", name: str, incarnation: int, disk: Disk):
+    self.world = world
+    self.name = name
+    self.incarnation = incarnation
+    self.disk = disk
+    self.address = f"{name}.{incarnation}"
+    self.process = hash_of(name, incarnation, world.random.random())
+    self.slowness = 1.0
+    self.alive = True
+    self.done = False
+    self.hung = False  # the training thread, not the others
+    self.flipped = False  # a bit of its theta
+    self.frozen_until = 0.0
+    self.stream: Stream | None = None
+    self.seat = 0  # that it turns to first
+    standing, self.theta = disk.restore()
+    self.round = round_lib.IslandRound(name, standing)
+    self.blobs = set(disk.means)
+    self.state: tuple[int, bytes] | None = None  # that is served
+    self.head = 0  # when it was welcomed
+    self.in_run = False
+    self.work = 0  # counts attempts, so that cancelled work shows
+    self.window = 0
+    self.grants: dict[int, pb.LeaseGrant] = {}  # of what is not decided
+    self.steps = 0
+    self.training: Callable[[bool], None] | None = None  # ends the window
+    self.requested: pb.FromIsland | None = None
+    self.carried: list[pb.Window] = []
+    self.carries = 0
+    self.proposed = False
+    self.trained = 0
+    self.connect()
+    self.beat()
+
+  # --------------------------------------------------------- the stream
+
+  def awake(self, call: Callable[[], None]) -> None:
+    """Calls now, or once the process is thawed; never if it is dead."""
+    if not self.alive:
+      return
+    if self.world.now < self.frozen_until:
+      delay = self.frozen_until - self.world.now
+      self.world.later(delay, lambda: self.awake(call))
+    else:
+      call()
+
+  def later(self, bounds, call: Callable[[], None]) -> None:
+    delay = self.world.random.uniform(*bounds)
+    self.world.later(delay, lambda: self.awake(call))
+
+  def connect(self) -> None:
+    if self.done or self.stream is not None:
+      return
+    self.stream = self.world.open_stream(self)
+    if self.stream is None:
+      self.seat += 1
+      self.later((0.2, 0.4), self.connect)
+      return
+    record = self.round.record
+    hello = pb.Hello(
+      protocol=rpc.PROTOCOL_VERSION,
+      run_digest=self.world.digest,
+      run_id="run",
+      island=self.name,
+      incarnation=self.incarnation,
+      process=self.process,
+      addresses=[self.address],
+      has_state=record is not None and record >= 0,
+      tokens_trained=self.trained,
+      leases=self.grants.values(),
+    )
+    if hello.has_state:
+      hello.record = hello.head = self.standing
+      hello.record_hash = self.disk.log[self.standing].hash
+      while hello.head + 1 in self.disk.log:
+        hello.head += 1
+    self.send(pb.FromIsland(hello=hello))
+
+  def lost(self, stream: "Stream") -> None:
+    def notice() -> None:
+      if self.stream is stream:
+        self.stream = None
+        self.later((0.1, 0.3), self.connect)
+
+    self.awake(notice)
+
+  def send(self, message: pb.FromIsland) -> None:
+    if self.stream is not None:
+      message.term = self.disk.term
+      self.stream.up(message)
+
+  def beat(self) -> None:
+    if not self.done:
+      self.send_heartbeat()
+      lease = self.world.run.elastic.lease_seconds
+      self.later((lease / 5, lease / 4), self.beat)
+
+  def send_heartbeat(self) -> None:
+    busy = self.training is not None or self.hung
+    beat = pb.Heartbeat(
+      tokens_trained=self.trained,
+      step=self.steps,
+      window=self.window,
+      activity="training" if busy else "waiting",
+      hand_in_seconds=0.1,
+    )
+    beat.record = max(0, self.round.record or 0)
+    beat.oldest = self.disk.record or 0
+    self.send(pb.FromIsland(heartbeat=beat))
+
+  def hear(self, message: pb.ToIsland) -> None:
+    if message.term < self.disk.term:
+      return
+    self.disk.term = message.term
+    kind = message.WhichOneof("message")
+    getattr(self, f"on_{kind}")(getattr(message, kind))
+
+  # -------------------------------------------------- joining, as agent.py
+
+  def on_welcome(self, welcome: pb.Welcome) -> None:
+    self.head = welcome.head
+    if welcome.evicted:
+      self.give_up()
+      self.carry_out(self.round.withdraw())
+    if welcome.start == pb.Welcome.START_INITIALISE:
+      self.theta = GENESIS
+      self.state = (0, self.theta)
+      self.carry_out(self.round.stand(-1))
+      self.say_state(0)
+      self.read_log(0)
+    elif welcome.start == pb.Welcome.START_RESTORE:
+      self.forget()
+    elif welcome.head > self.standing:
+      self.read_log(self.standing + 1)
+    else:
+      self.ready()
+    if self.requested is not None:
+      self.send(self.requested)
+
+  def give_up(self) -> None:
+    """What it has trained and not committed is void."""
+    self.carried, self.carries, self.proposed = [], 0, False
+    self.training = self.requested = None
+    self.grants.clear()
+    self.in_run = False
+
+  def forget(self) -> None:
+    """What it stands at is of no use; a Restore follows."""
+    self.carry_out(self.round.withdraw())
+    self.round.forget()
+    self.in_run = False
+
+  @property
+  def standing(self) -> int:
+    """The record that it stands at; it has one."""
+    assert self.round.record is not None
+    return self.round.record
+
+  def say_state(self, record: int) -> None:
+    part = pb.Part(addresses=[self.address])
+    blob = pb.Blob(id=self.theta, parts=[part])
+    ready = pb.StateReady(record=record, state=blob)
+    self.send(pb.FromIsland(state_ready=ready))
+
+  def on_offer_state(self, _) -> None:
+    self.world.offers += 1
+    if self.round.record is not None:
+      self.state = (self.standing, self.theta)
+      self.say_state(self.standing)
+
+  def on_restore(self, restore: pb.Restore) -> None:
+    def fetched() -> None:
+      record = self.round.record
+      if record is not None and record >= restore.record:
+        return
+      donor = self.world.serving(self, restore.state.parts[0].addresses)
+      log = self.world.log_for(self)
+      served = any(d.state == (restore.record, restore.state.id) for d in donor)
+      if not served or len(log) <= restore.record:
+        self.send(pb.FromIsland(fetch_failed=pb.FetchFailed(peer="donor")))
+        return
+      self.theta, self.flipped = restore.state.id, False
+      self.disk.log = dict(enumerate(log[: restore.record + 1]))
+      self.disk.synced = set(self.disk.log)
+      self.disk.save(restore.record, self.theta)
+      if self.carried:
+        dropped = pb.Dropped(windows=self.carried, cause="too far behind")
+        self.send(pb.FromIsland(dropped=dropped))
+      self.give_up()
+      self.carry_out(self.round.stand(restore.record))
+      self.read_log(restore.record + 1)
+
+    self.later(WORK, fetched)
+
+  def read_log(self, start: int) -> None:
+    def answered() -> None:
+      log, holders = self.world.log_for(self), self.world.holders_for(self)
+      sealed = [
+        pb.SealedRecord(body=s.body, hash=s.hash, holders=holders)
+        for s in log[start:]
+      ]
+      self.carry_out(self.round.committed(sealed))
+      self.ready()
+
+    self.later(self.world.latency, answered)
+
+  def ready(self) -> None:
+    """Caught up with what was the head when it was welcomed."""
+    record = self.round.record
+    if record is None or record < max(self.head, 0) or self.done:
+      return
+    self.send(pb.FromIsland(ready=pb.Ready(record=record)))
+    self.carry_out(self.round.reconnected())
+    self.in_run = True
+    self.train()
+
+  def on_ask_records(self, ask: pb.AskRecords) -> None:
+    head = max(self.disk.log, default=-1)
+    sent = pb.Records(end=head + 1)
+    for number in range(ask.start, head + 1):
+      if number not in self.disk.log:
+        break
+      sent.records.append(self.disk.log[number])
+    self.send(pb.FromIsland(records=sent))
+
+  def on_refusal(self, refusal: pb.Refusal) -> None:
+    assert "operator evicted" in refusal.reason, f"{self.name}: {refusal}"
+    self.alive = False
+    self.world.restart_later(self.name)
+
+  def on_finished(self, _) -> None:
+    self.done = True
+
+  # ------------------------------------------------------------ training
+
+  def train(self) -> None:
+    busy = self.training or self.requested or self.proposed
+    if busy or self.done or not self.in_run or self.hung:
+      return
+    self.window += 1
+    request = pb.LeaseRequest(window=self.window, samples=SAMPLES)
+    self.requested = pb.FromIsland(lease_request=request)
+    self.send(self.requested)
+
+  def on_lease_grant(self, grant: pb.LeaseGrant) -> None:
+    if self.requested is None or grant.window != self.window:
+      return
+    self.requested = None
+    self.grants[grant.window] = grant
+    leased = [(i.start, i.stop) for i in grant.samples]
+
+    def end(early: bool) -> None:
+      """Hands the window in; what it did not use goes back to the pool."""
+      if self.training is not end or self.hung:
+        return
+      self.training = None
+      few = early or self.world.random.random() < 0.2
+      used = take(leased, 1 if few else SAMPLES)
+      tokens = SAMPLE_TOKENS * sum(stop - start for start, stop in used)
+      window = pb.Window(number=grant.window, tokens=tokens)
+      for start, stop in used:
+        window.samples.add(start=start, stop=stop)
+      self.trained += tokens
+      self.steps += 1
+      holder = Holder(self.name, self.incarnation, grant.window)
+      self.world.invariants.has_trained(holder, window)
+      self.carried.append(window)
+      if self.round.record is not None:
+        self.propose()
+
+    self.training = end
+    bounds = tuple(seconds * self.slowness for seconds in WINDOW)
+    self.later(bounds, lambda: end(early=False))
+
+  def propose(self) -> None:
+    blob_id = delta_id(self.name, self.incarnation, self.carried, self.theta)
+    self.blobs.add(blob_id)
+    part = pb.Part(addresses=[self.address])
+    proposal = pb.Proposal(
+      base=self.standing,
+      windows=self.carried,
+      delta=pb.Blob(id=blob_id, length=BLOCKS * BLOCK_BYTES, parts=[part]),
+      norm=norm(self.carried),
+      base_state=self.theta,
+    )
+    self.proposed = True
+    self.carry_out(self.round.propose(proposal))
+
+  # ----------------------------------------------------------- the round
+
+  def on_plan(self, plan: pb.Plan) -> None:
+    self.carry_out(self.round.plan(plan))
+
+  def on_fix(self, fix: pb.Fix) -> None:
+    self.carry_out(self.round.fix(fix))
+
+  def on_record(self, sealed: pb.SealedRecord) -> None:
+    self.carry_out(self.round.committed([sealed]))
+
+  def on_closing(self, closing: pb.Closing) -> None:
+    self.carry_out(self.round.closing(closing))
+
+  def carry_out(self, actions: list[round_lib.Action]) -> None:
+    for action in actions:
+      match action:
+        case round_lib.Send(message):
+          self.send(message)
+        case round_lib.Cancel():
+          self.work += 1
+        case round_lib.Reduce(plan, index):
+          self.start(lambda p=plan, i=index: self.reduce(p, i))
+        case round_lib.Gather():
+          gather = lambda a=action: self.gather(a)  # noqa: E731
+          if action.late:
+            self.later(WORK, gather)
+          else:
+            self.start(gather)
+        case round_lib.Adopt(record, sealed):
+          self.adopt(record, sealed)
+        case round_lib.ReadLog(start):
+          self.read_log(start)
+        case round_lib.HandIn():
+          if self.training is not None:
+            self.training(True)
+        case round_lib.Diverged(record, to):
+          self.diverged(record, to)
+
+  def start(self, work: Callable[[], None]) -> None:
+    attempt = self.work
+    self.later(WORK, lambda: work() if self.work == attempt else None)
+
+  def diverged(self, record: int, to: int) -> None:
+    """Back to a state of its own that still counts, or to another's."""
+    self.forget()
+    back, theta = self.disk.restore(to)
+    if back is None:
+      failed = pb.FetchFailed(reason=f"record {record} was annulled")
+      self.send(pb.FromIsland(fetch_failed=failed))
+      return
+    self.theta = theta
+    self.give_up()
+    self.carry_out(self.round.stand(back))
+    self.read_log(back + 1)
+
+  def go_on(self) -> None:
+    """The training thread moves again."""
+    if self.training is not None:
+      self.training(True)
+    else:
+      self.train()
+
+  def fail(self, attempt: bytes, peer: str) -> None:
+    """Nothing came from `peer`, until patience ran out."""
+    patience = self.world.run.elastic.fetch_patience
+    self.later(
+      (patience, patience),
+      lambda: self.carry_out(self.round.failed(attempt, peer, "cut")),
+    )
+
+  def reduce(self, plan: pb.Plan, index: int) -> None:
+    share = plan.shares[index]
+    for member in plan.members:
+      if not self.can_get(member.delta.id, round_lib.addresses(member.delta)):
+        self.fail(plan.attempt, member.island)
+        return
+    deltas = [member.delta.id for member in plan.members]
+    blob_id = mean_id(plan.members, share.start, share.stop, deltas)
+    self.blobs.add(blob_id)
+    length = (share.stop - share.start) * BLOCK_BYTES
+    part = pb.Part(addresses=[self.address])
+    report = pb.ShareReduced(
+      attempt=plan.attempt,
+      share=index,
+      mean=pb.Blob(id=blob_id, length=length, parts=[part]),
+      squared_norms=[
+        norm(m.windows) ** 2 * (share.stop - share.start) / BLOCKS
+        for m in plan.members
+      ],
+    )
+    self.carry_out(self.round.reduced(report))
+
+  def gather(self, action: round_lib.Gather) -> None:
+    for share in action.shares:
+      sources = [*round_lib.addresses(share.mean), *action.holders]
+      if not self.can_get(share.mean.id, sources):
+        if action.late:
+          self.later((1.0, 1.0), lambda: self.retry(action.late))
+        else:
+          self.fail(action.attempt, share.owner)
+        return
+    self.blobs |= {share.mean.id for share in action.shares}
+    self.disk.means |= {share.mean.id for share in action.shares}
+    self.carry_out(self.round.gathered(action.attempt))
+
+  def retry(self, number: int) -> None:
+    self.carry_out(self.round.late_fetch_failed(number))
+
+  def can_get(self, blob_id: bytes, addresses) -> bool:
+    holders = self.world.serving(self, addresses)
+    return blob_id in self.blobs or any(blob_id in h.blobs for h in holders)
+
+  def adopt(self, record: pb.Record, sealed: pb.SealedRecord) -> None:
+    self.theta = next_theta(self.theta, record)
+    if not self.flipped:
+      self.world.invariants.check_adopted(sealed, self.theta)
+    self.disk.log[record.number] = sealed
+    disk, number = self.disk, record.number
+    self.later(SYNC, lambda: disk.synced.add(number))
+    if record.number == 0 or self.world.random.random() < 0.5:
+      self.disk.save(record.number, self.theta)
+    if record.HasField("step"):
+      self.decide(record)
+    if record.final:
+      self.leave()
+    elif self.in_run:
+      self.train()
+    else:
+      self.ready()
+
+  def decide(self, record: pb.Record) -> None:
+    """A step moved theta: what was proposed is committed, or carried."""
+    mine = [
+      window.number
+      for m in record.step.members
+      if (m.island, m.incarnation) == (self.name, self.incarnation)
+      for window in m.windows
+    ]
+    self.carries = self.carries + 1 if self.carried and not mine else 0
+    self.carried = [w for w in self.carried if w.number not in mine]
+    for number in mine:
+      self.grants.pop(number, None)
+    if self.carries > self.world.run.outer.max_carry:
+      dropped = pb.Dropped(windows=self.carried, cause="carried too long")
+      self.send(pb.FromIsland(dropped=dropped))
+      for window in self.carried:
+        self.grants.pop(window.number, None)
+      self.carried, self.carries = [], 0
+    self.proposed = False
+
+  def leave(self) -> None:
+    self.send_heartbeat()
+    self.say_state(self.standing)
+    self.send(pb.FromIsland(leave=pb.Leave(reason="the run is over")))
+    self.done = True
+
+
+def norm(windows) -> float:
+  return 1.0 + sum(window.tokens for window in windows)

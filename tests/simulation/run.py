@@ -1,0 +1,51 @@
+"""One seed, from the first hello to the end."""
+
+from intellect_jax.elastic.samples import Holder, merge, subtract
+from simulation import faults
+from simulation.world import World
+
+FAULTS = 8.0  # seconds of trouble
+PATIENCE = 150.0  # virtual seconds after the last fault until the end
+
+
+def simulate(seed: int, trace: bool = False) -> World:
+  """Runs a swarm through faults that the seed decides.
+
+  Raises:
+    AssertionError: if an invariant does not hold; the message names the seed.
+  """
+  try:
+    world = World(
+      seed,
+      islands=2 + seed % 3,
+      trace=trace,
+      min_islands=1 + seed % 2,
+      deadline=seed % 5 == 0,
+      hang_seconds=3.0,
+      offer_patience=3.0,
+    )
+    faults.disturb(world, FAULTS)
+    finish(world)
+  except Exception as error:
+    kind = "" if isinstance(error, AssertionError) else type(error).__name__
+    raise AssertionError(f"seed {seed}: {kind} {error}") from error
+  return world
+
+
+def finish(world: World, patience: float = PATIENCE) -> None:
+  """Without faults the run ends; nothing is left over."""
+  faults.mend_all(world)
+  faults.operate_until_over(world, patience)
+  assert world.over(), f"it does not end: {world.describe()}"
+  (machine,) = [
+    s.machine for s in world.seats if s.machine and s.machine.done()
+  ]
+  end = world.invariants.links[machine.log[-1].hash]
+  for island in world.islands:
+    if island.alive and island.round.record == machine.head.number:
+      assert island.theta == end.theta, f"{island.name} ends elsewhere"
+  # What was not committed can be leased again, all of it.
+  free = machine._pool.lease(Holder("probe", 1, 1), 10_000)
+  used = list(end.samples)
+  assert merge([*free, *used]) == [(0, free[-1][1])], "samples were forgotten"
+  assert subtract(free, used) == free, "samples are leased that were used"

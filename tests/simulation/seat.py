@@ -1,0 +1,177 @@
+"""A coordinator of the simulation: the real machine, a disk, an operator."""
+
+import copy
+import dataclasses
+from typing import TYPE_CHECKING
+
+from intellect_jax.elastic import chain, coordination
+from intellect_jax.elastic.protocol import elastic_pb2 as pb
+from intellect_jax.elastic.recovery import TERMS, Recovery
+from intellect_jax.elastic.samples import Holder, Interval
+
+if TYPE_CHECKING:
+  from simulation.world import World
+
+
+@dataclasses.dataclass
+class Ledger:
+  """What ledger.py keeps in SQLite."""
+
+  term: int = 0
+  log: list[pb.SealedRecord] = dataclasses.field(default_factory=list)
+  leases: dict[Holder, list[Interval]] = dataclasses.field(default_factory=dict)
+  losses: list[pb.Loss] = dataclasses.field(default_factory=list)
+
+  def copy(self) -> "Ledger":
+    return Ledger(
+      self.term, list(self.log), dict(self.leases), copy.copy(self.losses)
+    )
+
+  def end(self, holder: Holder) -> None:
+    self.leases.pop(holder, None)
+
+
+class Seat:
+  """One coordinator's host: it may run, be dead, or recover a run."""
+
+  def __init__(self, world: "World", name: str):
+    self.world = world
+    self.name = name
+    self.disk = Ledger()
+    self.machine: coordination.Coordinator | None = None
+    self.recovery: Recovery | None = None
+    self.stopped = ""  # why its machine gave up: for the operator to read
+    self.crash_in: int | None = None  # actions until it dies
+
+  @property
+  def up(self) -> bool:
+    return self.machine is not None or self.recovery is not None
+
+  def start(self) -> None:
+    """Goes on with what its disk has."""
+    if self.up:
+      return
+    self.disk.term += 1
+    self._lead(
+      coordination.History(
+        "run",
+        self.disk.term,
+        list(self.disk.log),
+        dict(self.disk.leases),
+        list(self.disk.losses),
+      )
+    )
+
+  def recover(self, force: bool = False) -> None:
+    """Starts with --recover: nothing on its own disk counts."""
+    if not self.up:
+      self.disk, self.stopped = Ledger(), ""
+      world = self.world
+      serial = world.random.randrange(TERMS)
+      self.recovery = Recovery(world.run, force, serial, world.now)
+
+  def _lead(self, history: coordination.History) -> None:
+    world = self.world
+    self.machine = coordination.Coordinator(world.run, history, world.now)
+
+  def kill(self) -> None:
+    self.machine = self.recovery = self.crash_in = None
+    self.world.cut_streams(self)
+
+  # ------------------------------------------------------------- events
+
+  def tick(self) -> None:
+    now = self.world.now
+    if self.machine is not None:
+      self.carry_out(self.machine.tick(now))
+    elif self.recovery is not None:
+      history = self.recovery.history(now)
+      if history is not None:
+        self._take_over(history)
+
+  def _take_over(self, history: coordination.History) -> None:
+    assert self.recovery is not None
+    hellos, self.recovery = self.recovery.hellos, None
+    self.disk.term, self.disk.log = history.term, list(history.log)
+    self._lead(history)
+    for session, hello in hellos.items():
+      self.heard(session, hello)
+
+  def heard(self, session: int, message: pb.FromIsland) -> None:
+    if self.machine is not None:
+      self.carry_out(self.machine.handle(session, message, self.world.now))
+    elif self.recovery is not None:
+      self.carry_out(self.recovery.handle(session, message))
+
+  def disconnected(self, session: int) -> None:
+    if self.machine is not None:
+      self.carry_out(self.machine.disconnected(session, self.world.now))
+    elif self.recovery is not None:
+      self.recovery.disconnected(session)
+
+  def control(self, **change) -> str:
+    """An operator's wish. Returns why it was refused."""
+    if self.machine is None:
+      return "nobody is there"
+    request = pb.ControlRequest(reason="for a test", **change)
+    reply, actions = self.machine.control(request, self.world.now)
+    self.carry_out(actions)
+    return reply.refusal
+
+  # ------------------------------------------------------------ actions
+
+  def carry_out(self, actions) -> None:
+    """In the machine's order; a crash may come between any two."""
+    world = self.world
+    for action in actions:
+      if self.crash_in is not None:
+        self.crash_in -= 1
+        if self.crash_in < 0:
+          self.kill()
+          return
+      match action:
+        case coordination.Send(session, message):
+          self._sent(message)
+          world.send_down(session, message)
+        case coordination.Close(session):
+          world.end_stream(session)
+        case coordination.Append(record, sealed):
+          self._append(record, sealed)
+        case coordination.SaveLease(holder, samples):
+          self.disk.leases[holder] = list(samples)
+        case coordination.EndLeases(holders, loss):
+          for holder in holders:
+            self.disk.end(holder)
+          if loss is not None:
+            self.disk.losses.append(loss)
+            self._check_settled()
+        case coordination.SaveLosses(losses):
+          self.disk.losses = list(losses)
+          self._check_settled()
+        case coordination.Stop(reason):
+          self.stopped = reason
+          self.kill()
+          return
+
+  def _append(self, record: pb.Record, sealed: pb.SealedRecord) -> None:
+    world = self.world
+    held = set().union(*(island.disk.means for island in world.islands))
+    world.invariants.check_appended(record, sealed, held)
+    assert record.number == len(self.disk.log)
+    self.disk.log.append(sealed)
+    for holder, _ in chain.windows_of(record):
+      self.disk.end(holder)
+    if record.HasField("step") and record.term == self.disk.term:
+      self._check_settled()
+
+  def _check_settled(self) -> None:
+    head = self.disk.log[-1] if self.disk.log else None
+    self.world.invariants.check_settled(head, self.disk.losses)
+
+  def _sent(self, message: pb.ToIsland) -> None:
+    kind = message.WhichOneof("message")
+    self.world.last_sent = kind
+    if kind == "fix":
+      self.world.invariants.check_fix(message.fix)
+    elif kind == "record":
+      self.world.invariants.check_announced(message.record)

@@ -1,0 +1,49 @@
+"""Runs under faults, one a seed; `make simulate` runs more of them."""
+
+import pytest
+
+from intellect_jax.elastic import chain
+from simulation.run import finish, simulate
+from simulation.world import World
+
+SEEDS = 2000
+PARTS = 16  # so that two workers share them
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_faults_break_no_invariant_and_the_run_comes_to_its_end(part):
+  for seed in range(part, SEEDS, PARTS):
+    simulate(seed)
+
+
+@pytest.mark.parametrize("islands", [1, 2, 4])
+def test_an_undisturbed_run_commits_every_token(islands):
+  world = World(seed=islands, islands=islands, start_islands=islands)
+  finish(world)
+  disk = world.seats[0].disk
+  last = chain.opened(disk.log[-1])
+  assert last is not None
+  lost = sum(loss.tokens for loss in disk.losses)
+  assert last.total_tokens + lost == sum(i.trained for i in world.islands)
+  assert lost <= islands * 40  # windows that the end cut short
+
+
+def test_the_same_seed_gives_the_same_run():
+  one, other = simulate(7), simulate(7)
+  assert one.now == other.now
+  assert [x.hash for x in one.leader().disk.log] == [
+    x.hash for x in other.leader().disk.log
+  ]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_flipped_bit_is_found_and_mended(seed):
+  world = World(seed, islands=3, start_islands=3)
+  world.advance(20.0, until="record")
+  world.advance(20.0, until="plan")
+  island = world.islands[seed % 3]
+  island.theta, island.flipped = b"another", True
+  finish(world)
+  assert not island.flipped
+  causes = [loss.cause for loss in world.seats[0].disk.losses]
+  assert any("diverged" in cause for cause in causes)
