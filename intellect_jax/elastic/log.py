@@ -8,6 +8,7 @@ Who is late replays it and ends on the same bits. Files, in one folder:
 """
 
 from collections.abc import Iterator
+import itertools
 import os
 import pathlib
 
@@ -80,6 +81,12 @@ class RecordLog:
     path = self._path(number, "mean")
     whole = path.exists() and path.stat().st_size > 0
     return np.memmap(path, np.uint8, "r") if whole else None
+
+  def records(self) -> list[pb.Record]:
+    """All records from the first on, annulled ones too."""
+    entries = map(self.record, itertools.count())
+    whole = itertools.takewhile(lambda sealed: sealed is not None, entries)
+    return [pb.Record.FromString(sealed.body) for sealed in whole if sealed]
 
   def after(self, number: int) -> Iterator[pb.Record]:
     """Yields records from `number` + 1 on, as far as they can be replayed."""

@@ -32,13 +32,14 @@ import numpy as np
 from intellect_jax import config as config_lib
 from intellect_jax.checkpoint.pretrained import Weights
 from intellect_jax.data.index import GlobalIndex
-from intellect_jax.elastic import blobs, reduce, rpc, samples
+from intellect_jax.elastic import blobs, chain, reduce, rpc, samples
 from intellect_jax.elastic.agent import Agent
 from intellect_jax.elastic.holdings import Holdings
 from intellect_jax.elastic.identity import Identity
 from intellect_jax.elastic.meter import Meter
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.elastic.reach import Reach
+from intellect_jax.elastic.steering import Steering
 from intellect_jax.elastic.windows import Windows
 from intellect_jax.errors import UserError
 from intellect_jax.inner.step import TrainState, TrainStep
@@ -108,6 +109,8 @@ class ElasticDeviceMesh:
     self._held = Holdings(
       run, island, identity, train_step, description.run_id, credentials
     )
+    self._steering = Steering()
+    self._outer = run.outer  # as an operator has it for the next record
     self._meter = Meter(self._held.store, self._held.fetcher)
     self._windows = Windows(
       run.inner.batch_size, run.data.sequence_length, run.outer.max_carry
@@ -174,6 +177,7 @@ class ElasticDeviceMesh:
       assert restored is not None
       self.state = restored
     self._catch_up(welcome.head)
+    self._steer()
     self._held.save(self.state)
     if self.record == 0:
       self._evaluate_in_background([self.island])
@@ -260,6 +264,7 @@ class ElasticDeviceMesh:
       if record.number > self.record and self._is_in(record):
         self._windows.commit()
     held.stand_at(pb.Record.FromString(log[-1].body), both)
+    self._steer()
     self._tell("restored", source="other islands")
     return True
 
@@ -347,9 +352,9 @@ class ElasticDeviceMesh:
     Returns:
       The state to go on from; `state` itself unless a record was merged.
     """
-    outer, windows = self._run.outer, self._windows
+    outer, windows = self._outer, self._windows
     steps = self._count(metrics)
-    done = steps == outer.inner_steps or self._stopping
+    done = steps == windows.length or self._stopping
     far_ahead = windows.proposed and windows.ahead >= outer.max_ahead_steps
     if not (done or far_ahead or self._agent.has_news):
       return state
@@ -379,13 +384,13 @@ class ElasticDeviceMesh:
     )
     steps = self._windows.step()
     self._unreported = dict(told, step=self._windows.steps)
-    if steps == max(1, self._run.outer.inner_steps // 2):
+    if steps == max(1, self._windows.length // 2):
       self._request_lease(self._windows.next)
     return steps
 
   def _request_lease(self, window: int) -> None:
     batch = self._run.inner.batch_size
-    self._agent.request_lease(window, self._run.outer.inner_steps * batch)
+    self._agent.request_lease(window, self._outer.inner_steps * batch)
 
   def _lease(self, window: int) -> list[samples.Interval] | None:
     """The samples of a window; None if it is time to end."""
@@ -410,7 +415,7 @@ class ElasticDeviceMesh:
     codes = np.empty(held.mean_bytes, np.uint8)
     codec.encode(values, codes)
     chunk = blobs.chunk_bytes(len(codes), codec.block_bytes)
-    if self._run.outer.max_ahead_steps > 0:
+    if self._outer.max_ahead_steps > 0:
       self._x_proposed = self._train_step.place(state.params)
     self._agent.propose(
       pb.Proposal(
@@ -469,6 +474,7 @@ class ElasticDeviceMesh:
       return state  # of before the state that it was restored to
     if not record.HasField("step"):
       held.apply(record)
+      self._steer()
       return state
     members = record.step.members
     included = self._is_in(record)
@@ -482,6 +488,7 @@ class ElasticDeviceMesh:
       anchor = held.place_theta() if windows.tokens_uncommitted else None
     self._x_proposed = None
     held.apply(record)
+    self._obey()
     params = held.place_theta()
     if lost:
       state = self._give_up(state, "left out of too many records")
@@ -499,6 +506,17 @@ class ElasticDeviceMesh:
     if held.is_checkpoint():
       held.save(state)
     return state
+
+  def _steer(self) -> None:
+    """Hears what an operator changed, from the log up to here."""
+    self._steering = Steering.of(chain.effective(self._held.log.records()))
+    self._obey()
+
+  def _obey(self) -> None:
+    """What an operator changed may hold from the next record on."""
+    run = self._steering.run_at(self._run, self.record + 1)
+    self._outer = run.outer
+    self._windows.max_carry = run.outer.max_carry
 
   def _is_in(self, record: pb.Record) -> bool:
     """Whether the record includes what this island has proposed."""

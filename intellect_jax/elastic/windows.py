@@ -28,13 +28,14 @@ class Windows:
     open: the window in progress.
     next: number of the window after it.
     ahead: steps since the proposal.
+    max_carry: records that may leave a window out before it is lost.
     tokens_trained, tokens_committed, tokens_lost: of this incarnation.
   """
 
   def __init__(self, batch_size: int, sequence_length: int, max_carry: int):
     self._batch_size = batch_size
     self.tokens_a_step = batch_size * sequence_length
-    self._max_carry = max_carry
+    self.max_carry = max_carry
     self.open: Window | None = None
     self.next = 0
     self.ahead = 0
@@ -51,6 +52,14 @@ class Windows:
   @property
   def tokens_uncommitted(self) -> int:
     return self.tokens_a_step * sum(w.steps for w in self._uncommitted())
+
+  @property
+  def length(self) -> int:
+    """Steps that the open window's samples last for."""
+    assert self.open is not None
+    return sum(stop - start for start, stop in self.open.lease) // (
+      self._batch_size
+    )
 
   @property
   def proposed(self) -> bool:
@@ -100,7 +109,7 @@ class Windows:
     self._proposed = []
     for window in self._done:
       window.carried += 1
-    return any(window.carried > self._max_carry for window in self._done)
+    return any(window.carried > self.max_carry for window in self._done)
 
   def drop(self) -> list[pb.Window]:
     """Everything that is not committed is lost."""
