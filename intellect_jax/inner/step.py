@@ -35,6 +35,8 @@ class TrainStep:
   A batch holds int32 tokens, targets, segment_ids and positions and float32
   weights (0: not trained on), each batch_size x sequence_length.
 
+  On an AbstractMesh it can only be traced.
+
   Raises:
     UserError: if batch, microbatch or model do not divide among the mesh.
   """
@@ -87,7 +89,7 @@ class TrainStep:
     }
     batch["weights"] = jax.ShapeDtypeStruct(shape, jnp.float32)
     position = jax.ShapeDtypeStruct((), jnp.float32)
-    with jax.set_mesh(self._mesh):
+    with jax.sharding.use_abstract_mesh(self._mesh.abstract_mesh):
       return self._jitted.trace(self.abstract_state, batch, position)
 
   @functools.cached_property

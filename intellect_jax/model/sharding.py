@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
@@ -20,6 +20,11 @@ from intellect_jax.errors import UserError
 
 if TYPE_CHECKING:
   from intellect_jax.model.llama import LlamaConfig
+
+_AXES = ("fsdp", "tensor")
+# Auto, because make_mesh's own default is Explicit, where every gather and
+# contraction of a split axis has to name its result's sharding.
+_TYPES = (AxisType.Auto,) * 2
 
 # Logical axis (a field of LlamaConfig, or "batch") -> mesh axis.
 RULES: dict[str, str | None] = {
@@ -45,20 +50,31 @@ def make_mesh(
     UserError: if fsdp x tensor is not the number of devices.
   """
   devices = jax.devices() if devices is None else devices
+  return jax.make_mesh(
+    _sizes(fsdp, tensor, len(devices)), _AXES, _TYPES, devices=devices
+  )
+
+
+def abstract_mesh(fsdp: int, tensor: int, devices: int) -> Mesh:
+  """The same over devices that are not there, to plan with; raises as well.
+
+  It serves where a mesh gives shapes and shardings, and for tracing.
+  """
+  sizes = _sizes(fsdp, tensor, devices)
+  return cast(Mesh, AbstractMesh(sizes, _AXES, _TYPES))
+
+
+def _sizes(fsdp: int, tensor: int, devices: int) -> tuple[int, int]:
   if fsdp == -1:
-    fsdp = max(1, len(devices) // tensor)
-  if fsdp * tensor != len(devices):
+    fsdp = max(1, devices // tensor)
+  if fsdp * tensor != devices:
     raise UserError(
       f"island.mesh.fsdp={fsdp} x island.mesh.tensor={tensor} is"
-      f" {fsdp * tensor} devices, but this island has {len(devices)}. Set"
+      f" {fsdp * tensor} devices, but this island has {devices}. Set"
       " fsdp=-1 to take all that are left, and tensor to a divisor of the"
       " number of devices (on CPUs: island.cpu_devices)."
     )
-  # Auto, because make_mesh's own default is Explicit, where every gather and
-  # contraction of a split axis has to name its result's sharding.
-  return jax.make_mesh(
-    (fsdp, tensor), ("fsdp", "tensor"), (AxisType.Auto,) * 2, devices=devices
-  )
+  return fsdp, tensor
 
 
 def spec(*axes: str | None) -> P:

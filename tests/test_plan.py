@@ -1,0 +1,75 @@
+"""A plan of INTELLECT-1 is INTELLECT-1."""
+
+import io
+
+import pytest
+import rich.console
+
+from intellect_jax import config as config_lib
+from intellect_jax import plan
+from intellect_jax.errors import UserError
+
+
+def load(name):
+  return config_lib.load(config_lib.base_path().with_name(f"{name}.py"))
+
+
+@pytest.fixture(scope="module")
+def intellect_1():
+  config = load("intellect_1_10b")
+  return plan.Plan(config, 8, "h100", mfu=0.433, islands=14)
+
+
+def text(*tables) -> str:
+  console = rich.console.Console(width=200, file=io.StringIO())
+  with console.capture() as capture:
+    console.print(*tables)
+  return capture.get()
+
+
+def test_a_window_takes_38_minutes(intellect_1):
+  assert intellect_1.window_seconds / 60 == pytest.approx(38, rel=0.01)
+
+
+def test_a_link_as_fast_as_theirs_takes_as_long(intellect_1):
+  """1.5 Gb/s in the USA and 0.33 around the world, less the host's work."""
+  assert intellect_1.round_seconds(1.6) == pytest.approx(103, rel=0.15)
+  assert intellect_1.round_seconds(0.34) == pytest.approx(469, rel=0.15)
+
+
+def test_all_tables_say_where_figures_come_from(intellect_1):
+  said = text(
+    intellect_1.model_table(),
+    intellect_1.memory_table(),
+    intellect_1.host_table(),
+    intellect_1.round_table([0.5, 10]),
+    plan.intellect_1_table(),
+  )
+  for word in ("10,211,381,248", "formula", "traced", "lowered for CUDA"):
+    assert word in said
+  for measured, formula in (("95.7", "95.7"), ("85.6", "85.6")):
+    assert f"{measured} % │  {formula} %" in said
+  assert "83.0 % │  82.9 %" in said
+
+
+def test_more_devices_hold_less_each():
+  one, four = (
+    plan.Plan(load("tiny"), n, "a100", mfu=0.4, islands=2) for n in (1, 4)
+  )
+  assert four.memory.parameters == one.memory.parameters / 4
+  assert four.memory.activations == one.memory.activations / 4
+  assert four.step_seconds == pytest.approx(one.step_seconds / 4)
+  assert four.sent == one.sent
+
+
+@pytest.mark.parametrize(
+  "devices, device, mfu, words",
+  [
+    (4, "abacus", 0.4, "--device=abacus is not one of .*h100"),
+    (4, "h100", 43.3, "--mfu=43.3 must be above 0 and at most 1"),
+    (3, "h100", 0.4, "do not divide among the 3 devices"),
+  ],
+)
+def test_impossible_plans(devices, device, mfu, words):
+  with pytest.raises(UserError, match=words):
+    plan.Plan(load("tiny"), devices, device, mfu, islands=2)
