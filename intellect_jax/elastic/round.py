@@ -13,6 +13,7 @@ A failure ends the attempt, not the round: the next Plan goes on without who
 failed, with the same encoded deltas and a new divisor.
 """
 
+from collections.abc import Sequence
 import dataclasses
 import itertools
 import math
@@ -23,6 +24,7 @@ from intellect_jax.elastic import blobs, chain
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 
 _MAX_EXACT_COVER = 12  # members; beyond it the cover is greedy
+_DIRECT_CAPACITY = 8  # of an island behind a relay: 1
 _NORM_TOLERANCE = 1e-3  # relative, between a claimed and a measured norm
 
 Outgoing = list[tuple[str, pb.ToIsland]]
@@ -94,7 +96,11 @@ class CoordinatorRound:
       )
     for owner, (start, stop) in zip(
       members,
-      share_bounds(first.delta.length, self._block_bytes, len(members)),
+      share_bounds(
+        first.delta.length,
+        self._block_bytes,
+        [capacity(self.proposals[island].delta) for island in members],
+      ),
       strict=True,
     ):
       plan.shares.add(start=start, stop=stop, owner=owner)
@@ -226,19 +232,28 @@ class CoordinatorRound:
     return "gathering, waiting for " + ", ".join(sorted(missing))
 
 
-def share_bounds(
-  length: int, block_bytes: int, members: int
-) -> list[tuple[int, int]]:
-  """Equal shares of a blob of `length` bytes: [start, stop) in codec blocks.
+def capacity(delta: pb.Blob) -> int:
+  """How large a share suits an island that serves its blobs in these ways.
 
-  Bounds lie between chunks, so that every fetched byte can be verified and
-  none is fetched twice.
+  A share is fetched by everybody; behind a relay that costs two links.
+  """
+  relayed_only = all(blobs.split_relayed(a)[1] for a in addresses(delta))
+  return 1 if relayed_only else _DIRECT_CAPACITY
+
+
+def share_bounds(
+  length: int, block_bytes: int, capacities: Sequence[int]
+) -> list[tuple[int, int]]:
+  """Shares of a blob of `length` bytes: [start, stop) in codec blocks.
+
+  They are in proportion to the capacities of their owners. Bounds lie between
+  chunks, so that every fetched byte can be verified and none is fetched twice.
   """
   chunk = blobs.chunk_bytes(length, block_bytes)
-  chunks = -(-length // chunk)
+  chunks, total = -(-length // chunk), sum(capacities)
   bounds = [
-    min(length, chunks * index // members * chunk) // block_bytes
-    for index in range(members + 1)
+    min(length, chunks * part // total * chunk) // block_bytes
+    for part in itertools.accumulate(capacities, initial=0)
   ]
   return list(itertools.pairwise(bounds))
 

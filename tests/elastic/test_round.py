@@ -82,7 +82,7 @@ def test_a_bad_proposal_is_refused_and_leaves_no_trace(bad, why):
 @pytest.mark.parametrize("blocks", [1, 63, 64, 1000, 9000])
 def test_shares_tile_the_vector_between_chunks(members, blocks):
   length = blocks * BLOCK_BYTES
-  bounds = round_lib.share_bounds(length, BLOCK_BYTES, members)
+  bounds = round_lib.share_bounds(length, BLOCK_BYTES, [8] * members)
   assert len(bounds) == members
   assert bounds[0][0] == 0
   assert bounds[-1][1] == blocks
@@ -95,6 +95,21 @@ def test_shares_tile_the_vector_between_chunks(members, blocks):
   if chunks >= members:
     per_chunk = blobs.chunk_bytes(length, BLOCK_BYTES) // BLOCK_BYTES
     assert max(sizes) - min(sizes) <= 2 * per_chunk
+
+
+def test_shares_are_small_behind_a_relay():
+  def ways(*addresses: str) -> pb.Blob:
+    return pb.Blob(parts=[pb.Part(addresses=addresses)])
+
+  direct, both = ways("a:1"), ways("a:1", "relay:b:2/ada")
+  relayed = ways("relay:b:2/ada", "relay:c:3/ada")
+  capacities = [round_lib.capacity(d) for d in (direct, both, relayed)]
+  assert capacities[0] == capacities[1] > 4 * capacities[2] > 0
+  blocks = 9000
+  bounds = round_lib.share_bounds(blocks * BLOCK_BYTES, BLOCK_BYTES, capacities)
+  sizes = [stop - start for start, stop in bounds]
+  assert sum(sizes) == blocks
+  assert sizes[2] * 4 < sizes[0]
 
 
 def test_weights_are_tokens_and_attempts_never_alike():
