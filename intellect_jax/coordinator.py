@@ -42,6 +42,15 @@ RELAY = flags.DEFINE_string(
   "For islands that nobody can call: 'own' starts a relay beside this"
   " coordinator, on the next free port; 'none'; or host:port,… of others.",
 )
+RECOVER = flags.DEFINE_bool(
+  "recover",
+  False,
+  "The ledger is lost: collect the run's records from its islands. Waits for"
+  " more than half of the members of the newest record found.",
+)
+FORCE = flags.DEFINE_bool(
+  "force", False, "Recover with the islands that answer; says what may be lost."
+)
 ADDRESS_FILE = "address"  # in the workdir: where this coordinator listens
 _RELAY_FILE = "relay"  # in the workdir: where its own relay listens
 
@@ -70,6 +79,8 @@ def main() -> None:
       credentials,
       relays,
       on_record=lambda record, status: _tell(log, record, status),
+      recover=RECOVER.value or FORCE.value,
+      force=FORCE.value,
     )
     try:
       _write_atomically(workdir / ADDRESS_FILE, service.address)

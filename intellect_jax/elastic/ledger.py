@@ -104,6 +104,28 @@ class Ledger:
       evaluations=dict(self._db.execute("SELECT * FROM evaluations")),
     )
 
+  def recovered(self, history: History, digest: str, config_json: str) -> None:
+    """Starts with what islands had of a run, whole or not at all."""
+    self._db.execute("BEGIN")
+    self._db.execute(
+      "INSERT INTO run VALUES (?, ?, ?, ?)",
+      (history.run_id, digest, config_json, history.term),
+    )
+    self._db.executemany(
+      "INSERT INTO records VALUES (?, ?, ?)",
+      [(v, sealed.body, sealed.hash) for v, sealed in enumerate(history.log)],
+    )
+    self._db.execute("COMMIT")
+
+  def check_empty(self) -> None:
+    """Raises UserError if a run has begun here."""
+    if self._db.execute("SELECT id FROM run").fetchone() is not None:
+      raise UserError(
+        f"The ledger {self._path} has a run, and --recover would leave it"
+        " behind. Start without --recover; or, if it is an old copy, move it"
+        " away or choose another --workdir."
+      )
+
   def append(self, record: pb.Record, sealed: pb.SealedRecord) -> None:
     """Adds a record and ends the leases of its windows, both or neither."""
     self._db.execute("BEGIN")

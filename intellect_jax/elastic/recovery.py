@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from intellect_jax import config as config_lib
 from intellect_jax.elastic import chain, rpc
-from intellect_jax.elastic.coordination import Close, History, Send
+from intellect_jax.elastic.coordination import Action, Close, History, Send
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 
 # A recovered run starts somewhere in the next thousand: the coordinator that it
@@ -67,7 +67,9 @@ class Recovery:
     """For the Coordinator that takes over: who is here, by session."""
     return {session: heard.hello for session, heard in self._heard.items()}
 
-  def handle(self, session: int, message: pb.FromIsland) -> list[Send | Close]:
+  def handle(
+    self, session: int, message: pb.FromIsland, now: float
+  ) -> list[Action]:
     """Takes one message of an island's control stream."""
     match message.WhichOneof("message"):
       case "hello":
@@ -77,10 +79,36 @@ class Recovery:
       case _:
         return []
 
-  def disconnected(self, session: int) -> None:
+  def disconnected(self, session: int, now: float) -> list[Action]:
     self._heard.pop(session, None)
+    return []
 
-  def _hello(self, session: int, message: pb.FromIsland) -> list[Send | Close]:
+  @property
+  def log(self) -> list[pb.SealedRecord]:
+    """For islands that ask: nothing is agreed yet."""
+    return []
+
+  def holders(self) -> list[str]:
+    return []
+
+  def status(self, now: float) -> pb.Status:
+    """What an operator sees."""
+    best = self._best()
+    record = best.chain[-1][0] if best is not None else pb.Record()
+    status = pb.Status(
+      run_id=self._run_id,
+      record=record.number,
+      total_tokens=record.total_tokens,
+      phase=self.describe(),
+    )
+    for heard in self._heard.values():
+      hello = heard.hello.hello
+      status.islands.add(
+        island=hello.island, incarnation=hello.incarnation, state="joining"
+      )
+    return status
+
+  def _hello(self, session: int, message: pb.FromIsland) -> list[Action]:
     hello = message.hello
     known = (rpc.PROTOCOL_VERSION, self._digest, self._run_id or hello.run_id)
     if (hello.protocol, hello.run_digest, hello.run_id) != known:
@@ -89,7 +117,9 @@ class Recovery:
         f" {self._run_id}, and this island is of {hello.run_digest[:12]}"
         f" {hello.run_id}. Start it with an empty workdir when the run goes on."
       )
-      refusal = pb.ToIsland(refusal=pb.Refusal(reason=reason))
+      refusal = pb.ToIsland(
+        term=message.term, refusal=pb.Refusal(reason=reason)
+      )
       return [Send(session, refusal), Close(session)]
     self._run_id = hello.run_id
     self._term = max(self._term, message.term)
@@ -98,7 +128,7 @@ class Recovery:
       return []
     return [_ask(session, 0, message.term)]
 
-  def _records(self, session: int, sent: pb.Records) -> list[Send | Close]:
+  def _records(self, session: int, sent: pb.Records) -> list[Action]:
     heard = self._heard[session]
     found = chain.continuation(heard.last, sent.records)
     heard.chain += found

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 import itertools
 import pathlib
 import queue
+import random
 import threading
 import time
 
@@ -21,6 +22,7 @@ from intellect_jax.elastic import coordination, rpc
 from intellect_jax.elastic.ledger import Ledger
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.elastic.protocol import elastic_pb2_grpc as pb_grpc
+from intellect_jax.elastic.recovery import TERMS, Recovery
 
 _TICK = 0.1  # seconds
 _MAX_ISLANDS = 64  # control streams, a thread each
@@ -39,8 +41,13 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
     credentials: rpc.Credentials = rpc.LOOPBACK,
     relays: Sequence[str] = (),
     on_record: Callable[[pb.Record, pb.Status], None] | None = None,
+    recover: bool = False,
+    force: bool = False,
   ):
     """Opens the ledger in `workdir`, starts a term, listens.
+
+    `recover`: the ledger is lost, and the islands have the run's records;
+    `force`: also if too few of them answer to be sure.
 
     `relays` are told to islands: host:port, or :port at this very host.
     `on_record` is called from the coordinator's thread after each record.
@@ -49,10 +56,17 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
     self._relays = relays
     self._ledger = Ledger(workdir / "ledger.sqlite")
     try:
-      history = self._ledger.open_run(
-        config_lib.digest(run), config_lib.to_json(run)
-      )
-      self._machine = coordination.Coordinator(run, history, time.monotonic())
+      now = time.monotonic()
+      self._machine: coordination.Coordinator | Recovery
+      if recover:
+        self._ledger.check_empty()
+        serial = random.randrange(TERMS)
+        self._machine = Recovery(run, force, serial, now)
+      else:
+        history = self._ledger.open_run(
+          config_lib.digest(run), config_lib.to_json(run)
+        )
+        self._machine = coordination.Coordinator(run, history, now)
       self._on_record = on_record
       self._inbox: queue.Queue = queue.Queue()
       self._outboxes: dict[int, queue.Queue] = {}
@@ -76,13 +90,15 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
     return self._ask(lambda machine: machine.status(time.monotonic()))
 
   def description(self) -> pb.Description:
-    """What a newcomer must know."""
+    """What a newcomer must know; not while the run is being recovered."""
+    machine = self._machine
+    assert isinstance(machine, coordination.Coordinator)
     return pb.Description(
       protocol=rpc.PROTOCOL_VERSION,
-      run_id=self._machine.run_id,
+      run_id=machine.run_id,
       run_json=config_lib.to_json(self._run),
-      run_digest=self._machine.digest,
-      term=self._machine.term,
+      run_digest=machine.digest,
+      term=machine.term,
       relays=self._relays,
     )
 
@@ -97,13 +113,17 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
   # ----------------------------------------------------------------- RPCs
 
   def Describe(self, request, context) -> pb.Description:
+    if isinstance(self._machine, Recovery):
+      context.abort(grpc.StatusCode.UNAVAILABLE, self.status().phase)
     return self.description()
 
   def GetStatus(self, request, context) -> pb.Status:
     return self.status()
 
   def Control(self, request, context) -> pb.ControlReply:
-    def change(machine: coordination.Coordinator) -> pb.ControlReply:
+    def change(machine: coordination.Coordinator | Recovery):
+      if isinstance(machine, Recovery):
+        return pb.ControlReply(refusal=machine.describe())
       reply, actions = machine.control(request, time.monotonic())
       self._carry_out(actions)
       return reply
@@ -188,9 +208,28 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
 
   def _tick(self, now: float) -> None:
     if not self.stopped:
-      self._carry_out(self._machine.tick(now))
-      if self._machine.done():
-        self.done.set()
+      if isinstance(self._machine, Recovery):
+        self._try_to_recover(self._machine, now)
+      else:
+        self._carry_out(self._machine.tick(now))
+        if self._machine.done():
+          self.done.set()
+
+  def _try_to_recover(self, recovery: Recovery, now: float) -> None:
+    """Once enough islands were heard, a coordinator takes over."""
+    history = recovery.history(now)
+    if history is None:
+      return
+    lost = recovery.may_be_lost()
+    if lost:
+      logging.warning("Recovered by force: %s", lost)
+    run = self._run
+    self._ledger.recovered(
+      history, config_lib.digest(run), config_lib.to_json(run)
+    )
+    self._machine = coordination.Coordinator(run, history, now)
+    for session, hello in recovery.hellos.items():
+      self._carry_out(self._machine.handle(session, hello, now))
 
   def _carry_out(self, actions: list[coordination.Action]) -> None:
     """Does what the machine wants, in its order."""
@@ -212,6 +251,8 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
             where, cause = loss.island, loss.cause
             logging.warning("%d tokens of %s: %s", loss.tokens, where, cause)
           self._ledger.end_leases(holders, loss)
+        case coordination.SaveLosses(losses):
+          self._ledger.save_losses(losses)
         case coordination.SaveEvaluation(record, loss):
           self._ledger.save_evaluation(record, loss)
         case coordination.Warn(text):

@@ -192,3 +192,33 @@ def test_listening_to_the_world_must_be_asked_for(tmp_path, address):
 def test_a_malformed_address_is_explained(tmp_path, address):
   with pytest.raises(UserError, match="must be host:port"):
     CoordinatorService(run_config(), tmp_path, address)
+
+
+def test_a_lost_ledger_is_recovered_from_the_islands(tmp_path):
+  """Their records are the run's; the term is above all that they have seen."""
+  with contextlib.closing(CoordinatorService(run_config(), tmp_path)) as made:
+    run_id = made.description().run_id
+    with contextlib.closing(Stream(made.address)) as stream:
+      stream.say(hello=hello())
+      stream.say(state_ready=state_ready())
+      first = stream.hear("record")
+  empty = tmp_path / "empty"
+  recovering = CoordinatorService(run_config(), empty, recover=True)
+  with contextlib.closing(recovering) as made:
+    assert "waiting for islands" in made.status().phase
+    with contextlib.closing(Stream(made.address)) as stream:
+      with pytest.raises(grpc.RpcError, match="recovering"):
+        stream.stub.Describe(pb.DescribeRequest(), timeout=SECONDS)
+      state = dict(has_state=True, record=0, record_hash=first.hash)
+      stream.say(hello=hello(run_id=run_id, **state), term=1)
+      assert stream.hear("ask_records").start == 0
+      first.ClearField("holders")
+      stream.say(records=pb.Records(records=[first], end=1), term=1)
+      assert stream.hear("welcome").start == pb.Welcome.START_GO_ON
+      described = made.description()
+      assert described.run_id == run_id
+      assert described.term > 1
+  with contextlib.closing(CoordinatorService(run_config(), empty)) as made:
+    assert made.description().run_id == run_id  # and it is on the disk
+  with pytest.raises(UserError, match="has a run"):
+    CoordinatorService(run_config(), empty, recover=True)

@@ -101,13 +101,14 @@ class Seat:
     if self.machine is not None:
       self.carry_out(self.machine.handle(session, message, self.world.now))
     elif self.recovery is not None:
-      self.carry_out(self.recovery.handle(session, message))
+      actions = self.recovery.handle(session, message, self.world.now)
+      self.carry_out(actions)
 
   def disconnected(self, session: int) -> None:
     if self.machine is not None:
       self.carry_out(self.machine.disconnected(session, self.world.now))
     elif self.recovery is not None:
-      self.recovery.disconnected(session)
+      self.recovery.disconnected(session, self.world.now)
 
   def control(self, **change) -> str:
     """An operator's wish. Returns why it was refused."""
