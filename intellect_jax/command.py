@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import ctypes
+import functools
 import os
 import pathlib
 import signal
@@ -23,6 +24,7 @@ _EXIT_USER_ERROR = 2
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
+@functools.cache
 def define_config() -> flags.FlagHolder:
   """The --config flag: a file, and --config.run.… or --config.island.…"""
   return config_flags.DEFINE_config_file(
@@ -36,16 +38,22 @@ def define_config() -> flags.FlagHolder:
 
 def define_workdir(what: str) -> flags.FlagHolder:
   return flags.DEFINE_string(
-    "workdir", None, f"Folder for {what}; made if needed.", required=True
+    "workdir",
+    None,
+    f"Folder for {what}; made if needed.",
+    required=True,
+    allow_override=True,  # several commands in one process, as in tests
   )
 
 
+@functools.cache
 def define_insecure() -> flags.FlagHolder:
   return flags.DEFINE_bool(
     "insecure", False, "Listen beyond this machine without TLS, at your risk."
   )
 
 
+@functools.cache
 def define_init_from() -> flags.FlagHolder:
   return flags.DEFINE_string(
     "init-from",

@@ -30,9 +30,18 @@ from intellect_jax.errors import UserError
 from intellect_jax.observe.progress import render
 
 COORDINATOR = flags.DEFINE_string(
-  "coordinator", None, "host:port of the run's coordinator.", required=True
+  "coordinator",
+  None,
+  "host:port of the run's coordinator.",
+  required=True,
+  allow_override=True,  # of train's, where both are imported
 )
-TO = flags.DEFINE_integer("to", None, "rollback: newest record that counts.")
+TO = flags.DEFINE_integer(
+  "to",
+  None,
+  "rollback: newest record that counts.",
+  allow_override=True,  # of replay's
+)
 AT_RECORD = flags.DEFINE_integer(
   "at-record", 0, "set: from which record on; 0: from the next.", lower_bound=0
 )

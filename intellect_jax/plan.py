@@ -38,7 +38,13 @@ DEVICE = flags.DEFINE_string(
 MFU = flags.DEFINE_float(
   "mfu", 0.433, "Model FLOPs utilization of a step; 0.433 is INTELLECT-1's."
 )
-ISLANDS = flags.DEFINE_integer("islands", 14, "Islands that take part.", 1)
+ISLANDS = flags.DEFINE_integer(
+  "islands",
+  14,
+  "Islands that take part.",
+  1,
+  allow_override=True,  # of the swarm's, where both are imported
+)
 LINKS = flags.DEFINE_list(
   "links", "0.1,0.3,0.5,1,2,4,10,25", "Gb/s of an island's link, each way."
 )

@@ -16,7 +16,10 @@ from intellect_jax.elastic import rpc
 from intellect_jax.elastic.relay import Relay
 
 LISTEN = flags.DEFINE_string(
-  "listen", "127.0.0.1:7601", "host:port; port 0 takes any free one"
+  "listen",
+  "127.0.0.1:7601",
+  "host:port; port 0 takes any free one",
+  allow_override=True,  # of the coordinator's, where both are imported
 )
 DEAD_AFTER = flags.DEFINE_float(
   "dead_after", 8.0, "Seconds of silence after which an island is gone."

@@ -25,7 +25,10 @@ TO = flags.DEFINE_integer(
   "to", None, "Record to stop at; none: the newest in the log.", 0
 )
 OUTPUT = flags.DEFINE_string(
-  "output", None, "Where to write theta and momentum, as a .npz file."
+  "output",
+  None,
+  "Where to write theta and momentum, as a .npz file.",
+  allow_override=True,  # of export's, where both are imported
 )
 
 

@@ -214,7 +214,7 @@ class World:
     """State hashes at all records, by one process that plays all islands."""
     ledger = coordinator.workdir / "ledger.sqlite"
     done = subprocess.run(
-      [sys.executable, str(HERE / "simulation.py"), ledger, self._cache],
+      [sys.executable, str(HERE / "single_process.py"), ledger, self._cache],
       cwd=ROOT,
       env=ENVIRONMENT,
       capture_output=True,

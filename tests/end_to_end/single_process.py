@@ -1,6 +1,6 @@
 """A swarm's history once more, by one process that plays every island.
 
-  python simulation.py ledger.sqlite
+  python single_process.py ledger.sqlite
 
 From the records it takes only who trained on which samples; the rest is the
 inner step and the outer kernels, for the islands in turn. Prints, as JSON, the
