@@ -5,7 +5,8 @@
 Each contestant is a process that sleeps while another has its turn; turns
 alternate, and ratios are of neighbours, so that a machine which others load
 hurts all alike. CPU seconds count all threads of a process; on a loaded machine
-theirs is the ratio to trust. `--profile` adds where the time goes. PyTorch
+theirs is the ratio to trust, with `--cores=1` most of all: threads that wait for
+each other spin, PyTorch's longest. `--profile` adds where the time goes. PyTorch
 needs the extra `hf` and is left out, with a word, where it is missing.
 """
 
@@ -16,6 +17,7 @@ import importlib.util
 import json
 import multiprocessing
 from multiprocessing.connection import Connection
+import os
 import statistics
 import time
 
@@ -29,6 +31,7 @@ _JSON = flags.DEFINE_string("json", None, "File for every figure.")
 _TURNS = flags.DEFINE_integer("turns", 5, "Alternations.")
 _STEPS = flags.DEFINE_integer("steps", 3, "Steps a turn.")
 _PROFILE = flags.DEFINE_bool("profile", False, "Profile a step of each, too.")
+_CORES = flags.DEFINE_integer("cores", 0, "Cores for each; 0: all.")
 _ONLY = flags.DEFINE_multi_string("only", None, "Names of contestants.")
 
 # What is measured against what, and what is asked of it.
@@ -51,14 +54,16 @@ class Turn:
   loss: float
 
 
-def work(connection: Connection, name: str, quick: bool) -> None:
+def work(connection: Connection, name: str, quick: bool, cores: int) -> None:
   """One contestant's process: warms up, then steps when it is told to."""
+  if cores:  # before the thread pools of XLA and PyTorch look
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
   from benchmarks.contestants import CONTESTANTS
 
   make, scanned = CONTESTANTS[name]
   began = time.monotonic()
   steps = make(load_config(quick), scanned)
-  steps(2)
+  steps(1)
   connection.send(time.monotonic() - began)
   while (told := connection.recv()) is not None:
     kind, n = told
@@ -90,7 +95,7 @@ def started(names: list[str], quick: bool) -> Iterator[dict[str, Connection]]:
   for name in names:  # one by one: none is timed while another compiles
     here, there = context.Pipe()
     process = context.Process(
-      target=work, args=(there, name, quick), daemon=True
+      target=work, args=(there, name, quick, _CORES.value), daemon=True
     )
     process.start()
     there.close()
@@ -151,6 +156,7 @@ def main(_) -> None:
       machine=found,
       quick=quick,
       run=run.to_dict(),
+      cores=_CORES.value or found["cores"],
       steps_a_turn=steps,
       tokens_a_turn=tokens,
       turns={n: [dataclasses.asdict(t) for t in d] for n, d in results.items()},
