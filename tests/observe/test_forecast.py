@@ -1,4 +1,4 @@
-"""A plan of INTELLECT-1 is INTELLECT-1."""
+"""A forecast of INTELLECT-1 is INTELLECT-1."""
 
 import io
 
@@ -6,8 +6,8 @@ import pytest
 import rich.console
 
 from intellect_jax import config as config_lib
-from intellect_jax import plan
 from intellect_jax.errors import UserError
+from intellect_jax.observe.forecast import Forecast, intellect_1_table
 
 
 def load(name):
@@ -17,7 +17,7 @@ def load(name):
 @pytest.fixture(scope="module")
 def intellect_1():
   config = load("intellect_1_10b")
-  return plan.Plan(config, 8, "h100", mfu=0.433, islands=14)
+  return Forecast(config, 8, "h100", mfu=0.433, islands=14)
 
 
 def text(*tables) -> str:
@@ -43,7 +43,7 @@ def test_all_tables_say_where_figures_come_from(intellect_1):
     intellect_1.memory_table(),
     intellect_1.host_table(),
     intellect_1.round_table([0.5, 10]),
-    plan.intellect_1_table(),
+    intellect_1_table(),
   )
   for word in ("10,211,381,248", "formula", "traced", "lowered for CUDA"):
     assert word in said
@@ -54,7 +54,7 @@ def test_all_tables_say_where_figures_come_from(intellect_1):
 
 def test_more_devices_hold_less_each():
   one, four = (
-    plan.Plan(load("tiny"), n, "a100", mfu=0.4, islands=2) for n in (1, 4)
+    Forecast(load("tiny"), n, "a100", mfu=0.4, islands=2) for n in (1, 4)
   )
   assert four.memory.parameters == one.memory.parameters / 4
   assert four.memory.activations == one.memory.activations / 4
@@ -70,6 +70,6 @@ def test_more_devices_hold_less_each():
     (3, "h100", 0.4, "do not divide among the 3 devices"),
   ],
 )
-def test_impossible_plans(devices, device, mfu, words):
+def test_impossible_ones(devices, device, mfu, words):
   with pytest.raises(UserError, match=words):
-    plan.Plan(load("tiny"), devices, device, mfu, islands=2)
+    Forecast(load("tiny"), devices, device, mfu, islands=2)
