@@ -8,7 +8,6 @@ where it was; islands keep training meanwhile. It ends when the run is final
 and every island has left.
 """
 
-from collections.abc import Iterator
 import contextlib
 import os
 import pathlib
@@ -18,7 +17,7 @@ import sys
 import threading
 import time
 
-from absl import flags
+from absl import flags, logging
 
 from intellect_jax import command
 from intellect_jax.data.tokenizer import tokenizer_of
@@ -52,7 +51,7 @@ FORCE = flags.DEFINE_bool(
   "force", False, "Recover with the islands that answer; says what may be lost."
 )
 ADDRESS_FILE = "address"  # in the workdir: where this coordinator listens
-_RELAY_FILE = "relay"  # in the workdir: where its own relay listens
+_RELAY_FILE = "relay"  # in the workdir: the port of its own relay
 
 
 def main() -> None:
@@ -70,14 +69,14 @@ def main() -> None:
   credentials = credentials.for_lease(config.run.elastic.lease_seconds)
   with (
     MetricsLog(workdir / "metrics.jsonl") as log,
-    _relays(workdir, credentials) as relays,
+    contextlib.closing(_Relays(workdir, credentials)) as relays,
   ):
     service = CoordinatorService(
       config.run,
       workdir,
       LISTEN.value,
       credentials,
-      relays,
+      relays.told,
       on_record=lambda record, status: _tell(log, record, status),
       recover=RECOVER.value or FORCE.value,
       force=FORCE.value,
@@ -86,7 +85,7 @@ def main() -> None:
       _write_atomically(workdir / ADDRESS_FILE, service.address)
       print(f"run {config.run.name!r} at {service.address}", flush=True)
       while not (service.done.wait(0.2) or stopping.is_set()):
-        pass
+        relays.keep()
       status = service.status()
     finally:
       service.close()
@@ -99,54 +98,63 @@ def main() -> None:
   print(f"{what} at record {status.record}; see {workdir}/summary.json")
 
 
-@contextlib.contextmanager
-def _relays(
-  workdir: pathlib.Path, credentials: rpc.Credentials
-) -> Iterator[list[str]]:
-  """The relays that islands are told of; an own one runs meanwhile."""
-  if RELAY.value == "none":
-    yield []
-  elif RELAY.value != "own":
-    yield rpc.split_list(RELAY.value)
-  else:
-    host = rpc.check_listen(LISTEN.value, credentials)
-    told = workdir / _RELAY_FILE
-    # At the port of before: islands have it in the addresses of their blobs.
-    port = rpc.split_address(told.read_text())[1] if told.exists() else 0
-    process, address = _start_relay(host, port, credentials)
-    if not address and port:
-      process, address = _start_relay(host, 0, credentials)
-    if not address:
-      raise UserError(
-        f"The relay cannot listen on {host}; it has said why above. Start with"
-        " --relay=none if every island can be reached by the others."
+class _Relays:
+  """The relays that islands are told of, an own one among them or not."""
+
+  def __init__(self, workdir: pathlib.Path, credentials: rpc.Credentials):
+    self._credentials = credentials
+    self._process: subprocess.Popen | None = None
+    self.told: list[str] = []  # host:port, or :port at this host
+    if RELAY.value == "own":
+      self._host = rpc.check_listen(LISTEN.value, credentials)
+      before = workdir / _RELAY_FILE
+      # At the port of before: islands have it in the addresses of their blobs.
+      self._port = int(before.read_text()) if before.exists() else 0
+      self._start()
+      _write_atomically(before, str(self._port))
+      self.told = [f":{self._port}"]
+    elif RELAY.value != "none":
+      self.told = rpc.split_list(RELAY.value)
+
+  def _start(self) -> None:
+    """Starts a relay, which ends with this process; at its port if it can."""
+    for port in dict.fromkeys((self._port, 0)):
+      self._process = subprocess.Popen(
+        [
+          *(sys.executable, "-m", "intellect_jax.relay"),
+          f"--listen={rpc.join_address(self._host, port)}",
+          f"--dead_after={self._credentials.dead_after}",
+          f"--insecure={self._credentials.insecure}",
+        ],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        env={**os.environ, command.PARENT: str(os.getpid())},
+        text=True,
       )
-    _write_atomically(told, address)
-    try:
-      yield [f":{rpc.split_address(address)[1]}"]
-    finally:
-      process.terminate()
-      process.wait()
+      assert self._process.stdout is not None
+      address = self._process.stdout.readline().strip()
+      if address:
+        _, self._port = rpc.split_address(address)
+        return
+    raise UserError(
+      f"The relay cannot listen on {self._host}; it has said why above. Start"
+      " with --relay=none if every island can be reached by the others."
+    )
 
+  def keep(self) -> None:
+    """Starts the own relay again if it has ended."""
+    if self._process is not None and self._process.poll() is not None:
+      logging.warning("The relay has ended; it is started again.")
+      try:
+        self._start()
+      except UserError as error:  # the run goes on without it
+        self._process = None
+        logging.error("%s", error)
 
-def _start_relay(
-  host: str, port: int, credentials: rpc.Credentials
-) -> tuple[subprocess.Popen, str]:
-  """Starts a relay, which ends with this process; "" if it cannot listen."""
-  arguments = [
-    f"--listen={rpc.join_address(host, port)}",
-    f"--dead_after={credentials.dead_after}",
-    f"--insecure={credentials.insecure}",
-  ]
-  process = subprocess.Popen(
-    [sys.executable, "-m", "intellect_jax.relay", *arguments],
-    stdin=subprocess.DEVNULL,
-    stdout=subprocess.PIPE,
-    env={**os.environ, command.PARENT: str(os.getpid())},
-    text=True,
-  )
-  assert process.stdout is not None
-  return process, process.stdout.readline().strip()
+  def close(self) -> None:
+    if self._process is not None:
+      self._process.terminate()
+      self._process.wait()
 
 
 def _tell(log: MetricsLog, record: pb.Record, status: pb.Status) -> None:
