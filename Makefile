@@ -8,7 +8,7 @@ SWARM := $(BIN)/python -m intellect_jax.swarm --config=configs/demo.py
 PROTO := intellect_jax/elastic/protocol/elastic.proto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo-kill test test-extras simulate gpu-smoke bench lint proto lock clean
+.PHONY: help setup run demo-kill test test-extras simulate simulate-plants gpu-smoke bench lint proto lock clean
 .DELETE_ON_ERROR:
 
 help:  ## Show these targets
@@ -42,6 +42,9 @@ bench: setup  ## Time a step against plain JAX and PyTorch, 10 minutes
 simulate: setup  ## Runs under faults: SEEDS=2000 FIRST=0, or SEED=123 to see one
 	PYTHONPATH=tests $(BIN)/python -m simulation $(if $(SEED),--seed=$(SEED),\
 	  --seeds=$(or $(SEEDS),2000) --first=$(or $(FIRST),0))
+
+simulate-plants: setup  ## How many seeds it takes to find planted errors
+	PYTHONPATH=tests $(BIN)/python -m simulation.plants
 
 lint: setup  ## Check format, style and types
 	$(BIN)/ruff format --check

@@ -272,6 +272,7 @@ class Agent:
     def step() -> None:
       self._withdraw_delta()
       self._delta = proposal.delta.id
+      proposal.tokens_trained = self.progress.heartbeat.tokens_trained
       self._carry_out(self._round.propose(proposal))
 
     self._inbox.put(step)

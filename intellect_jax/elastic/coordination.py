@@ -749,13 +749,14 @@ class Coordinator:
       return
     if member.state not in (State.JOINING, State.IN):
       return
+    beat = member.heartbeat  # may be older than the proposal
+    beat.tokens_trained = max(beat.tokens_trained, proposal.tokens_trained)
     for window in proposal.windows:
       holder = Holder(member.island, member.incarnation, window.number)
       if not self._pool.holds(holder, chain.intervals(window)):
         self._void_windows(member)
         return
     known = self._settled(member) + sum(w.tokens for w in proposal.windows)
-    beat = member.heartbeat  # may be older than the proposal
     beat.tokens_trained = max(beat.tokens_trained, known)
     member.state, member.hung = State.IN, False
     self._stateless.discard(member.island)

@@ -396,6 +396,7 @@ class IslandRound:
   def forget(self) -> None:
     """The island's own state is of no use: it waits for another."""
     self.record = None
+    self._tip = _Tip(-1)
     self._void.clear()
     self._waiting.clear()
 

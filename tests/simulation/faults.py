@@ -154,7 +154,7 @@ def mend_all(world: World) -> None:
 def operate_until_over(world: World, seconds: float) -> None:
   """Lets the run go to its end, with an operator who reads what it says."""
   end = world.now + seconds
-  while world.now < end and not world.over():
+  while world.now < end and not world.over:
     _operate(world)
     for name in [i.name for i in world.islands if not i.alive]:
       world.restart_later(name)

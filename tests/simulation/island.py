@@ -25,6 +25,7 @@ BLOCK_BYTES = 1024  # of the float32 codec
 BLOCKS = 64
 WORK = 0.01, 0.6  # seconds that a reduction or a gathering takes
 WINDOW = 0.5, 1.5  # seconds of training
+LEFT = "the run is over"
 SYNC = 0.01, 1.0  # seconds until what was written outlives a power loss
 
 
@@ -359,6 +360,7 @@ class Island:
       delta=pb.Blob(id=blob_id, length=BLOCKS * BLOCK_BYTES, parts=[part]),
       norm=norm(self.carried),
       base_state=self.theta,
+      tokens_trained=self.trained,
     )
     self.proposed = True
     self.carry_out(self.round.propose(proposal))
@@ -517,7 +519,9 @@ class Island:
   def leave(self) -> None:
     self.send_heartbeat()
     self.say_state(self.standing)
-    self.send(pb.FromIsland(leave=pb.Leave(reason="the run is over")))
+    tokens = sum(window.tokens for window in self.carried)
+    self.world.left_with[self.name, self.incarnation] = tokens
+    self.send(pb.FromIsland(leave=pb.Leave(reason=LEFT)))
     self.done = True
 
 

@@ -2,6 +2,7 @@
 
 from intellect_jax.elastic.samples import Holder, merge, subtract
 from simulation import faults
+from simulation.island import LEFT
 from simulation.world import World
 
 FAULTS = 8.0  # seconds of trouble
@@ -36,10 +37,14 @@ def finish(world: World, patience: float = PATIENCE) -> None:
   """Without faults the run ends; nothing is left over."""
   faults.mend_all(world)
   faults.operate_until_over(world, patience)
-  assert world.over(), f"it does not end: {world.describe()}"
+  assert world.over, f"it does not end: {world.describe()}"
   (machine,) = [
     s.machine for s in world.seats if s.machine and s.machine.done()
   ]
+  for loss in machine.losses:
+    if loss.cause == LEFT:  # and not what should have been said before
+      process = loss.island, loss.incarnation
+      assert loss.tokens <= world.left_with[process], f"{process}: forgotten"
   end = world.invariants.links[machine.log[-1].hash]
   for island in world.islands:
     if island.alive and island.round.record == machine.head.number:

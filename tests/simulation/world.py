@@ -122,10 +122,12 @@ class World:
     self._counter = itertools.count()
     self._sessions = itertools.count(1)
     self._streams: dict[int, Stream] = {}
+    self.over = False  # the run is, and every island has left
     self.cut_pairs: set[frozenset[str]] = set()  # of islands and seats
     self.last_sent: str | None = ""
     self.offers = 0  # times that somebody was asked for its state
     self.invariants = Invariants()
+    self.left_with: dict[tuple[str, int], int] = {}  # tokens not committed
     self.seats = [Seat(self, "A"), Seat(self, "B")]
     self.seats[0].start()
     self.islands = [
@@ -146,19 +148,17 @@ class World:
     """
     end = self.now + seconds
     self.last_sent = ""
-    while self._events and self._events[0][0] <= end and not self.over():
+    while self._events and self._events[0][0] <= end and not self.over:
       self.now, _, call = heapq.heappop(self._events)
       call()
       if until and self.last_sent == until:
         return
     self.now = max(self.now, end)
 
-  def over(self) -> bool:
-    return any(s.machine is not None and s.machine.done() for s in self.seats)
-
   def _tick(self) -> None:
     for seat in self.seats:
       seat.tick()
+      self.over |= seat.machine is not None and seat.machine.done()
     self.later(TICK, self._tick)
 
   # --------------------------------------------------------- the network

@@ -379,20 +379,22 @@ class LeaseRequest(_message.Message):
     def __init__(self, window: _Optional[int] = ..., samples: _Optional[int] = ...) -> None: ...
 
 class Proposal(_message.Message):
-    __slots__ = ("fragment", "base", "windows", "delta", "norm", "base_state")
+    __slots__ = ("fragment", "base", "windows", "delta", "norm", "base_state", "tokens_trained")
     FRAGMENT_FIELD_NUMBER: _ClassVar[int]
     BASE_FIELD_NUMBER: _ClassVar[int]
     WINDOWS_FIELD_NUMBER: _ClassVar[int]
     DELTA_FIELD_NUMBER: _ClassVar[int]
     NORM_FIELD_NUMBER: _ClassVar[int]
     BASE_STATE_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_TRAINED_FIELD_NUMBER: _ClassVar[int]
     fragment: int
     base: int
     windows: _containers.RepeatedCompositeFieldContainer[Window]
     delta: Blob
     norm: float
     base_state: bytes
-    def __init__(self, fragment: _Optional[int] = ..., base: _Optional[int] = ..., windows: _Optional[_Iterable[_Union[Window, _Mapping]]] = ..., delta: _Optional[_Union[Blob, _Mapping]] = ..., norm: _Optional[float] = ..., base_state: _Optional[bytes] = ...) -> None: ...
+    tokens_trained: int
+    def __init__(self, fragment: _Optional[int] = ..., base: _Optional[int] = ..., windows: _Optional[_Iterable[_Union[Window, _Mapping]]] = ..., delta: _Optional[_Union[Blob, _Mapping]] = ..., norm: _Optional[float] = ..., base_state: _Optional[bytes] = ..., tokens_trained: _Optional[int] = ...) -> None: ...
 
 class ShareReduced(_message.Message):
     __slots__ = ("attempt", "share", "mean", "squared_norms")
