@@ -32,6 +32,8 @@ _HEADER = struct.Struct("<QI")  # length, chunk size
 _HASH = 32
 _AHEAD = 4  # chunks that a fetch may be ahead of its reader
 _RETRY = 0.05  # seconds before the next address is asked
+_SILENT = 0.5  # seconds to a failure after which an address is silent …
+_AVOIDED = 60.0  # … and for so many seconds others are asked before it
 
 
 def chunk_bytes(length: int, block_bytes: int) -> int:
@@ -205,6 +207,7 @@ class Fetcher:
     self._channels = rpc.Channels(credentials)
     self._patience = patience
     self._pace = Pace(download_mbit)
+    self._silent: dict[str, float] = {}  # address -> until when it is avoided
     self.bytes_received = 0
 
   def fetch(
@@ -217,7 +220,8 @@ class Fetcher:
   ) -> Iterator[tuple[int, bytes]]:
     """Yields (offset, bytes) of each chunk that covers [start, stop).
 
-    Goes on from the next address where one fails, and around again.
+    Goes on from the next address where one fails, and around again. Addresses
+    that have lately been waited for in vain come last.
 
     Raises:
       FetchError: no good chunk from anyone for `patience` seconds, each asked
@@ -226,8 +230,11 @@ class Fetcher:
     """
     if not addresses:
       raise FetchError("nobody", "no address is known that serves it")
-    progress, failures = time.monotonic(), 0
-    for address in itertools.cycle(addresses):
+    asked = progress = time.monotonic()
+    failures = 0
+    best_first = sorted(addresses, key=lambda a: self._silent.get(a, 0) > asked)
+    for address in itertools.cycle(best_first):
+      asked = time.monotonic()
       try:
         for offset, chunk in self._stream(
           address, blob_id, start, stop, cancelled
@@ -237,7 +244,10 @@ class Fetcher:
         return
       except FetchError:
         failures += 1
-        waited = time.monotonic() - progress
+        now = time.monotonic()
+        if now - max(asked, progress) > _SILENT:
+          self._silent[address] = now + _AVOIDED
+        waited = now - progress
         if waited >= self._patience and failures >= len(addresses):
           raise
         cancelled.wait(_RETRY)
