@@ -8,7 +8,8 @@ SWARM := $(BIN)/python -m intellect_jax.swarm --config=configs/demo.py
 PROTO := intellect_jax/elastic/protocol/elastic.proto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo-kill test test-extras simulate simulate-plants gpu-smoke bench lint proto lock clean
+.PHONY: help setup run demo-kill test test-extras chaos simulate simulate-plants gpu-smoke \
+  bench lint proto lock clean
 .DELETE_ON_ERROR:
 
 help:  ## Show these targets
@@ -38,6 +39,9 @@ gpu-smoke: setup  ## Test what only a GPU can show, where there is one
 
 bench: setup  ## Time a step against plain JAX and PyTorch, 10 minutes
 	$(BIN)/python -m benchmarks.inner_step
+
+chaos: setup  ## Faults of every kind against real processes, 10 minutes
+	$(BIN)/python tests/chaos/chaos.py
 
 simulate: setup  ## Runs under faults: SEEDS=2000 FIRST=0, or SEED=123 to see one
 	PYTHONPATH=tests $(BIN)/python -m simulation $(if $(SEED),--seed=$(SEED),\
