@@ -398,6 +398,7 @@ class Coordinator:
     if replaced is not None:
       self._depart(replaced, "its process was replaced by a newer one")
       self._unreachable(replaced, now)
+    self._correct_losses()
     if evicted:
       self._depart(member, "trained while it was evicted")
     elif self._recovered:
@@ -442,16 +443,20 @@ class Coordinator:
 
   def _correct_losses(self) -> None:
     """What had been counted as lost may be in records taken over."""
+    corrected = False
     for member in self._members.members.values():
       excess = self._settled(member) - member.heartbeat.tokens_trained
+      if member.session is None:
+        continue  # its own count is not known; it says so in its hello
       for loss in reversed(self.losses):
         who = loss.island, loss.incarnation
-        mine = who == (member.island, member.incarnation)
-        if mine and excess > 0:
+        if who == (member.island, member.incarnation) and excess > 0:
           found = min(excess, loss.tokens)
           loss.tokens -= found
           excess -= found
-    self._actions.append(SaveLosses(list(self.losses)))
+          corrected = True
+    if corrected:
+      self._actions.append(SaveLosses(list(self.losses)))
 
   def _take_over_leases(self, member: Member, hello: pb.Hello) -> None:
     """The ledger was lost: islands know what was leased to them."""
