@@ -4,11 +4,10 @@
     --listen=HOST:PORT --workdir=DIR
   python -m intellect_jax.train --coordinator=HOST:PORT --workdir=DIR
 
-10,211,381,248 parameters. An island is a host of 8 GPUs of 80 GB and has 250 GB
-of memory of its own. A device holds 20 GB of parameters, moments and gradients;
-for one sequence of 8192 tokens, remat "full" keeps 2.8 GB of activations, and
-loss_chunk 0.5 GB of logits at once. The host holds 82 GB of outer state, and as
-much again while a round goes on.
+10,211,381,248 parameters. An island is a host of 8 GPUs of 80 GB, with 250 GB of
+its own. By `python -m intellect_jax.plan` with --devices=8 --device=h100, a
+device holds 34 GB: 26 of parameters, moments and gradients, the rest for one
+sequence of 8192 tokens. The host holds 82 GB of outer state, 62 more in a round.
 
 To expect, from the report (tables 2 and 3): 100 steps in 38 minutes on 8 H100,
 46,000 tokens/s, 43.3 % MFU; rounds of 103 s in the USA and 469 s around the

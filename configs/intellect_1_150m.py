@@ -4,14 +4,14 @@
     --listen=HOST:PORT --workdir=DIR
   python -m intellect_jax.train --coordinator=HOST:PORT --workdir=DIR
 
-219,702,272 parameters with both embeddings. An island is one GPU of 24 GB:
-3.5 GB of parameters, moments and gradients, 0.5 GB of activations a sequence
-of a microbatch is what remat "dots" keeps, and 1 GB of logits.
+219,702,272 parameters with both embeddings. An island is one GPU; by `python -m
+intellect_jax.plan` it holds 21 GB with microbatches of 32 sequences, most of it
+activations: on less memory take island.inner.microbatch=16.
 
-To expect: 1.7 s a step on one H100 (an estimate by inner/flops.py, at 40 %
-MFU). DiLoCo's model of this size (arXiv 2311.08105, table 2: 8 islands, H=500,
-C4, 88,000 steps) reached a perplexity of 15.02. Text and tokenizer here are
-base.py's; nobody has run this config to its end.
+To expect: 1.6 s a step on one H100 (the plan, at INTELLECT-1's MFU of 43.3 %).
+DiLoCo's model of about this size (arXiv 2311.08105: 8 islands, H=500, C4)
+reached a perplexity of 15.02. Text and tokenizer here are base.py's; nobody has
+run this config to its end.
 
 Muon instead of AdamW, with MuLoCo's outer step (arXiv 2505.23725):
 

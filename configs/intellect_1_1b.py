@@ -4,11 +4,10 @@
     --listen=HOST:PORT --workdir=DIR
   python -m intellect_jax.train --coordinator=HOST:PORT --workdir=DIR
 
-1,544,628,224 parameters with both embeddings. An island is a host of 8 GPUs:
-a device of 24 GB holds 3.1 GB of parameters, moments and gradients, and
-activations of 8 sequences.
+1,544,628,224 parameters with both embeddings. An island is a host of 8 GPUs; by
+`python -m intellect_jax.plan` a device holds 16 GB, so 24 GB are enough.
 
-To expect: 2.7 s a step on 8 H100 (an estimate by inner/flops.py, at 40 % MFU).
+To expect: 2.5 s a step on 8 H100 (the plan, at INTELLECT-1's MFU of 43.3 %).
 OpenDiLoCo (arXiv 2407.07852) kept 90 to 95 % of the compute busy with a model
 of this size, on four islands in three countries over 127 to 935 Mbit/s. Text
 and tokenizer here are base.py's; nobody has run this config to its end.
