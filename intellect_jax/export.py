@@ -62,7 +62,9 @@ def export(
   )
   eos = dict(eos_token_id=tokenizer.eos)
   pretrained.write_json(output / "generation_config.json", eos)
-  pretrained.write_json(output / "tokenizer.json", tokenizer_json(tokenizer))
+  pretrained.write_json(
+    output / pretrained.TOKENIZER, tokenizer_json(tokenizer)
+  )
   pretrained.write_json(
     output / "tokenizer_config.json", tokenizer_config(length)
   )

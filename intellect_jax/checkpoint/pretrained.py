@@ -13,6 +13,7 @@ import operator
 import pathlib
 from typing import Any
 
+from absl import logging
 from blake3 import blake3
 import jax
 from ml_collections import ConfigDict
@@ -21,6 +22,8 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from intellect_jax.data.tokenizer import Tokenizer, tokenizer_of
+from intellect_jax.data.tokenizer_json import tokenizer_json
 from intellect_jax.errors import UserError
 from intellect_jax.model.huggingface import (
   check_config,
@@ -32,6 +35,7 @@ from intellect_jax.model.llama import Params
 from intellect_jax.outer.layout import Layout
 
 CONFIG = "config.json"
+TOKENIZER = "tokenizer.json"
 WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
@@ -59,7 +63,10 @@ class Weights:
     self.digest = hasher.hexdigest()
 
   def check(self, run: ConfigDict) -> None:
-    """Raises UserError unless `run` starts from these weights."""
+    """Raises UserError unless `run` starts from these weights.
+
+    Warns if their tokenizer is another one.
+    """
     if run.init_from != self.digest:
       raise UserError(
         f"The weights in {self.folder} have digest {self.digest[:12]}, but this"
@@ -68,6 +75,21 @@ class Weights:
         " same weights to its islands, or none."
       )
     check_config(run.model, _json(self.folder / CONFIG))
+    if not self._shares_ids(tokenizer_of(run)):
+      logging.warning(
+        "The tokenizer.json in %s has other ids than run.data.tokenizer=%s:"
+        " the model has to learn anew what they mean.",
+        self.folder,
+        run.data.tokenizer,
+      )
+
+  def _shares_ids(self, tokenizer: Tokenizer) -> bool:
+    """Whether the folder's ids mean the same, as far as the folder says."""
+    path = self.folder / TOKENIZER
+    if not path.is_file():
+      return True
+    ours = tokenizer_json(tokenizer)["model"]["vocab"]
+    return _json(path).get("model", {}).get("vocab") == ours
 
   def read(self, abstract: Params) -> Params:
     """The weights as new float32 arrays, of the shapes in `abstract`.

@@ -11,6 +11,8 @@ from safetensors.numpy import load_file, save_file
 from intellect_jax import config as config_lib
 from intellect_jax.checkpoint import pretrained
 from intellect_jax.checkpoint.pretrained import Weights
+from intellect_jax.data.tokenizer import make_tokenizer
+from intellect_jax.data.tokenizer_json import tokenizer_json
 from intellect_jax.errors import UserError
 from intellect_jax.model import huggingface, llama
 from intellect_jax.outer.layout import Layout
@@ -88,9 +90,10 @@ def test_the_digest_is_of_the_weights(write):
   assert Weights(folder).digest != before
 
 
-def run_from(weights, **model):
+def run_from(weights, tokenizer="byte", **model):
   run = config_lib.base().run
   run.update(model=RUN.model, init_from=weights.digest)
+  run.data.update(tokenizer=tokenizer)
   run.model.update(model)
   return run
 
@@ -129,6 +132,15 @@ def test_weights_of_another_run_are_refused(write):
   weights = Weights(write())
   with pytest.raises(UserError, match="starts from random weights"):
     weights.check(RUN)
+
+
+def test_ids_that_mean_other_text_are_warned_of(write, caplog):
+  weights = Weights(write())
+  for name, warnings in (("byte", 0), ("bpe:300", 1)):
+    tokenizer = tokenizer_json(make_tokenizer(name))
+    pretrained.write_json(weights.folder / pretrained.TOKENIZER, tokenizer)
+    weights.check(run_from(weights, tokenizer="byte"))
+    assert caplog.text.count("other ids than run.data.tokenizer") == warnings
 
 
 def test_damaged_folders_say_what_they_lack(write, tmp_path):

@@ -127,6 +127,7 @@ def test_we_read_what_transformers_writes(
   assert (tmp_path / pretrained.INDEX).exists()
   run = config_lib.base().run
   run.update(model=model, init_from=weights.digest)
+  run.data.update(tokenizer="byte")
   weights.check(run)
   params = weights.read(llama.abstract_params(c))
   assert_close(our_logits(c, params), their_logits(theirs))
