@@ -163,6 +163,7 @@ def write(
       for tensor in part
     }
     save_file(weights, folder / name, metadata={"format": "pt"})
+    (folder / name).chmod(0o644)  # it would be the owner's alone
     index |= dict.fromkeys(weights, name)
   if len(parts) > 1:
     size = itemsize * sum(tensor.size for tensor in layout.tensors)
