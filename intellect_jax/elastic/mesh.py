@@ -22,6 +22,7 @@ import collections
 from collections.abc import Callable, Iterator, Sequence
 import concurrent.futures
 import math
+import time
 from typing import Any
 
 from absl import logging
@@ -109,6 +110,7 @@ class ElasticDeviceMesh:
     self._held = Holdings(
       run, island, identity, train_step, description.run_id, credentials
     )
+    self._encoding_seconds = 0.0  # of the newest proposal
     self._steering = Steering()
     self._outer = run.outer  # as an operator has it for the next record
     self._meter = Meter(self._held.store, self._held.fetcher)
@@ -354,7 +356,8 @@ class ElasticDeviceMesh:
     """
     outer, windows = self._outer, self._windows
     steps = self._count(metrics)
-    done = steps == windows.length or self._stopping
+    asked = self._agent.hand_in > self.record and not windows.proposed
+    done = steps == windows.length or asked or self._stopping
     far_ahead = windows.proposed and windows.ahead >= outer.max_ahead_steps
     if not (done or far_ahead or self._agent.has_news):
       return state
@@ -409,12 +412,13 @@ class ElasticDeviceMesh:
 
   def _propose(self, state: TrainState) -> None:
     """Freezes the delta, encodes it once, publishes and proposes it."""
-    held, codec = self._held, self._held.codec
+    held, codec, began = self._held, self._held.codec, time.monotonic()
     values = np.empty(held.layout.size, np.float32)
     delta(held.outer.theta, state.params, held.layout, values)
     codes = np.empty(held.mean_bytes, np.uint8)
     codec.encode(values, codes)
     chunk = blobs.chunk_bytes(len(codes), codec.block_bytes)
+    self._encoding_seconds = time.monotonic() - began
     if self._outer.max_ahead_steps > 0:
       self._x_proposed = self._train_step.place(state.params)
     self._agent.propose(
@@ -578,6 +582,8 @@ class ElasticDeviceMesh:
       heartbeat.step = step
       heartbeat.tokens_trained = self._windows.tokens_trained
       heartbeat.activity = "training"
+      step_seconds = self._meter.train_seconds / max(1, step)
+      heartbeat.hand_in_seconds = step_seconds + self._encoding_seconds
       heartbeat.loss = figures["loss"]
       heartbeat.tokens_per_second = rate
       heartbeat.train_seconds = self._meter.train_seconds
