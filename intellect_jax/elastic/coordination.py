@@ -504,7 +504,7 @@ class Coordinator:
       member.record = self._counting(hello.record)
       return pb.Welcome.START_GO_ON
     member.state = State.JOINING
-    if self._initialiser() in (None, member):
+    if not self.head.number and self._initialiser() in (None, member):
       return pb.Welcome.START_INITIALISE
     self._stateless.add(member.island)
     return pb.Welcome.START_RESTORE
