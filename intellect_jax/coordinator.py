@@ -82,6 +82,7 @@ def main() -> None:
       force=FORCE.value,
     )
     try:
+      relays.remember(workdir)
       _write_atomically(workdir / ADDRESS_FILE, service.address)
       print(f"run {config.run.name!r} at {service.address}", flush=True)
       while not (service.done.wait(0.2) or stopping.is_set()):
@@ -111,7 +112,6 @@ class _Relays:
       # At the port of before: islands have it in the addresses of their blobs.
       self._port = int(before.read_text()) if before.exists() else 0
       self._start()
-      _write_atomically(before, str(self._port))
       self.told = [f":{self._port}"]
     elif RELAY.value != "none":
       self.told = rpc.split_list(RELAY.value)
@@ -140,6 +140,11 @@ class _Relays:
       f"The relay cannot listen on {self._host}; it has said why above. Start"
       " with --relay=none if every island can be reached by the others."
     )
+
+  def remember(self, workdir: pathlib.Path) -> None:
+    """Notes the port, once it is certain that the workdir is ours."""
+    if self._process is not None:
+      _write_atomically(workdir / _RELAY_FILE, str(self._port))
 
   def keep(self) -> None:
     """Starts the own relay again if it has ended."""

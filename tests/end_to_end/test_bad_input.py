@@ -77,13 +77,13 @@ def test_places_that_are_taken(world, tmp_path):
   with contextlib.closing(Identity(tmp_path / "elsewhere", "bo")) as identity:
     identity.joined("another-run")
   elsewhere = world.start("elsewhere", to_first)
-  misnamed = world.start("elsewhere", to_first, "--config.island.name=cy")
 
   must_refuse(same_port, first.address, "in use", "Choose another port")
   must_refuse(same_workdir, "ledger", "running", "another --workdir")
   must_refuse(other_run, "different runs", "Leave out --config")
   assert not other_run.workdir.exists()
   must_refuse(elsewhere, "run another-run", "another --workdir")
+  misnamed = world.start("elsewhere", to_first, "--config.island.name=cy")
   must_refuse(misnamed, "island 'bo'", "name is 'cy'", "another --workdir")
   assert first.swarm().term == 1, "it has noticed nothing"
 
