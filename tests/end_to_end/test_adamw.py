@@ -42,7 +42,7 @@ def test_one_island_follows_adamw(tmp_path):
         step,
         index,
         None,
-        service.address,
+        [service.address],
         service.description(),
         LOOPBACK,
         alone=True,
