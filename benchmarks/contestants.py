@@ -124,8 +124,8 @@ def loop(config: ConfigDict, scanned: bool) -> Steps:
 def pytorch(config: ConfigDict, scanned: bool) -> Steps:
   """Hugging Face transformers' Llama, eager PyTorch, fused AdamW."""
   del scanned
-  import torch
-  import transformers
+  import torch  # pyright: ignore[reportMissingImports]
+  import transformers  # pyright: ignore[reportMissingImports]
 
   model, inner = config.run.model, config.run.inner
   net = transformers.LlamaForCausalLM(

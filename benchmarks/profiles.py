@@ -40,7 +40,7 @@ def _of_xla(steps) -> collections.Counter[str]:
 
 
 def _of_pytorch(steps) -> collections.Counter[str]:
-  import torch
+  import torch  # pyright: ignore[reportMissingImports]
 
   with torch.profiler.profile() as profile:
     steps(1)
