@@ -5,8 +5,7 @@ newcomer. A blob is cut into chunks; its id is the BLAKE3 hash of the list of
 chunk hashes, so that any range of it can be verified (docs/protocol.md, 2).
 """
 
-import collections
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 import dataclasses
 import functools
 import itertools
@@ -80,6 +79,13 @@ class Manifest:
       raise ValueError("the manifest has not one hash a chunk")
     return cls(length, chunk, hashes)
 
+  @classmethod
+  def joined(
+    cls, length: int, chunk: int, hashes: Iterable[bytes]
+  ) -> "Manifest":
+    """Of a blob whose parts, each whole chunks, were hashed apart."""
+    return cls(length, chunk, b"".join(hashes))
+
   def chunks(self, start: int, stop: int) -> range:
     """First bytes of the chunks that cover [start, stop)."""
     first = start - start % self.chunk
@@ -90,6 +96,39 @@ class Manifest:
     index = _HASH * (offset // self.chunk)
     if blake3(data).digest() != self.hashes[index : index + _HASH]:
       raise ValueError(f"the chunk at byte {offset} has a wrong hash")
+
+
+def cuts(length: int, chunk: int, parts: int) -> list[tuple[int, int]]:
+  """[start, stop) of as many parts of a blob, each of whole chunks."""
+  chunks = -(-length // chunk)
+  bounds = [min(length, chunks * i // parts * chunk) for i in range(parts + 1)]
+  return list(itertools.pairwise(bounds))
+
+
+def sources(
+  blob: pb.Blob, start: int, stop: int
+) -> list[tuple[int, int, list[str]]]:
+  """(start, stop, addresses) of each stretch of [start, stop) of a blob.
+
+  An island of several processes serves a blob in parts, one from each.
+  """
+  bounds = {start, stop}
+  bounds |= {
+    b for p in blob.parts for b in (p.start, p.stop) if start < b < stop
+  }
+  return [
+    (
+      a,
+      b,
+      [
+        x
+        for p in blob.parts
+        if p.start <= a and b <= p.stop
+        for x in p.addresses
+      ],
+    )
+    for a, b in itertools.pairwise(sorted(bounds))
+  ]
 
 
 def relayed(relay: str, island: str) -> str:
@@ -105,13 +144,25 @@ def split_relayed(address: str) -> tuple[str, str]:
   return relay, island
 
 
+@dataclasses.dataclass
+class _Served:
+  """A blob, or the part of it that is here."""
+
+  manifest: Manifest
+  data: np.ndarray
+  start: int  # of `data` in the blob
+  times: int = 1  # that it was published
+
+  def has(self, start: int, stop: int) -> bool:
+    return self.start <= start and stop <= self.start + len(self.data)
+
+
 class BlobStore:
-  """The blobs that this island serves, by id. Safe to use from any thread."""
+  """The blobs that this process serves, by id. Safe to use from any thread."""
 
   def __init__(self, upload_mbit: float = 0.0):
     """`upload_mbit`: cap on what is served, 10^6 bits/s; 0 is none."""
-    self._blobs: dict[bytes, tuple[Manifest, np.ndarray]] = {}
-    self._published: collections.Counter[bytes] = collections.Counter()
+    self._blobs: dict[bytes, _Served] = {}
     self._lock = threading.Lock()
     self._pace = Pace(upload_mbit)
     self.addresses: list[str] = []  # where they are served, best first
@@ -125,48 +176,68 @@ class BlobStore:
     """
     return self.publish_hashed(Manifest.of(data, chunk), data)
 
-  def publish_hashed(self, manifest: Manifest, data: np.ndarray) -> pb.Blob:
+  def publish_hashed(
+    self, manifest: Manifest, data: np.ndarray, start: int = 0
+  ) -> pb.Blob:
+    """Serves `data`, whole chunks from byte `start` of a blob on."""
+    served = _Served(manifest, data, start)
     with self._lock:
-      self._blobs[manifest.id] = (manifest, data)
-      self._published[manifest.id] += 1
-    part = pb.Part(stop=manifest.length, addresses=self.addresses)
+      before = self._blobs.get(manifest.id)
+      if before is not None:
+        served.times += before.times
+        if len(before.data) > len(data):
+          served.data, served.start = before.data, before.start
+      self._blobs[manifest.id] = served
+    stop = start + len(data)
+    part = pb.Part(start=start, stop=stop, addresses=self.addresses)
     return pb.Blob(id=manifest.id, length=manifest.length, parts=[part])
 
   def withdraw(self, blob_id: bytes) -> None:
     with self._lock:
-      self._published[blob_id] -= 1
-      if self._published[blob_id] <= 0:
-        del self._published[blob_id]
-        self._blobs.pop(blob_id, None)
+      served = self._blobs.get(blob_id)
+      if served is not None:
+        served.times -= 1
+        if not served.times:
+          del self._blobs[blob_id]
 
-  def get(self, blob_id: bytes) -> np.ndarray | None:
-    """The bytes, if they are here."""
+  def get(self, blob_id: bytes, start: int, stop: int) -> np.ndarray | None:
+    """Bytes [start, stop) of a blob, if they are here."""
     with self._lock:
-      found = self._blobs.get(blob_id)
-    return found[1] if found else None
+      served = self._blobs.get(blob_id)
+    if served is None or not served.has(start, stop):
+      return None
+    return served.data[start - served.start : stop - served.start]
 
   def serve(self, request: pb.FetchRequest, context) -> Iterator[bytes]:
     """The Fetch RPC; see `frames`."""
-    if self.get(request.id) is None:
+    if self._find(request) is None:
       context.abort(grpc.StatusCode.NOT_FOUND, "no such blob here")
     yield from self.frames(request)
 
   def frames(
     self, request: pb.FetchRequest, relayed: bool = False
   ) -> Iterator[bytes]:
-    """The manifest, then the chunks that cover the range; none if unknown."""
-    with self._lock:
-      found = self._blobs.get(request.id)
-    if found is None:
+    """The manifest, then the chunks that cover the range; none if not here."""
+    served = self._find(request)
+    if served is None:
       return
-    manifest, data = found
+    manifest = served.manifest
     yield manifest.pack()
     for offset in manifest.chunks(request.start, request.stop):
-      frame = data[offset : offset + manifest.chunk].tobytes()
+      here = offset - served.start
+      frame = served.data[here : here + manifest.chunk].tobytes()
       self._pace.take(len(frame))
       self.bytes_sent += len(frame)  # statistics: a lost update does no harm
       self.bytes_relayed += len(frame) if relayed else 0
       yield frame
+
+  def _find(self, request: pb.FetchRequest) -> _Served | None:
+    with self._lock:
+      served = self._blobs.get(request.id)
+    if served is None:
+      return None
+    stop = min(request.stop, served.manifest.length)
+    return served if served.has(request.start, stop) else None
 
   def add_to(self, server: grpc.Server) -> None:
     method = grpc.unary_stream_rpc_method_handler(

@@ -37,15 +37,21 @@ class Exchange:
     self.fetcher = fetcher
 
   def reduce_share(
-    self, plan: pb.Plan, index: int, cancelled: threading.Event
+    self,
+    plan: pb.Plan,
+    index: int,
+    cancelled: threading.Event,
+    part: tuple[int, int] | None = None,
   ) -> tuple[np.ndarray, list[float]]:
     """Returns the encoded weighted mean of a share, and squared norms.
+
+    Or of a part of the share, [start, stop) in its bytes, both between chunks.
 
     The mean is sum(w c d) / sum(w) over the members in order, accumulated in
     float32; w is the weight, c the clip factor, d the decoded delta.
 
     Returns:
-      The codes, uint8, and each member's sum of squares in this share.
+      The codes, uint8, and each member's sum of squares in this range.
 
     Raises:
       MemberError: if a delta cannot be had.
@@ -54,6 +60,8 @@ class Exchange:
     codec, share = self.codec, plan.shares[index]
     start = share.start * codec.block_bytes
     stop = share.stop * codec.block_bytes
+    if part is not None:
+      start, stop = start + part[0], start + part[1]
     mean = np.empty(stop - start, np.uint8)
     squares = [0.0] * len(plan.members)
     divisor = np.float32(sum(member.weight for member in plan.members))
@@ -85,32 +93,41 @@ class Exchange:
   def _delta(
     self, member: pb.Member, start: int, stop: int, cancelled: threading.Event
   ) -> Generator[tuple[int, bytes | np.ndarray]]:
-    blob = member.delta
     try:
-      yield from self._chunks(
-        blob, round_lib.addresses(blob), start, stop, cancelled
-      )
+      yield from self._chunks(member.delta, start, stop, [], cancelled)
     except blobs.FetchError as error:
       raise MemberError(member.island, error.reason) from error
 
   def _chunks(
     self,
     blob: pb.Blob,
-    addresses: list[str],
     start: int,
     stop: int,
+    others: list[str],
     cancelled: threading.Event,
   ) -> Iterator[tuple[int, bytes | np.ndarray]]:
-    """The chunks of a range, from here or from elsewhere."""
-    here = self.store.get(blob.id)
-    if here is None:
-      yield from self.fetcher.fetch(addresses, blob.id, start, stop, cancelled)
-      return
+    """The chunks of a range, from here or from elsewhere.
+
+    `others` may have it too, but are asked after those that the blob names.
+    """
     chunk = blobs.chunk_bytes(blob.length, self.codec.block_bytes)
-    for offset in range(start, stop, chunk):
-      if cancelled.is_set():
-        raise blobs.Cancelled
-      yield offset, here[offset : min(offset + chunk, stop)]
+    for first, last, named in blobs.sources(blob, start, stop):
+      here = self.store.get(blob.id, first, last)
+      if here is None:
+        known = named + [address for address in others if address not in named]
+        own = self.store.addresses
+        yield from self.fetcher.fetch(
+          [a for a in known if a not in own] or named,
+          blob.id,
+          first,
+          last,
+          cancelled,
+        )
+        continue
+      for offset in range(first, last, chunk):
+        if cancelled.is_set():
+          raise blobs.Cancelled
+        yield offset, here[offset - first : min(offset + chunk, last) - first]
 
   def gather(
     self,
@@ -118,6 +135,7 @@ class Exchange:
     into: np.ndarray,
     cancelled: threading.Event,
     submit: Callable,
+    part: tuple[int, int] | None = None,
   ) -> None:
     """Brings all shares of a mean into uint8 `into`, verified, in parallel.
 
@@ -126,13 +144,15 @@ class Exchange:
       into: the whole encoded mean.
       cancelled: ends the work when it is set.
       submit: starts a call in another thread and returns its future.
+      part: [start, stop) in bytes, between chunks; None: all.
 
     Raises:
       MemberError: naming the owner of a share that nobody delivers.
       blobs.Cancelled: once `cancelled` is set.
     """
+    part = (0, len(into)) if part is None else part
     futures = [
-      submit(self._gather_share, share, action.holders, into, cancelled)
+      submit(self._gather_share, share, action.holders, into, cancelled, part)
       for share in action.shares
     ]
     errors = [future.exception() for future in futures]
@@ -146,21 +166,18 @@ class Exchange:
     holders: list[str],
     into: np.ndarray,
     cancelled: threading.Event,
+    part: tuple[int, int],
   ) -> None:
-    base = share.start * self.codec.block_bytes
-    owner = round_lib.addresses(share.mean)
-    others = [address for address in holders if address not in owner]
-    own = self.store.addresses
-    blocks = share.stop - share.start
-    if share.mean.length != blocks * self.codec.block_bytes:
+    block_bytes = self.codec.block_bytes
+    base, end = share.start * block_bytes, share.stop * block_bytes
+    if share.mean.length != end - base:
       raise MemberError(share.owner, "its share has another length")
+    start, stop = max(base, part[0]), min(end, part[1])
+    if start >= stop:
+      return
     try:
       for offset, chunk in self._chunks(
-        share.mean,
-        [a for a in owner + others if a not in own] or owner,
-        0,
-        share.mean.length,
-        cancelled,
+        share.mean, start - base, stop - base, holders, cancelled
       ):
         codes = np.frombuffer(chunk, np.uint8)
         into[base + offset : base + offset + len(codes)] = codes

@@ -20,9 +20,16 @@ _PIECE = 8 << 20  # bytes fetched from one donor at a time
 class StateFetch:
   """Theta and b on their way, as bytes."""
 
-  def __init__(self, fetcher: blobs.Fetcher, length: int):
+  def __init__(
+    self,
+    fetcher: blobs.Fetcher,
+    length: int,
+    part: tuple[int, int] | None = None,
+  ):
+    """Of `length` bytes; `part` is what is fetched, if that is not all."""
     self._fetcher = fetcher
     self._data = np.empty(length, np.uint8)
+    self._start, self._stop = part or (0, length)
     self._id = b""
     self._missing: set[int] = set()  # starts of pieces
 
@@ -32,7 +39,7 @@ class StateFetch:
     addresses: Sequence[str],
     cancelled: threading.Event,
   ) -> np.ndarray:
-    """Returns the whole verified blob, uint8 [length].
+    """Returns the verified blob, uint8 [length]; of it only the part is filled.
 
     Args:
       blob_id: the state hash, which the chain of records confirms.
@@ -45,7 +52,7 @@ class StateFetch:
     """
     if blob_id != self._id:
       self._id = blob_id
-      self._missing = set(range(0, len(self._data), _PIECE))
+      self._missing = set(range(self._start, self._stop, _PIECE))
     failures: dict[str, Exception] = {}
     while self._missing:
       donors = [a for a in dict.fromkeys(addresses) if a not in failures]
@@ -90,7 +97,7 @@ class StateFetch:
         start = pieces.get_nowait()
       except queue.Empty:
         return
-      stop = min(start + _PIECE, len(self._data))
+      stop = min(start + _PIECE, self._stop)
       try:
         for offset, chunk in self._fetcher.fetch(
           [address], self._id, start, stop, cancelled

@@ -1,28 +1,41 @@
 """The pseudo-gradient of DiLoCo."""
 
+from collections.abc import Sequence
+
 import chex
 import numpy as np
 
-from intellect_jax.outer.layout import Layout, Params
+from intellect_jax.outer.layout import Layout, Params, Tensor
 
 
 def delta(
-  theta: np.ndarray, params: Params, layout: Layout, out: np.ndarray
+  theta: np.ndarray,
+  params: Params,
+  layout: Layout,
+  out: np.ndarray,
+  tensors: Sequence[Tensor] | None = None,
 ) -> None:
   """Writes theta - x to `out`: how far the inner steps moved, sign reversed.
 
   DiLoCo, arXiv 2311.08105, equation 1. One tensor at a time, so that the
-  parameters x are never on the host as a whole.
+  parameters x are never on the host as a whole. Of an island that spans
+  processes, all call this together, each for its own tensors.
 
   Args:
     theta: outer parameters at the window's base, float32 [layout.size].
     params: x, the island's parameters, tree of jax or numpy arrays.
     layout: of `params`.
-    out: float32 [layout.size], overwritten; zero in the padding.
+    out: float32, as long as `tensors`; overwritten, zero in the padding.
+    tensors: neighbours in the layout; None: all.
   """
-  chex.assert_shape([theta, out], (layout.size,))
+  tensors = layout.tensors if tensors is None else tensors
+  origin = tensors[0].start if tensors else 0
+  size = tensors[-1].stop - origin if tensors else 0
+  chex.assert_shape(theta, (layout.size,))
+  chex.assert_shape(out, (size,))
   chex.assert_type([theta, out], np.float32)
-  for tensor, index, values in layout.pieces(params):
-    np.subtract(tensor.of(theta)[index], values, out=tensor.of(out)[index])
-  for tensor in layout.tensors:
-    out[tensor.start + tensor.size : tensor.stop] = 0
+  for tensor, index, values in layout.pieces(params, tensors):
+    before, after = tensor.of(theta), tensor.of(out, origin)
+    np.subtract(before[index], values, out=after[index])
+  for tensor in tensors:
+    out[tensor.start + tensor.size - origin : tensor.stop - origin] = 0

@@ -6,7 +6,7 @@ tensors as it has layers. So the vector is the same on every mesh, with layers
 stacked or not, and a block never mixes two tensors.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 import dataclasses
 import functools
 import math
@@ -15,6 +15,7 @@ import re
 from typing import Any, NamedTuple, Protocol
 
 import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 Params = dict[str, Any]  # nested, leaves are arrays or jax.ShapeDtypeStruct
@@ -42,9 +43,10 @@ class Tensor(NamedTuple):
   size: int  # in floats, without padding
   stop: int  # in floats, end of its padding
 
-  def of(self, vector: np.ndarray) -> np.ndarray:
-    """The view of `vector` that holds this tensor."""
-    return vector[self.start : self.start + self.size].reshape(self.shape)
+  def of(self, vector: np.ndarray, origin: int = 0) -> np.ndarray:
+    """The view of `vector`, which begins at float `origin`, on this tensor."""
+    start = self.start - origin
+    return vector[start : start + self.size].reshape(self.shape)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,26 +87,46 @@ class Layout:
       raise ValueError(f"Names cover {named_values} of {values} parameters.")
     return cls(tuple(tensors), block, start)
 
-  def pieces(self, params: Params) -> Iterator[tuple[Tensor, Any, np.ndarray]]:
+  def overlapping(self, start: int, stop: int) -> tuple[Tensor, ...]:
+    """The tensors that have floats in [start, stop), those cut by it whole."""
+    return tuple(
+      t for t in self.tensors if max(t.start, start) < min(t.stop, stop)
+    )
+
+  def pieces(
+    self, params: Params, wanted: Iterable[Tensor] | None = None
+  ) -> Iterator[tuple[Tensor, Any, np.ndarray]]:
     """Yields (tensor, index, values): each tensor in the parts devices hold.
 
     Parts of a sharded tensor come straight from their devices, a layer at a
     time: nothing is gathered on a device, and no leaf is copied whole. `values`
     belongs at `index` of the tensor; it may be a view of a device buffer, which
     cannot be donated while the view lives, so do not keep it.
+
+    A leaf that spans processes is gathered, one layer at a time: all of them
+    call this together, each with the tensors that it wants itself.
+
+    Args:
+      params: arrays of numpy or jax.
+      wanted: by this process; None: all.
     """
+    wanted = self.tensors if wanted is None else wanted
+    names = {tensor.name for tensor in wanted}
     for tensor in self.tensors:
       leaf = _leaf(params, tensor.path)
-      if not isinstance(leaf, jax.Array):
-        yield tensor, ..., leaf if tensor.layer is None else leaf[tensor.layer]
+      together = isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
+      gathered = _gather(leaf, tensor.layer) if together else None
+      if tensor.name not in names:
         continue
-      if not leaf.is_fully_addressable:
-        raise ValueError(f"{tensor.name} is sharded over several processes.")
-      for shard in leaf.addressable_shards:
-        if shard.replica_id == 0:
+      if gathered is not None:
+        yield tensor, ..., np.asarray(gathered.addressable_data(0))
+      elif isinstance(leaf, jax.Array):
+        for shard in leaf.addressable_shards:
           piece = _of_layer(shard, tensor.layer)
-          if piece is not None:
+          if shard.replica_id == 0 and piece is not None:
             yield tensor, *piece
+      else:
+        yield tensor, ..., leaf if tensor.layer is None else leaf[tensor.layer]
 
   def flatten(self, params: Params) -> np.ndarray:
     """Returns a new float32 [size] with the values of `params`."""
@@ -153,3 +175,20 @@ def _of_layer(
     return None
   row_data = jax.lax.dynamic_index_in_dim(data, row, keepdims=False)
   return tuple(index), np.asarray(row_data)
+
+
+def _gather(leaf: jax.Array, layer: int | None) -> jax.Array:
+  """One layer of a leaf, whole on every device; all processes call this."""
+  assert isinstance(leaf.sharding, NamedSharding)
+  return _gatherer(leaf.sharding.mesh, layer is not None)(leaf, layer or 0)
+
+
+@functools.cache
+def _gatherer(mesh: Mesh, stacked: bool) -> Callable:
+  def of_layer(leaf: jax.Array, layer: jax.Array) -> jax.Array:
+    if not stacked:
+      return leaf
+    return jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False)
+
+  whole = NamedSharding(mesh, PartitionSpec())
+  return jax.jit(of_layer, out_shardings=whole)

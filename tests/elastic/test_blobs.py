@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from intellect_jax.elastic import blobs, rpc
+from intellect_jax.elastic.protocol import elastic_pb2 as pb
 
 CHUNK = 1024
 LENGTH = 40 * CHUNK + 100
@@ -176,6 +177,40 @@ def test_an_unknown_blob_names_peer_and_reason(store, fetcher):
   with pytest.raises(blobs.FetchError, match="NOT_FOUND") as caught:
     fetched(fetcher, store.addresses, blob.id)
   assert caught.value.peer == store.addresses[0]
+
+
+def test_a_part_serves_what_it_has_and_no_more(store, fetcher):
+  data = some_bytes()
+  manifest = blobs.Manifest.of(data, CHUNK)
+  start, stop = 2 * CHUNK, 5 * CHUNK
+  blob = store.publish_hashed(manifest, data[start:stop], start)
+  assert (blob.parts[0].start, blob.parts[0].stop) == (start, stop)
+  chunks = fetched(fetcher, store.addresses, blob.id, start, stop)
+  assert b"".join(frame for _, frame in chunks) == data[start:stop].tobytes()
+  with pytest.raises(blobs.FetchError, match="no such blob here"):
+    fetched(fetcher, store.addresses, blob.id, start - CHUNK, stop)
+  store.publish_hashed(manifest, data)
+  whole = fetched(fetcher, store.addresses, blob.id)
+  assert b"".join(frame for _, frame in whole) == data.tobytes()
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 7])
+def test_parts_of_whole_chunks_make_up_a_blob(parts):
+  cuts = blobs.cuts(LENGTH, CHUNK, parts)
+  assert [start for start, _ in cuts] == [0, *(stop for _, stop in cuts[:-1])]
+  assert cuts[-1][1] == LENGTH
+  assert not any(stop % CHUNK for _, stop in cuts[:-1])
+
+
+def test_sources_change_where_a_part_ends():
+  blob = pb.Blob(length=100)
+  for start, stop, name in [(0, 60, "a"), (60, 100, "b"), (0, 100, "c")]:
+    blob.parts.add(start=start, stop=stop, addresses=[name])
+  assert blobs.sources(blob, 10, 70) == [
+    (10, 60, ["a", "c"]),
+    (60, 70, ["b", "c"]),
+  ]
+  assert blobs.sources(pb.Blob(length=100), 0, 100) == [(0, 100, [])]
 
 
 def test_a_blob_that_nobody_serves_is_an_error_at_once(fetcher):

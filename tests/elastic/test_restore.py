@@ -94,12 +94,20 @@ def test_wrong_bytes_never_become_the_state(data, donors, fetcher):
   other = data.copy()
   other[12345] ^= 1
   wrong = donors(data)
-  manifest, _ = wrong.store._blobs[wrong.blob.id]
-  wrong.store._blobs[wrong.blob.id] = (manifest, other)
+  wrong.store.publish_hashed(blobs.Manifest.of(data, CHUNK), other)
   with pytest.raises(blobs.FetchError, match="wrong hash"):
     StateFetch(fetcher, LENGTH).fetch(
       wrong.blob.id, [wrong.address], threading.Event()
     )
+
+
+def test_a_process_of_an_island_fetches_its_part(data, donors, fetcher):
+  donor, part = donors(data), (9 << 20, 23 << 20)
+  fetch = StateFetch(fetcher, LENGTH, part)
+  fetched = fetch.fetch(donor.blob.id, [donor.address], threading.Event())
+  start, stop = part
+  np.testing.assert_array_equal(fetched[start:stop], data[start:stop])
+  assert donor.store.bytes_sent == stop - start
 
 
 def test_without_donors_it_says_so(fetcher):

@@ -1,3 +1,4 @@
+import itertools
 from typing import NamedTuple
 
 import jax
@@ -160,6 +161,26 @@ def test_delta_is_theta_minus_x_and_zero_in_the_padding(params, layout, mesh):
   out = np.full_like(theta, np.nan)
   delta(theta, put(params, *mesh), layout, out)
   np.testing.assert_array_equal(out, theta - x)
+
+
+def test_neighbours_make_up_the_delta(params, layout):
+  """As processes of an island do, each with some of the tensors."""
+  theta = layout.flatten(params)
+  rng = np.random.default_rng(1)
+  x = jax.tree.map(
+    lambda p: p + rng.standard_normal(p.shape, dtype=np.float32), params
+  )
+  whole = np.empty(layout.size, np.float32)
+  delta(theta, x, layout, whole)
+  bounds = [0, layout.block, 7 * layout.block, layout.size]
+  for start, stop in itertools.pairwise(bounds):
+    tensors = layout.overlapping(start, stop)
+    origin, end = tensors[0].start, tensors[-1].stop
+    assert origin <= start and stop <= end
+    out = np.full(end - origin, np.nan, np.float32)
+    delta(theta, x, layout, out, tensors)
+    np.testing.assert_array_equal(out, whole[origin:end])
+  assert layout.overlapping(5, 5) == ()
 
 
 def test_a_name_too_few_is_an_error(params):
