@@ -19,7 +19,8 @@ from intellect_jax import command
 from intellect_jax import config as config_lib
 from intellect_jax.data.index import GlobalIndex
 from intellect_jax.data.tokenizer import tokenizer_of
-from intellect_jax.elastic import agent, rpc
+from intellect_jax.elastic import rpc
+from intellect_jax.elastic.describe import describe
 from intellect_jax.elastic.identity import Identity
 from intellect_jax.elastic.mesh import ElasticDeviceMesh
 from intellect_jax.elastic.service import CoordinatorService
@@ -59,7 +60,7 @@ def main() -> None:
     # What can be wrong with the settings shows before anything is written.
     if coordinators:
       patience = config.island.connect_patience
-      description = agent.describe(coordinators, credentials, patience)
+      description = describe(coordinators, credentials, patience)
     run = config.run if description is None else _run_half(config, description)
     credentials = credentials.for_lease(run.elastic.lease_seconds)
     config_lib.validate_island(run, config.island)

@@ -1,6 +1,7 @@
 """What an island holds: theta and b, the log, checkpoints, served blobs."""
 
 import concurrent.futures
+import math
 import threading
 from typing import Any
 
@@ -20,6 +21,7 @@ from intellect_jax.errors import UserError
 from intellect_jax.inner.step import TrainState, TrainStep
 from intellect_jax.model.huggingface import tensor_names
 from intellect_jax.outer.codec import make_codec
+from intellect_jax.outer.delta import delta
 from intellect_jax.outer.layout import Layout
 
 
@@ -111,6 +113,20 @@ class Holdings:
   def place_theta(self) -> Any:
     """Theta as parameters on the mesh."""
     return self._train_step.place(self.host_theta())
+
+  def publish_delta(self, params: Any) -> tuple[pb.Blob, float]:
+    """Encodes theta - params once, and serves it until it is withdrawn.
+
+    Returns:
+      The blob, and the norm of the decoded delta.
+    """
+    values = np.empty(self.layout.size, np.float32)
+    delta(self.outer.theta, params, self.layout, values)
+    codes = np.empty(self.mean_bytes, np.uint8)
+    self.codec.encode(values, codes)
+    chunk = blobs.chunk_bytes(len(codes), self.codec.block_bytes)
+    norm = math.sqrt(self.codec.squared_norm(codes))
+    return self.store.publish(codes, chunk), norm
 
   # -------------------------------------------------------- checkpoints
 

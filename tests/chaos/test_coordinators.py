@@ -8,8 +8,10 @@ import pytest
 
 from intellect_jax import config as config_lib
 from intellect_jax.elastic import blobs, reduce, rpc
-from intellect_jax.elastic.agent import Agent, describe
+from intellect_jax.elastic.agent import Agent
+from intellect_jax.elastic.describe import describe
 from intellect_jax.elastic.log import RecordLog
+from intellect_jax.elastic.news import News
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.elastic.service import CoordinatorService
 from intellect_jax.elastic.shelf import MeanShelf
@@ -49,6 +51,7 @@ def agent_of(service, coordinators: list[str], folder) -> Agent:
   exchange = reduce.Exchange(codec, store, blobs.Fetcher(rpc.LOOPBACK, 1))
   shelf = MeanShelf(store, log, codec.block_bytes, codec.block_bytes)
   return Agent(
+    News(),
     hello,
     term=0,
     coordinators=coordinators,
@@ -84,11 +87,15 @@ def test_an_island_goes_on_at_the_next_address(service, tmp_path, fault):
     agent = agent_of(service, addresses, tmp_path / "log")
     with contextlib.closing(agent):
       agent.start()
-      assert agent.wait(lambda: agent.welcome is not None, "", SECONDS)
-      first, agent.welcome = agent.welcome, None
+      assert agent.news.wait(
+        lambda: agent.news.welcome is not None, "", SECONDS
+      )
+      first, agent.news.welcome = agent.news.welcome, None
       getattr(proxy, fault)()
-      assert agent.wait(lambda: agent.welcome is not None, "", SECONDS)
-      assert first is not None and agent.welcome is not None
-      assert agent.welcome.run_id == first.run_id
+      assert agent.news.wait(
+        lambda: agent.news.welcome is not None, "", SECONDS
+      )
+      assert first is not None and agent.news.welcome is not None
+      assert agent.news.welcome.run_id == first.run_id
       (island,) = service.status().islands
       assert island.island == "ada"

@@ -1,0 +1,58 @@
+"""What a newcomer asks a coordinator before it builds a model."""
+
+from collections.abc import Sequence
+import itertools
+import time
+
+import grpc
+
+from intellect_jax.elastic import rpc
+from intellect_jax.elastic.protocol import elastic_pb2 as pb
+from intellect_jax.elastic.protocol import elastic_pb2_grpc as pb_grpc
+from intellect_jax.errors import UserError
+
+_PAUSE = 0.2  # seconds between two addresses
+
+
+def describe(
+  coordinators: Sequence[str], credentials: rpc.Credentials, patience: float
+) -> pb.Description:
+  """What a newcomer must know, from the first coordinator that answers.
+
+  Waits `patience` seconds for one that is just being started.
+
+  Raises:
+    UserError: if nobody answers, or in another protocol.
+  """
+  end = time.monotonic() + patience
+  for address in itertools.cycle(coordinators):
+    left = max(_PAUSE, end - time.monotonic())
+    with rpc.channel(address, credentials) as channel:
+      stub = pb_grpc.CoordinatorStub(channel)
+      try:
+        return _checked(
+          stub.Describe(pb.DescribeRequest(), timeout=left), address
+        )
+      except grpc.RpcError as error:
+        if time.monotonic() + _PAUSE >= end:
+          raise UserError(
+            f"No coordinator answered at {' or '.join(coordinators)} within"
+            f" {patience:g} s. Check --coordinator, and that one runs: python"
+            " -m intellect_jax.coordinator --config=… --listen=… --workdir=…"
+          ) from error
+    time.sleep(_PAUSE)
+  raise UserError("--coordinator is an empty list; name a host:port.")
+
+
+def _checked(description: pb.Description, address: str) -> pb.Description:
+  """The description, in our protocol, its relays with their hosts."""
+  if description.protocol != rpc.PROTOCOL_VERSION:
+    raise UserError(
+      f"The coordinator at {address} speaks protocol {description.protocol},"
+      f" this island {rpc.PROTOCOL_VERSION}. Run the same version of"
+      " intellect_jax on both."
+    )
+  host = address.rpartition(":")[0]
+  relays = [host + r if r.startswith(":") else r for r in description.relays]
+  description.relays[:] = relays
+  return description

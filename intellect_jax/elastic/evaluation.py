@@ -1,0 +1,51 @@
+"""Theta on held-out text, off the training thread, by one island a record."""
+
+from collections.abc import Callable, Sequence
+import concurrent.futures
+from typing import Any
+
+from intellect_jax.elastic.diary import Diary
+from intellect_jax.elastic.holdings import Holdings
+
+
+class Evaluation:
+  """Evaluates theta in the background when it is this island's turn."""
+
+  def __init__(
+    self,
+    evaluate: Callable[[Any], float] | None,
+    island: str,
+    held: Holdings,
+    diary: Diary,
+  ):
+    """`evaluate` maps host parameters to nats a token; None: never."""
+    self._evaluate = evaluate
+    self._island = island
+    self._held = held
+    self._diary = diary
+    self._thread = concurrent.futures.ThreadPoolExecutor(1, "evaluate")
+    self._running: concurrent.futures.Future | None = None
+
+  def take_turn(self, members: Sequence[str]) -> None:
+    """Starts to evaluate theta, if among `members` it is this island's turn.
+
+    A turn that comes while the one before is under way is left out, except
+    that of the final record.
+    """
+    evaluate, record = self._evaluate, self._held.record
+    turn = members[record.number % len(members)] == self._island
+    busy = self._running is not None and not self._running.done()
+    if evaluate is None or not turn or (busy and not record.final):
+      return
+    theta = self._held.host_theta()
+    self._running = self._thread.submit(
+      lambda: self._diary.evaluated(record.number, evaluate(theta))
+    )
+
+  def wait(self) -> None:
+    """Waits for what is under way; raises what it raised."""
+    if self._running is not None:
+      self._running.result()
+
+  def close(self) -> None:
+    self._thread.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,176 @@
+"""How the training thread follows the run: proposes, waits, merges, gives up."""
+
+import time
+
+from absl import logging
+from ml_collections import ConfigDict
+
+from intellect_jax.elastic import chain, join
+from intellect_jax.elastic.agent import Agent
+from intellect_jax.elastic.diary import Diary
+from intellect_jax.elastic.evaluation import Evaluation
+from intellect_jax.elastic.holdings import Holdings
+from intellect_jax.elastic.merge import Merger
+from intellect_jax.elastic.news import News
+from intellect_jax.elastic.protocol import elastic_pb2 as pb
+from intellect_jax.elastic.steering import Steering
+from intellect_jax.elastic.windows import Windows
+from intellect_jax.inner.step import TrainState
+
+_STOP_PATIENCE = 20.0  # seconds to hand in a window before leaving without
+
+
+class Follower:
+  """Between the agent, which knows the run, and the training loop.
+
+  Attributes:
+    outer: run.outer, as an operator has it for the next record.
+    stopping: the island is asked to hand in what it has, and to end.
+  """
+
+  def __init__(
+    self,
+    run: ConfigDict,
+    island: str,
+    incarnation: int,
+    held: Holdings,
+    windows: Windows,
+    merger: Merger,
+    agent: Agent,
+    diary: Diary,
+    evaluation: Evaluation,
+  ):
+    self.outer = run.outer
+    self.stopping = False
+    self._run = run
+    self._island = island
+    self._incarnation = incarnation
+    self._held = held
+    self._windows = windows
+    self._merger = merger
+    self._agent = agent
+    self._news: News = agent.news
+    self._diary = diary
+    self._evaluation = evaluation
+    self._steering = Steering()
+
+  def propose(self, state: TrainState) -> None:
+    """Freezes the delta, encodes it once, publishes and proposes it."""
+    held, began = self._held, time.monotonic()
+    delta, norm = held.publish_delta(state.params)
+    self._diary.hand_in_seconds = time.monotonic() - began
+    if self.outer.max_ahead_steps > 0:
+      self._merger.proposed(state.params)
+    self._agent.propose(
+      pb.Proposal(
+        base=held.record.number,
+        windows=self._windows.propose(),
+        delta=delta,
+        norm=norm,
+        base_state=held.state_hash(),
+      )
+    )
+
+  def await_record(self, state: TrainState) -> TrainState:
+    """Waits until the proposal is decided, if there is one."""
+    news = self._news
+    while self._windows.proposed and not news.finished:
+      stopping = self.stopping
+
+      def heard(stopping=stopping) -> bool:
+        return news.any or self.stopping is not stopping
+
+      patience = _STOP_PATIENCE if stopping else None
+      came = news.wait(
+        heard, f"record {self._held.record.number + 1}", patience
+      )
+      if not came and stopping:
+        logging.warning("Leaving with a window that was not committed.")
+        break
+      state = self.merge_news(state)
+    return state
+
+  def merge_news(self, state: TrainState) -> TrainState:
+    """Merges all records that have come; gives up what is void."""
+    news = self._news
+    while news.adopted:
+      state = self._merge(state, news.adopted.popleft())
+    while news.restores:  # its own state is void, or too far behind
+      offer = news.restores.popleft()
+      wanted = (
+        not self._agent.standing or offer.record > self._held.record.number
+      )
+      if wanted and self.take_over(offer):
+        state = self._give_up(state, "its state was not the others'")
+    if news.evicted:
+      news.evicted = False
+      state = self._give_up(state, "evicted while it was silent")
+    return state
+
+  def _merge(self, state: TrainState, record: pb.Record) -> TrainState:
+    """Applies a record to theta and b, and what follows from it to x."""
+    held = self._held
+    if record.number <= self._held.record.number:
+      return state  # of before the state that it was restored to
+    if not record.HasField("step"):
+      held.apply(record)
+      self.steer()
+      return state
+    included = self._is_in(record)
+    if included:
+      self._diary.meter.exchanged(record.step, self._island)
+    params, lost = self._merger.merge(state.params, record, included)
+    state = TrainState(params, state.opt_state)
+    self._obey()
+    if lost:
+      state = self._give_up(state, "left out of too many records")
+    members = [member.island for member in record.step.members]
+    self._diary.note(
+      "record",
+      included=included,
+      members=len(members),
+      total_tokens=record.total_tokens,
+      final=record.final,
+    )
+    self._evaluation.take_turn(members)
+    if held.is_checkpoint():
+      held.save(state)
+    return state
+
+  def _give_up(self, state: TrainState, cause: str) -> TrainState:
+    """Goes back to theta; what is not committed is lost."""
+    dropped = self._windows.drop()
+    if dropped:
+      self._agent.say(dropped=pb.Dropped(windows=dropped, cause=cause))
+      self._diary.note("lost", cause=cause)
+    return state._replace(params=self._held.place_theta())
+
+  def take_over(self, offer: pb.Restore) -> bool:
+    """Stands at a state that another island serves. Whether it could."""
+    before = self._held.record.number
+    records = join.take_over(self._held, self._agent, offer)
+    if records is None:
+      return False
+    for record in records:
+      if record.number > before and self._is_in(record):
+        self._windows.commit()
+    self.steer()
+    self._diary.note("restored", source="other islands")
+    return True
+
+  def steer(self) -> None:
+    """Hears what an operator changed, from the log up to here."""
+    self._steering = Steering.of(chain.effective(self._held.log.records()))
+    self._obey()
+
+  def _obey(self) -> None:
+    """What an operator changed may hold from the next record on."""
+    run = self._steering.run_at(self._run, self._held.record.number + 1)
+    self.outer = run.outer
+    self._windows.max_carry = run.outer.max_carry
+
+  def _is_in(self, record: pb.Record) -> bool:
+    """Whether the record includes what this island has proposed."""
+    return self._windows.included(
+      list(record.step.members), self._island, self._incarnation
+    )

@@ -1,0 +1,87 @@
+"""What the agent's thread has heard and the training thread is to know."""
+
+import collections
+from collections.abc import Callable
+import threading
+import time
+
+from intellect_jax.elastic.protocol import elastic_pb2 as pb
+from intellect_jax.elastic.samples import Interval
+
+
+class News:
+  """Written by the agent, read and awaited by the training thread.
+
+  Attributes:
+    changed: the condition that guards all the others.
+    welcome: the newest one.
+    evicted: since the training thread last looked.
+    hand_in: record that what is trained had better be proposed for.
+    restores: states that others offer.
+    leases: samples by window.
+    adopted: records to apply, in order.
+    finished: the coordinator said that the run is over.
+    failure: why the island must end.
+    heartbeat: what the training thread last said of itself.
+    waiting_for: shown instead of the heartbeat's activity.
+    silent_since: when the coordinator was last heard, if it is not there.
+  """
+
+  def __init__(self):
+    self.changed = threading.Condition()
+    self.welcome: pb.Welcome | None = None
+    self.evicted = False
+    self.hand_in = 0
+    self.restores: collections.deque[pb.Restore] = collections.deque()
+    self.leases: dict[int, list[Interval]] = {}
+    self.adopted: collections.deque[pb.Record] = collections.deque()
+    self.finished = False
+    self.failure: Exception | None = None
+    self.heartbeat = pb.Heartbeat()
+    self.waiting_for = ""
+    self.silent_since: float | None = None
+
+  @property
+  def any(self) -> bool:
+    """Whether there is a record, a state or an eviction to look at."""
+    return bool(self.adopted) or bool(self.restores) or self.evicted
+
+  def wait(
+    self, ready: Callable[[], bool], reason: str, timeout: float | None = None
+  ) -> bool:
+    """Waits until `ready()`; what for is shown to the operator meanwhile.
+
+    Returns:
+      Whether it is ready; False after `timeout` seconds, and when the run is
+      over.
+
+    Raises:
+      UserError: if the coordinator refuses this island.
+    """
+    deadline = None if timeout is None else time.monotonic() + timeout
+    try:
+      with self.changed:
+        while not ready():
+          if self.failure is not None:
+            raise self.failure
+          if self.finished:
+            return False
+          if deadline is not None and time.monotonic() > deadline:
+            return False
+          self.waiting_for = f"waiting for {reason}{self._silence()}"
+          self.changed.wait(0.5)
+        return True
+    finally:
+      self.waiting_for = ""
+
+  def _silence(self) -> str:
+    since = self.silent_since
+    if since is None:
+      return ""
+    return f" (coordinator unreachable for {time.monotonic() - since:.0f} s)"
+
+  def fail(self, error: Exception) -> None:
+    """The island must end; whoever waits hears of it."""
+    with self.changed:
+      self.failure = error
+      self.changed.notify_all()

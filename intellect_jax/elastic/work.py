@@ -1,0 +1,157 @@
+"""What a round asks of an island's hands: reduce a share, gather the mean.
+
+It happens in threads of its own; what came of it is told to the round.
+"""
+
+from collections.abc import Callable
+import concurrent.futures
+import threading
+
+from absl import logging
+
+from intellect_jax.elastic import blobs, reduce
+from intellect_jax.elastic import round as round_lib
+from intellect_jax.elastic.protocol import elastic_pb2 as pb
+from intellect_jax.elastic.shelf import MeanShelf
+
+_LATE_RETRY = 1.0  # seconds before a committed mean is asked for again
+_GATHERERS = 8  # threads, at least: they mostly wait for the network
+
+# What the round is to hear, in the thread that owns it.
+Tell = Callable[
+  [Callable[[round_lib.IslandRound], list[round_lib.Action]]], None
+]
+
+
+class ExchangeWork:
+  """Reduces and gathers for the round that `tell` reaches."""
+
+  def __init__(
+    self,
+    island: str,
+    exchange: reduce.Exchange,
+    shelf: MeanShelf,
+    mean_bytes: int,
+    threads: int,
+    tell: Tell,
+    fail: Callable[[Exception], None],
+  ):
+    """Prepares.
+
+    Args:
+      island: this one.
+      exchange: of what it serves and can fetch.
+      shelf: where gathered means go.
+      mean_bytes: length of an encoded mean.
+      threads: of work.
+      tell: what the round is to hear.
+      fail: told of what only a programmer can mend.
+    """
+    self._island = island
+    self._exchange = exchange
+    self._shelf = shelf
+    self._mean_bytes = mean_bytes
+    self._tell = tell
+    self._fail = fail
+    self._cancelled = threading.Event()  # of the open attempt
+    self._closing = threading.Event()
+    self._delta = b""  # id of the delta that is served
+    self._share = b""  # id of the share that was reduced last
+    self._workers = concurrent.futures.ThreadPoolExecutor(
+      threads, thread_name_prefix="exchange"
+    )
+    self._gatherers = concurrent.futures.ThreadPoolExecutor(
+      max(threads, _GATHERERS), thread_name_prefix="gather"
+    )
+
+  def submit(self, work: Callable, *arguments) -> None:
+    """Any other work, in one of these threads."""
+    self._workers.submit(work, *arguments)
+
+  def cancel(self) -> None:
+    """Ends what is under way for an attempt; late means go on."""
+    self._cancelled.set()
+    self._cancelled = threading.Event()
+
+  def close(self) -> None:
+    self._closing.set()
+    self._cancelled.set()
+    self._workers.shutdown(wait=False, cancel_futures=True)
+    self._gatherers.shutdown(wait=False, cancel_futures=True)
+
+  # ---------------------------------------------- in the agent's thread
+
+  def reduce(self, plan: pb.Plan, index: int) -> None:
+    """Starts to reduce the plan's share `index`."""
+    self._withdraw_share()
+    self._workers.submit(self._reduce, plan, index, self._cancelled)
+
+  def gather(self, action: round_lib.Gather) -> None:
+    """Starts to bring a whole mean here."""
+    end = self._closing if action.late else self._cancelled
+    self._workers.submit(self._gather, action, end)
+
+  def serves_delta(self, blob_id: bytes) -> None:
+    """This delta is served from now on, and the one before no longer."""
+    self.withdraw_delta()
+    self._delta = blob_id
+
+  def withdraw_delta(self) -> None:
+    self._exchange.store.withdraw(self._delta)
+    self._delta = b""
+
+  def _withdraw_share(self) -> None:
+    """The share of the attempt before: who needs it has the whole mean."""
+    self._exchange.store.withdraw(self._share)
+    self._share = b""
+
+  # ------------------------------------------------- in threads of its own
+
+  def _reduce(
+    self, plan: pb.Plan, index: int, cancelled: threading.Event
+  ) -> None:
+    exchange = self._exchange
+    try:
+      mean, squares = exchange.reduce_share(plan, index, cancelled)
+      chunk = blobs.chunk_bytes(self._mean_bytes, exchange.codec.block_bytes)
+      report = pb.ShareReduced(
+        attempt=plan.attempt,
+        share=index,
+        mean=exchange.store.publish(mean, chunk),
+        squared_norms=squares,
+      )
+      self._share = report.mean.id
+      self._tell(lambda round: round.reduced(report))
+    except Exception as error:
+      self._not_done(error, plan.attempt)
+
+  def _gather(
+    self, action: round_lib.Gather, cancelled: threading.Event
+  ) -> None:
+    try:
+      attempt = action.attempt
+      into = self._shelf.open(attempt)
+      self._exchange.gather(action, into, cancelled, self._gatherers.submit)
+      self._shelf.put(attempt, action.shares, into)
+      self._tell(lambda round: round.gathered(attempt))
+    except Exception as error:
+      if action.late and not isinstance(error, blobs.Cancelled):
+        logging.info("Record %d has no mean yet: %s", action.late, error)
+        self._closing.wait(_LATE_RETRY)
+        self._tell(lambda round: round.late_fetch_failed(action.late))
+      else:
+        self._not_done(error, action.attempt)
+
+  def _not_done(self, error: Exception, attempt: bytes) -> None:
+    """Tells the coordinator who did not deliver, unless nobody asks now."""
+    if isinstance(error, blobs.Cancelled) or self._closing.is_set():
+      return
+    if isinstance(error, OSError):  # such as a full disk: others go on
+      error = reduce.MemberError(self._island, str(error))
+    if not isinstance(error, reduce.MemberError):
+      logging.exception("Exchange work failed.", exc_info=error)
+      self._fail(error)
+      return
+    logging.warning("An attempt failed: %s", error)
+    peer, reason = error.island, error.reason
+    self._tell(lambda round: round.failed(attempt, peer, reason))
