@@ -1,4 +1,4 @@
-"""Questions to a chain of records. Pure functions."""
+"""A chain of records, and questions to it. No I/O."""
 
 from collections.abc import Sequence
 import itertools
@@ -8,6 +8,57 @@ from google.protobuf.message import DecodeError
 
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.elastic.samples import Holder, Interval
+
+
+class Chain:
+  """The chain as its coordinator keeps it.
+
+  Attributes:
+    log: record v at index v, as it was sealed.
+    records: the same, opened.
+    effective: those that count, in order: what was annulled is left out.
+  """
+
+  def __init__(self, log: Sequence[pb.SealedRecord]):
+    self.log = list(log)
+    self.records = [pb.Record.FromString(sealed.body) for sealed in log]
+    self.effective = effective(self.records)
+
+  def add(self, record: pb.Record, sealed: pb.SealedRecord) -> None:
+    self.log.append(sealed)
+    self.records.append(record)
+    self.effective = effective([*self.effective, record])
+
+  def link(self, record: pb.Record, term: int) -> pb.SealedRecord:
+    """Numbers and seals what is to be the next record."""
+    record.number = len(self.log)
+    record.term = term
+    record.previous = self.log[-1].hash if self.log else b""
+    return seal(record)
+
+  @property
+  def head(self) -> pb.Record:
+    """The newest record; an empty one before the run has a state."""
+    return self.records[-1] if self.records else pb.Record()
+
+  @property
+  def last_step(self) -> pb.Record:
+    """The newest step that counts; an empty record if there is none."""
+    steps = (r for r in reversed(self.effective) if r.HasField("step"))
+    return next(steps, pb.Record())
+
+  @property
+  def state(self) -> int:
+    """Number of the newest record that made theta and b what they are."""
+    return newest_state(self.effective).number
+
+  def counting(self, number: int) -> int:
+    """The number, or -1 if that record is annulled, or unknown."""
+    return number if any(r.number == number for r in self.effective) else -1
+
+  def has(self, number: int, digest: bytes) -> bool:
+    """Whether this very record is in the chain."""
+    return number < len(self.log) and self.log[number].hash == digest
 
 
 def seal(record: pb.Record) -> pb.SealedRecord:

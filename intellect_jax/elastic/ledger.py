@@ -9,7 +9,7 @@ import pathlib
 import sqlite3
 import uuid
 
-from intellect_jax.elastic.coordination import History
+from intellect_jax.elastic.books import History
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.elastic.samples import Holder, Interval
 from intellect_jax.errors import UserError

@@ -162,6 +162,24 @@ class Membership:
     """Names of members that take part and can be heard."""
     return {m.island for m in self.inside() if m.session is not None}
 
+  def serving(self) -> list[str]:
+    """Addresses where the means of recent records are served."""
+    return [
+      address
+      for member in self.inside()
+      if member.session is not None
+      for address in member.addresses
+    ]
+
+  def holding(self, record: int) -> list[str]:
+    """Islands that are here and hold the state of `record`, or a later one."""
+    return [
+      member.island
+      for member in self.members.values()
+      if member.record >= record
+      and (member.session is not None or member.state is State.LEFT)
+    ]
+
 
 def _progress(beat: pb.Heartbeat) -> tuple:
   return beat.activity, beat.record, beat.window, beat.step

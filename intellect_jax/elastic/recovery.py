@@ -13,7 +13,9 @@ from ml_collections import ConfigDict
 
 from intellect_jax import config as config_lib
 from intellect_jax.elastic import chain, rpc
-from intellect_jax.elastic.coordination import Action, Close, History, Send
+from intellect_jax.elastic.actions import Close, Tell
+from intellect_jax.elastic.actions import CoordinatorAction as Action
+from intellect_jax.elastic.books import History
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 
 # A recovered run starts somewhere in the next thousand: the coordinator that it
@@ -120,7 +122,7 @@ class Recovery:
       refusal = pb.ToIsland(
         term=message.term, refusal=pb.Refusal(reason=reason)
       )
-      return [Send(session, refusal), Close(session)]
+      return [Tell(session, refusal), Close(session)]
     self._run_id = hello.run_id
     self._term = max(self._term, message.term)
     self._heard[session] = _Heard(message)
@@ -189,7 +191,7 @@ class Recovery:
     )
 
 
-def _ask(session: int, start: int, term: int) -> Send:
+def _ask(session: int, start: int, term: int) -> Tell:
   """In the island's own term: this is no coordinator yet, and fences none."""
   ask = pb.AskRecords(start=start)
-  return Send(session, pb.ToIsland(term=term, ask_records=ask))
+  return Tell(session, pb.ToIsland(term=term, ask_records=ask))

@@ -12,7 +12,7 @@ import threading
 import numpy as np
 
 from intellect_jax.elastic import blobs
-from intellect_jax.elastic import round as round_lib
+from intellect_jax.elastic.actions import Gather
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.outer.codec import Codec
 
@@ -131,7 +131,7 @@ class Exchange:
 
   def gather(
     self,
-    action: round_lib.Gather,
+    action: Gather,
     into: np.ndarray,
     cancelled: threading.Event,
     submit: Callable,

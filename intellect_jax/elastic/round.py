@@ -13,18 +13,33 @@ A failure ends the attempt, not the round: the next Plan goes on without who
 failed, with the same encoded deltas and a new divisor.
 """
 
-from collections.abc import Sequence
 import dataclasses
-import itertools
 import math
 
 from blake3 import blake3
+from ml_collections import ConfigDict
+import numpy as np
 
-from intellect_jax.elastic import blobs, chain
+from intellect_jax.elastic import chain
+from intellect_jax.elastic.actions import (
+  Adopt,
+  Cancel,
+  Diverged,
+  Gather,
+  HandIn,
+  ReadLog,
+  Reduce,
+  Send,
+)
+from intellect_jax.elastic.actions import IslandAction as Action
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
+from intellect_jax.elastic.shares import (
+  addresses,
+  capacity,
+  cover,
+  share_bounds,
+)
 
-_MAX_EXACT_COVER = 12  # members; beyond it the cover is greedy
-_DIRECT_CAPACITY = 8  # of an island behind a relay: 1
 _NORM_TOLERANCE = 1e-3  # relative, between a claimed and a measured norm
 
 Outgoing = list[tuple[str, pb.ToIsland]]
@@ -44,6 +59,7 @@ class CoordinatorRound:
     self.planned = False  # further attempts wait for nobody
     self._reduced: dict[int, pb.ShareReduced] = {}
     self._fix: pb.Fix | None = None  # from then on the mean cannot change
+    self._base_state = b""  # of all members
     self._prepared: set[str] = set()
     self._absent: set[str] = set()  # members that left the attempt
     self._claims: dict[str, float] = {}  # norms, of the plan's members
@@ -75,6 +91,7 @@ class CoordinatorRound:
     self._prepared.clear()
     self._absent.clear()
     self._fix = None
+    self._base_state = self.proposals[members[0]].base_state
     self._claims = {island: self.proposals[island].norm for island in members}
     first = self.proposals[members[0]]
     plan = pb.Plan(
@@ -182,6 +199,29 @@ class CoordinatorRound:
     there = self._members() - self._absent
     return bool(there) and there <= self._prepared
 
+  def step(self, outer: ConfigDict) -> pb.OuterStep:
+    """What is committed: everything that an island needs to apply it.
+
+    Args:
+      outer: the run's settings for this record.
+    """
+    plan = self.plan
+    assert plan is not None
+    step = pb.OuterStep(
+      attempt=plan.attempt,
+      fragment=plan.fragment,
+      base=plan.base,
+      shares=plan.shares,
+      codec=outer.codec,
+      learning_rate=float(np.float32(outer.learning_rate)),
+      momentum=float(np.float32(outer.momentum)),
+      base_state=self._base_state,
+    )
+    for member in plan.members:
+      step.members.add().CopyFrom(member)
+      step.members[-1].ClearField("delta")
+    return step
+
   def gone(self, island: str) -> bool:
     """Notes that a member cannot be heard. Returns whether the attempt ends.
 
@@ -232,131 +272,7 @@ class CoordinatorRound:
     return "gathering, waiting for " + ", ".join(sorted(missing))
 
 
-def capacity(delta: pb.Blob) -> int:
-  """How large a share suits an island that serves its blobs in these ways.
-
-  A share is fetched by everybody; behind a relay that costs two links.
-  """
-  relayed_only = all(blobs.split_relayed(a)[1] for a in addresses(delta))
-  return 1 if relayed_only else _DIRECT_CAPACITY
-
-
-def share_bounds(
-  length: int, block_bytes: int, capacities: Sequence[int]
-) -> list[tuple[int, int]]:
-  """Shares of a blob of `length` bytes: [start, stop) in codec blocks.
-
-  They are in proportion to the capacities of their owners. Bounds lie between
-  chunks, so that every fetched byte can be verified and none is fetched twice.
-  """
-  chunk = blobs.chunk_bytes(length, block_bytes)
-  chunks, total = -(-length // chunk), sum(capacities)
-  bounds = [
-    min(length, chunks * part // total * chunk) // block_bytes
-    for part in itertools.accumulate(capacities, initial=0)
-  ]
-  return list(itertools.pairwise(bounds))
-
-
-def cover(
-  broken: list[tuple[str, str]], proposals: dict[str, pb.Proposal]
-) -> set[str]:
-  """The fewest members without which no broken pair is left.
-
-  Among equals, those that others could not read, then those with least work.
-  """
-  pairs = [p for p in broken if p[0] in proposals and p[1] in proposals]
-  names = sorted({name for pair in pairs for name in pair})
-
-  def cost(name: str) -> tuple[int, int]:
-    blamed = sum(peer == name for _, peer in pairs)
-    return -blamed, sum(w.tokens for w in proposals[name].windows)
-
-  names.sort(key=cost)
-  if len(names) <= _MAX_EXACT_COVER:
-    for size in range(len(names) + 1):
-      for chosen in itertools.combinations(names, size):
-        if all(a in chosen or b in chosen for a, b in pairs):
-          return set(chosen)
-  chosen = set()
-  for reader, peer in pairs:
-    if reader not in chosen and peer not in chosen:
-      chosen.add(peer)
-  return chosen
-
-
-def addresses(blob: pb.Blob) -> list[str]:
-  """Where a blob of one part is served."""
-  return list(blob.parts[0].addresses) if blob.parts else []
-
-
 # ------------------------------------------------------------------ island
-
-
-@dataclasses.dataclass(frozen=True)
-class Send:
-  """Say this to the coordinator."""
-
-  message: pb.FromIsland
-
-
-@dataclasses.dataclass(frozen=True)
-class Reduce:
-  """Reduce the plan's share `index`, then call `reduced` or `failed`."""
-
-  plan: pb.Plan
-  index: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Gather:
-  """Bring the whole mean here, then call `gathered` or `failed`.
-
-  `late` is the number of the record that is committed already, or 0.
-  """
-
-  attempt: bytes
-  shares: list[pb.Share]
-  holders: list[str]  # addresses that may have shares besides their owners
-  late: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Cancel:
-  """Stop working for any open attempt; means of records are still needed."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Adopt:
-  """The record is committed and its mean is here: apply it when it suits."""
-
-  record: pb.Record
-  sealed: pb.SealedRecord
-
-
-@dataclasses.dataclass(frozen=True)
-class ReadLog:
-  """Records are missing from `start` on: ask the coordinator for them."""
-
-  start: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Diverged:
-  """This island stands at a record that was annulled, or of a lost chain."""
-
-  record: int
-  to: int  # newest record of its own that still counts; -1: not known
-
-
-@dataclasses.dataclass(frozen=True)
-class HandIn:
-  """Propose what is trained, after the step that is under way."""
-
-  number: int  # of the record that it may be in
-
-
-Action = Send | Reduce | Gather | Cancel | Adopt | ReadLog | Diverged | HandIn
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,9 @@ import grpc
 from ml_collections import ConfigDict
 
 from intellect_jax import config as config_lib
-from intellect_jax.elastic import coordination, rpc
+from intellect_jax.elastic import actions as actions_lib
+from intellect_jax.elastic import rpc
+from intellect_jax.elastic.coordination import Coordinator
 from intellect_jax.elastic.ledger import Ledger
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.elastic.protocol import elastic_pb2_grpc as pb_grpc
@@ -57,7 +59,7 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
     self._ledger = Ledger(workdir / "ledger.sqlite")
     try:
       now = time.monotonic()
-      self._machine: coordination.Coordinator | Recovery
+      self._machine: Coordinator | Recovery
       if recover:
         self._ledger.check_empty()
         serial = random.randrange(TERMS)
@@ -66,7 +68,7 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
         history = self._ledger.open_run(
           config_lib.digest(run), config_lib.to_json(run)
         )
-        self._machine = coordination.Coordinator(run, history, now)
+        self._machine = Coordinator(run, history, now)
       self._on_record = on_record
       self._inbox: queue.Queue = queue.Queue()
       self._outboxes: dict[int, queue.Queue] = {}
@@ -92,7 +94,7 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
   def description(self) -> pb.Description:
     """What a newcomer must know; not while the run is being recovered."""
     machine = self._machine
-    assert isinstance(machine, coordination.Coordinator)
+    assert isinstance(machine, Coordinator)
     return pb.Description(
       protocol=rpc.PROTOCOL_VERSION,
       run_id=machine.run_id,
@@ -121,7 +123,7 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
     return self.status()
 
   def Control(self, request, context) -> pb.ControlReply:
-    def change(machine: coordination.Coordinator | Recovery):
+    def change(machine: Coordinator | Recovery):
       if isinstance(machine, Recovery):
         return pb.ControlReply(refusal=machine.describe())
       reply, actions = machine.control(request, time.monotonic())
@@ -227,37 +229,37 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
     self._ledger.recovered(
       history, config_lib.digest(run), config_lib.to_json(run)
     )
-    self._machine = coordination.Coordinator(run, history, now)
+    self._machine = Coordinator(run, history, now)
     for session, hello in recovery.hellos.items():
       self._carry_out(self._machine.handle(session, hello, now))
 
-  def _carry_out(self, actions: list[coordination.Action]) -> None:
+  def _carry_out(self, actions: list[actions_lib.CoordinatorAction]) -> None:
     """Does what the machine wants, in its order."""
     for action in actions:
       match action:
-        case coordination.Send(session, message):
+        case actions_lib.Tell(session, message):
           self._send(session, message)
-        case coordination.Close(session):
+        case actions_lib.Close(session):
           self._end(session)
-        case coordination.Append(record, sealed):
+        case actions_lib.Append(record, sealed):
           self._ledger.append(record, sealed)
           if self._on_record is not None:
             status = self._machine.status(time.monotonic())
             self._on_record(record, status)
-        case coordination.SaveLease(holder, samples):
+        case actions_lib.SaveLease(holder, samples):
           self._ledger.save_lease(holder, samples)
-        case coordination.EndLeases(holders, loss):
+        case actions_lib.EndLeases(holders, loss):
           if loss is not None:
             where, cause = loss.island, loss.cause
             logging.warning("%d tokens of %s: %s", loss.tokens, where, cause)
           self._ledger.end_leases(holders, loss)
-        case coordination.SaveLosses(losses):
+        case actions_lib.SaveLosses(losses):
           self._ledger.save_losses(losses)
-        case coordination.SaveEvaluation(record, loss):
+        case actions_lib.SaveEvaluation(record, loss):
           self._ledger.save_evaluation(record, loss)
-        case coordination.Warn(text):
+        case actions_lib.Warn(text):
           logging.warning("%s", text)
-        case coordination.Stop(reason):
+        case actions_lib.Stop(reason):
           self._stop(reason)
 
   def _stop(self, reason: str) -> None:

@@ -72,6 +72,36 @@ class Steering:
     return with_values(run, changed) if changed else run
 
 
+def settings_of(
+  request: pb.ControlRequest, steering: Steering, run: ConfigDict, number: int
+) -> pb.Settings:
+  """The settings that an operator asks for, as record `number` would have them.
+
+  Raises:
+    UserError: why they cannot be.
+  """
+  settings = pb.Settings(reason=request.reason)
+  match request.WhichOneof("change"):
+    case "set":
+      values, at = dict(request.set.values), request.set.at_record
+      if not values or 0 < at <= number:
+        raise UserError(f"no values, or record {at} is not ahead of {number}")
+      with_values(run, values)
+      settings.values.update(values)
+      settings.at_record = at or number + 1
+    case "pause":
+      if request.pause.paused == bool(steering.paused):
+        told = "the run is paused already"
+        raise UserError(told if steering.paused else "it is not paused")
+      begin, end = pb.Settings.PAUSE_BEGIN, pb.Settings.PAUSE_END
+      settings.pause = begin if request.pause.paused else end
+    case "finish":
+      settings.finish = True
+    case _:
+      raise UserError("it asks for nothing")
+  return settings
+
+
 def with_values(run: ConfigDict, values: dict[str, str]) -> ConfigDict:
   """A copy of the run half with some settings changed, and checked.
 

@@ -6,18 +6,19 @@ import pytest
 from simulation.world import run_config
 
 from intellect_jax import config as config_lib
-from intellect_jax.elastic import chain, coordination, rpc
-from intellect_jax.elastic.coordination import (
+from intellect_jax.elastic import chain, rpc
+from intellect_jax.elastic.actions import (
   Append,
   Close,
-  Coordinator,
+  CoordinatorAction,
   EndLeases,
-  History,
   SaveLease,
-  Send,
   Stop,
+  Tell,
   Warn,
 )
+from intellect_jax.elastic.books import History
+from intellect_jax.elastic.coordination import Coordinator
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.elastic.samples import Holder
 
@@ -47,11 +48,11 @@ class Driver:
     )
     self.machine = Coordinator(self.run, history, self.now)
 
-  def act(self, actions) -> list[coordination.Action]:
+  def act(self, actions) -> list[CoordinatorAction]:
     """Carries actions out, in order, as service.py does."""
     for action in actions:
       match action:
-        case Send(session, message):
+        case Tell(session, message):
           for island, open_session in self.sessions.items():
             if session == open_session:
               self.sent.setdefault(island, []).append(message)
@@ -202,7 +203,7 @@ def test_a_record_is_durable_before_anyone_hears_of_it():
   actions = driver.prepare("b", attempt)
   kinds = [
     action.message.WhichOneof("message")
-    if isinstance(action, Send)
+    if isinstance(action, Tell)
     else type(action).__name__
     for action in actions
   ]
@@ -430,7 +431,7 @@ def test_an_eviction_that_a_restart_forgot_is_told_at_the_proposal():
   driver = Driver()
   driver.begin("ab")
   driver.propose("b")
-  window = driver.machine._round.proposals["b"].windows
+  window = driver.machine.rounds.round.proposals["b"].windows
   driver.wait(driver.run.elastic.lease_seconds + 1, beating="a")
   driver.restart()
   for island in "ab":
@@ -446,7 +447,7 @@ def test_dropped_windows_are_lost_once_and_their_samples_return():
   driver = Driver()
   driver.begin("ab")
   driver.propose("b")
-  window = driver.machine._round.proposals["b"].windows
+  window = driver.machine.rounds.round.proposals["b"].windows
   dropped = pb.Dropped(windows=window, cause="left out too often")
   driver.say("b", dropped=dropped)
   driver.say("b", dropped=dropped)
@@ -521,7 +522,7 @@ def test_a_restarted_coordinator_goes_on():
   driver.begin("ab")
   driver.commit("ab")
   driver.propose("a", window=2)
-  windows = driver.machine._round.proposals["a"].windows
+  windows = driver.machine.rounds.round.proposals["a"].windows
   driver.restart()
   assert driver.machine.head.number == 1
   driver.hello("a", record=1)
@@ -579,7 +580,7 @@ def test_strangers_are_refused_and_cannot_stop_the_run(field, value, words):
   )
   setattr(hello, field, value)
   actions = driver.say("z", term=1000, hello=hello)
-  assert [type(a) for a in actions] == [Send, Close]
+  assert [type(a) for a in actions] == [Tell, Close]
   (refusal,) = driver.take("z", "refusal")
   assert all(word in refusal.reason for word in words)
   assert driver.commit("a").number == 1
@@ -891,8 +892,8 @@ def test_a_change_in_the_middle_of_a_round_costs_an_attempt_and_no_work():
   driver = Driver()
   driver.begin("ab")
   driver.propose("ab")
-  windows = driver.machine._round.proposals["a"].windows
-  others = driver.machine._round.proposals["b"].windows
+  windows = driver.machine.rounds.round.proposals["a"].windows
+  others = driver.machine.rounds.round.proposals["b"].windows
   driver.control(set=pb.Set(values={"run.outer.momentum": "0.5"}))
   driver.repeat("a", windows)  # as IslandRound does when it adopts it
   driver.repeat("b", others)

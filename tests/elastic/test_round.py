@@ -7,7 +7,8 @@ import pytest
 from intellect_jax.elastic import blobs, chain
 from intellect_jax.elastic import round as round_lib
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
-from intellect_jax.elastic.round import CoordinatorRound, IslandRound, cover
+from intellect_jax.elastic.round import CoordinatorRound, IslandRound
+from intellect_jax.elastic.shares import capacity, cover, share_bounds
 
 BLOCK_BYTES = 260
 BLOCKS = 1000
@@ -82,7 +83,7 @@ def test_a_bad_proposal_is_refused_and_leaves_no_trace(bad, why):
 @pytest.mark.parametrize("blocks", [1, 63, 64, 1000, 9000])
 def test_shares_tile_the_vector_between_chunks(members, blocks):
   length = blocks * BLOCK_BYTES
-  bounds = round_lib.share_bounds(length, BLOCK_BYTES, [8] * members)
+  bounds = share_bounds(length, BLOCK_BYTES, [8] * members)
   assert len(bounds) == members
   assert bounds[0][0] == 0
   assert bounds[-1][1] == blocks
@@ -103,10 +104,10 @@ def test_shares_are_small_behind_a_relay():
 
   direct, both = ways("a:1"), ways("a:1", "relay:b:2/ada")
   relayed = ways("relay:b:2/ada", "relay:c:3/ada")
-  capacities = [round_lib.capacity(d) for d in (direct, both, relayed)]
+  capacities = [capacity(d) for d in (direct, both, relayed)]
   assert capacities[0] == capacities[1] > 4 * capacities[2] > 0
   blocks = 9000
-  bounds = round_lib.share_bounds(blocks * BLOCK_BYTES, BLOCK_BYTES, capacities)
+  bounds = share_bounds(blocks * BLOCK_BYTES, BLOCK_BYTES, capacities)
   sizes = [stop - start for start, stop in bounds]
   assert sum(sizes) == blocks
   assert sizes[2] * 4 < sizes[0]

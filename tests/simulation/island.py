@@ -8,6 +8,7 @@ from intellect_jax.elastic import round as round_lib
 from intellect_jax.elastic import rpc
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.elastic.samples import Holder, take
+from intellect_jax.elastic.shares import addresses
 from simulation.invariants import (
   GENESIS,
   delta_id,
@@ -439,7 +440,7 @@ class Island:
   def reduce(self, plan: pb.Plan, index: int) -> None:
     share = plan.shares[index]
     for member in plan.members:
-      if not self.can_get(member.delta.id, round_lib.addresses(member.delta)):
+      if not self.can_get(member.delta.id, addresses(member.delta)):
         self.fail(plan.attempt, member.island)
         return
     deltas = [member.delta.id for member in plan.members]
@@ -460,7 +461,7 @@ class Island:
 
   def gather(self, action: round_lib.Gather) -> None:
     for share in action.shares:
-      sources = [*round_lib.addresses(share.mean), *action.holders]
+      sources = [*addresses(share.mean), *action.holders]
       if not self.can_get(share.mean.id, sources):
         if action.late:
           self.later((1.0, 1.0), lambda: self.retry(action.late))

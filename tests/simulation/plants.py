@@ -8,7 +8,15 @@ import contextlib
 import sys
 from unittest import mock
 
-from intellect_jax.elastic import coordination, membership, round, samples
+from intellect_jax.elastic import (
+  actions,
+  books,
+  coordination,
+  membership,
+  round,
+  rounds,
+  samples,
+)
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from simulation import island as island_lib
 from simulation.invariants import hash_of
@@ -73,17 +81,16 @@ def drop_the_carry():
 
 def announce_before_durable():
   """Islands hear of a record, then it is written."""
-  append = coordination.Coordinator._append
+  append = books.Books.append
 
   def hasty(self, record: pb.Record, now: float) -> None:
     append(self, record, now)
-    last = next(
-      a for a in self._actions[::-1] if isinstance(a, coordination.Append)
-    )
-    self._actions.remove(last)
-    self._actions.append(last)
+    said = self._outbox._actions
+    last = next(a for a in said[::-1] if isinstance(a, actions.Append))
+    said.remove(last)
+    said.append(last)
 
-  return mock.patch.object(coordination.Coordinator, "_append", hasty)
+  return mock.patch.object(books.Books, "append", hasty)
 
 
 def adopt_without_the_chain():
@@ -117,13 +124,13 @@ def commit_twice():
 
 def plan_on_an_old_base():
   """A proposal counts, whatever record its delta starts from."""
-  on_proposal = coordination.Coordinator._on_proposal
+  on_proposal = rounds.Rounds.on_proposal
 
   def lenient(self, member, proposal: pb.Proposal, now: float) -> None:
-    proposal.base = self.head.number
+    proposal.base = self.number - 1
     on_proposal(self, member, proposal, now)
 
-  return mock.patch.object(coordination.Coordinator, "_on_proposal", lenient)
+  return mock.patch.object(rounds.Rounds, "on_proposal", lenient)
 
 
 PLANTS: list[Plant] = [

@@ -52,7 +52,7 @@ def finish(world: World, patience: float = PATIENCE) -> None:
     if island.alive and island.round.record == machine.head.number:
       assert island.theta == end.theta, f"{island.name} ends elsewhere"
   # What was not committed can be leased again, all of it.
-  free = machine._pool.lease(Holder("probe", 1, 1), 10_000)
+  free = machine.books.accounts.pool.lease(Holder("probe", 1, 1), 10_000)
   used = list(end.samples)
   assert merge([*free, *used]) == [(0, free[-1][1])], "samples were forgotten"
   assert subtract(free, used) == free, "samples are leased that were used"

@@ -4,7 +4,10 @@ import copy
 import dataclasses
 from typing import TYPE_CHECKING
 
-from intellect_jax.elastic import chain, coordination
+from intellect_jax.elastic import actions as actions_lib
+from intellect_jax.elastic import chain
+from intellect_jax.elastic.books import History
+from intellect_jax.elastic.coordination import Coordinator
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.elastic.recovery import TERMS, Recovery
 from intellect_jax.elastic.samples import Holder, Interval
@@ -38,7 +41,7 @@ class Seat:
     self.world = world
     self.name = name
     self.disk = Ledger()
-    self.machine: coordination.Coordinator | None = None
+    self.machine: Coordinator | None = None
     self.recovery: Recovery | None = None
     self.stopped = ""  # why its machine gave up: for the operator to read
     self.crash_in: int | None = None  # actions until it dies
@@ -53,7 +56,7 @@ class Seat:
       return
     self.disk.term += 1
     self._lead(
-      coordination.History(
+      History(
         "run",
         self.disk.term,
         list(self.disk.log),
@@ -70,9 +73,9 @@ class Seat:
       serial = world.random.randrange(TERMS)
       self.recovery = Recovery(world.run, force, serial, world.now)
 
-  def _lead(self, history: coordination.History) -> None:
+  def _lead(self, history: History) -> None:
     world = self.world
-    self.machine = coordination.Coordinator(world.run, history, world.now)
+    self.machine = Coordinator(world.run, history, world.now)
 
   def kill(self) -> None:
     self.machine = self.recovery = self.crash_in = None
@@ -89,7 +92,7 @@ class Seat:
       if history is not None:
         self._take_over(history)
 
-  def _take_over(self, history: coordination.History) -> None:
+  def _take_over(self, history: History) -> None:
     assert self.recovery is not None
     hellos, self.recovery = self.recovery.hellos, None
     self.disk.term, self.disk.log = history.term, list(history.log)
@@ -131,25 +134,25 @@ class Seat:
           self.kill()
           return
       match action:
-        case coordination.Send(session, message):
+        case actions_lib.Tell(session, message):
           self._sent(message)
           world.send_down(session, message)
-        case coordination.Close(session):
+        case actions_lib.Close(session):
           world.end_stream(session)
-        case coordination.Append(record, sealed):
+        case actions_lib.Append(record, sealed):
           self._append(record, sealed)
-        case coordination.SaveLease(holder, samples):
+        case actions_lib.SaveLease(holder, samples):
           self.disk.leases[holder] = list(samples)
-        case coordination.EndLeases(holders, loss):
+        case actions_lib.EndLeases(holders, loss):
           for holder in holders:
             self.disk.end(holder)
           if loss is not None:
             self.disk.losses.append(loss)
             self._check_settled()
-        case coordination.SaveLosses(losses):
+        case actions_lib.SaveLosses(losses):
           self.disk.losses = list(losses)
           self._check_settled()
-        case coordination.Stop(reason):
+        case actions_lib.Stop(reason):
           self.stopped = reason
           self.kill()
           return

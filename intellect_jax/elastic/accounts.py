@@ -1,0 +1,223 @@
+"""Whose every sample and every token is: leased, committed, or lost. No I/O.
+
+Tokens trained = committed + still open + lost, and every lost token has a
+cause (docs/protocol.md, 1 and 7). An incarnation that is out of the run is
+settled as soon as no open attempt can use its work any more.
+"""
+
+import collections
+from collections.abc import Callable, Iterable, Sequence
+import dataclasses
+
+from intellect_jax.elastic import chain as chain_lib
+from intellect_jax.elastic.actions import EndLeases, SaveLease, SaveLosses
+from intellect_jax.elastic.chain import Chain
+from intellect_jax.elastic.membership import Member
+from intellect_jax.elastic.outbox import Outbox
+from intellect_jax.elastic.protocol import elastic_pb2 as pb
+from intellect_jax.elastic.samples import (
+  Holder,
+  Interval,
+  SamplePool,
+  merge,
+  subtract,
+)
+
+Leases = dict[Holder, list[Interval]]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Departure:
+  """An incarnation that is out of the run, and what it leaves behind."""
+
+  member: Member
+  cause: str
+  trained: int  # tokens
+  leases: list[Holder]
+
+
+class Accounts:
+  """The accounts of all incarnations that were ever in the run.
+
+  Attributes:
+    losses: what was trained in vain, and why.
+    pool: samples, free and leased.
+  """
+
+  def __init__(
+    self,
+    chain: Chain,
+    leases: Leases,
+    losses: Sequence[pb.Loss],
+    outbox: Outbox,
+  ):
+    self._outbox = outbox
+    self.losses = list(losses)
+    self._committed: collections.Counter[tuple[str, int]]  # tokens
+    self.pool: SamplePool
+    self._departures: list[_Departure] = []  # not settled yet
+    self._read(chain, leases)
+
+  def _read(self, chain: Chain, leases: Leases) -> None:
+    """Takes from the chain what it has committed; other leases go on."""
+    windows = chain_lib.committed_windows(chain.effective)
+    self._committed = collections.Counter()
+    for holder, window in windows:
+      self._committed[holder[:2]] += window.tokens
+    used = merge(i for _, w in windows for i in chain_lib.intervals(w))
+    free = {
+      h: i for h, i in leases.items() if not subtract(i, subtract(i, used))
+    }
+    self.pool = SamplePool(used, free)
+
+  # ------------------------------------------------------------ questions
+
+  def settled(self, member: Member) -> int:
+    """Tokens of an incarnation that are committed or lost."""
+    lost = sum(
+      loss.tokens
+      for loss in self.losses
+      if (loss.island, loss.incarnation) == (member.island, member.incarnation)
+    )
+    return lost + self._committed[member.island, member.incarnation]
+
+  def open(self, member: Member) -> int:
+    """Tokens that an incarnation has trained and that nothing decided."""
+    return max(0, member.heartbeat.tokens_trained - self.settled(member))
+
+  def holds(self, member: Member, windows: Iterable[pb.Window]) -> bool:
+    """Whether a member trained on what is leased to it."""
+    return all(
+      self.pool.holds(_holder(member, window), chain_lib.intervals(window))
+      for window in windows
+    )
+
+  # --------------------------------------------------------------- leases
+
+  def lease(self, member: Member, request: pb.LeaseRequest) -> None:
+    """Leases the samples of a window; asked again, the same ones."""
+    holder = Holder(member.island, member.incarnation, request.window)
+    known = holder in self.pool.leased
+    samples = self.pool.lease(holder, request.samples)
+    if not known:
+      self._outbox.add(SaveLease(holder, samples))
+    grant = pb.LeaseGrant(window=request.window)
+    for start, stop in samples:
+      grant.samples.add(start=start, stop=stop)
+    self._outbox.tell(member.island, pb.ToIsland(lease_grant=grant))
+
+  def claim(self, member: Member, leases: Iterable[pb.LeaseGrant]) -> None:
+    """The ledger was lost: islands know what was leased to them."""
+    for grant in leases:
+      holder = Holder(member.island, member.incarnation, grant.window)
+      samples = chain_lib.intervals(grant)
+      if holder not in self.pool.leased and self.pool.claim(holder, samples):
+        self._outbox.add(SaveLease(holder, samples))
+
+  # -------------------------------------------------------------- records
+
+  def commit(self, step: pb.OuterStep) -> None:
+    """The windows of a step that is being committed."""
+    for holder, window in chain_lib.windows_of(pb.Record(step=step)):
+      self.pool.consume(holder, chain_lib.intervals(window))
+      self._committed[holder[:2]] += window.tokens
+
+  def annul(self, before: Sequence[pb.Record], to: int, reason: str) -> None:
+    """Takes back the windows of those records that are after `to`.
+
+    Args:
+      before: the records that counted before the annulment.
+    """
+    for record in before:
+      for holder, window in chain_lib.windows_of(record):
+        if record.number > to:
+          self.pool.annul(chain_lib.intervals(window))
+          self._committed[holder[:2]] -= window.tokens
+          self._lose(holder.island, holder.incarnation, window.tokens, reason)
+
+  def take_over(self, chain: Chain, members: Iterable[Member]) -> None:
+    """Islands had records that this coordinator's disk has lost."""
+    self._read(chain, self.pool.leased)
+    self.correct(members)
+
+  def correct(self, members: Iterable[Member]) -> None:
+    """What had been counted as lost may be in records taken over."""
+    corrected = False
+    for member in members:
+      if member.session is None:
+        continue  # its own count is not known; it says so in its hello
+      excess = self.settled(member) - member.heartbeat.tokens_trained
+      for loss in reversed(self.losses):
+        who = loss.island, loss.incarnation
+        if who == (member.island, member.incarnation) and excess > 0:
+          found = min(excess, loss.tokens)
+          loss.tokens -= found
+          excess -= found
+          corrected = True
+    if corrected:
+      self._outbox.add(SaveLosses(list(self.losses)))
+
+  # --------------------------------------------------------------- losses
+
+  def drop(self, member: Member, dropped: pb.Dropped) -> None:
+    """A member will not propose these windows: their work is lost."""
+    windows = [
+      window
+      for window in dropped.windows
+      if _holder(member, window) in self.pool.leased  # not said before
+    ]
+    tokens = sum(window.tokens for window in windows)
+    holders = [_holder(member, window) for window in windows]
+    who = member.island, member.incarnation
+    self._lose(*who, tokens, dropped.cause, holders)
+
+  def depart(self, member: Member, cause: str) -> None:
+    """An incarnation is out, with all that is leased to it now."""
+    leases = self.pool.held_by(member.island, member.incarnation)
+    trained = member.heartbeat.tokens_trained
+    self._departures.append(_Departure(member, cause, trained, leases))
+
+  def settle(self, in_use: Callable[[str, int], bool]) -> None:
+    """What was trained and not committed is lost; leases come back.
+
+    Args:
+      in_use: whether the open attempt may commit an incarnation's work.
+    """
+    waiting = []
+    for departure in self._departures:
+      member = departure.member
+      if in_use(member.island, member.incarnation):
+        waiting.append(departure)
+        continue
+      self._lose(
+        member.island,
+        member.incarnation,
+        departure.trained - self.settled(member),
+        departure.cause,
+        [h for h in departure.leases if h in self.pool.leased],
+      )
+    self._departures = waiting
+
+  def _lose(
+    self,
+    island: str,
+    incarnation: int,
+    tokens: int,
+    cause: str,
+    holders: Sequence[Holder] = (),
+  ) -> None:
+    """Ends leases without a record; what was trained on them is lost."""
+    for holder in holders:
+      self.pool.consume(holder, [])
+    loss = None
+    if tokens > 0:
+      loss = pb.Loss(
+        island=island, incarnation=incarnation, tokens=tokens, cause=cause
+      )
+      self.losses.append(loss)
+    if holders or loss is not None:
+      self._outbox.add(EndLeases(list(holders), loss))
+
+
+def _holder(member: Member, window: pb.Window) -> Holder:
+  return Holder(member.island, member.incarnation, window.number)

@@ -1,0 +1,86 @@
+"""When records are taken back, and to where. No I/O.
+
+An operator rolls back; a lone island goes back to its checkpoint; and the mean
+that nobody holds any more, after a power loss, is annulled in time
+(docs/protocol.md, 6).
+"""
+
+from intellect_jax.elastic.books import Books
+from intellect_jax.elastic.membership import Membership, State
+from intellect_jax.elastic.outbox import Outbox
+from intellect_jax.elastic.quorum import Quorum
+from intellect_jax.errors import UserError
+
+
+class Annulments:
+  """Takes records back, and with them the islands that stand at them."""
+
+  def __init__(
+    self,
+    books: Books,
+    members: Membership,
+    quorum: Quorum,
+    outbox: Outbox,
+    now: float,
+  ):
+    self._books = books
+    self._members = members
+    self._quorum = quorum
+    self._outbox = outbox
+    self._held_at = now  # somebody had the newest state
+
+  def annul(self, to: int, reason: str, now: float) -> None:
+    """Takes back the records after `to`."""
+    self._books.annul(to, reason, now)
+    for member in self._members.members.values():
+      if member.record > to:  # it goes back, and says when it is ready
+        member.record = -1
+        if member.state is State.IN:
+          member.state = State.JOINING
+
+  def roll_back(self, to: int, reason: str, now: float) -> None:
+    """What an operator wants.
+
+    Raises:
+      UserError: if no island can go back that far.
+    """
+    chain = self._books.chain
+    head = chain.head.number
+    if chain.counting(to) < 0 or to == head:
+      raise UserError(f"record {to} is not one of those before {head}")
+    reach = [m.heartbeat.oldest for m in self._members.inside()]
+    if to < min(reach, default=0):
+      raise UserError(
+        f"no island's checkpoints reach back to {to}, only to {min(reach)}"
+      )
+    self.annul(to, reason or "an operator rolled back", now)
+
+  def is_held(self) -> bool:
+    """Whether some island has the run's newest state."""
+    return bool(self._members.holding(self._books.chain.state))
+
+  def advance(self, now: float) -> None:
+    """Who held the newest mean is lost: back to the newest that is here."""
+    if not self._books.chain.records or self.is_held():
+      self._held_at = now
+      return
+    here = [m for m in self._members.members.values() if m.session is not None]
+    to = max((member.record for member in here), default=-1)
+    patience = self._books.run.elastic.annul_patience
+    waited = now - self._held_at > patience
+    if waited and to >= 0 and len(here) >= self._quorum.needed(now):
+      newest = self._books.chain.state
+      reason = f"no island had the state of record {newest} for {patience:g} s"
+      self._outbox.warn(f"Back to record {to}: {reason}.")
+      self.annul(to, reason, now)
+      self._held_at = now
+
+  def warning(self) -> str:
+    """What is missing; empty: nothing."""
+    if not self._books.chain.records or self.is_held():
+      return ""
+    patience = self._books.run.elastic.annul_patience
+    return (
+      f"no island here has the state of record {self._books.chain.state};"
+      f" annulled after {patience:g} s"
+    )
