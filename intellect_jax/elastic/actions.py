@@ -136,6 +136,13 @@ class Adopt:
 
 
 @dataclasses.dataclass(frozen=True)
+class Keep:
+  """The record was annulled: it stays in the log, and moves nothing."""
+
+  sealed: pb.SealedRecord
+
+
+@dataclasses.dataclass(frozen=True)
 class ReadLog:
   """Records are missing from `start` on: ask the coordinator for them."""
 
@@ -158,5 +165,5 @@ class HandIn:
 
 
 IslandAction = (
-  Send | Reduce | Gather | Cancel | Adopt | ReadLog | Diverged | HandIn
+  Send | Reduce | Gather | Cancel | Adopt | Keep | ReadLog | Diverged | HandIn
 )

@@ -27,6 +27,7 @@ from intellect_jax.elastic.actions import (
   Diverged,
   Gather,
   HandIn,
+  Keep,
   ReadLog,
   Reduce,
   Send,
@@ -422,7 +423,9 @@ class IslandRound:
 
   def _diverged(self) -> Diverged:
     assert self.record is not None
-    counts = min(self._void, default=0) - 1
+    counts = self.record if self.record in self._void else -1
+    while counts in self._void:
+      counts -= 1
     self._void.clear()
     self._waiting.clear()
     return Diverged(self.record, counts)
@@ -450,7 +453,9 @@ class IslandRound:
           actions.append(Gather(step.attempt, shares, holders, late=number))
         return actions
       self._tip = _Tip(number, sealed.hash, record.term)
-      if not void:
+      if void:
+        actions.append(Keep(sealed))
+      else:
         actions += self._adopt_one(record, sealed)
     for number in [n for n in self._waiting if n <= self._tip.number]:
       del self._waiting[number]

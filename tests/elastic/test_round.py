@@ -371,13 +371,26 @@ def test_annulled_records_are_passed_over():
   island.committed([*log, annulment, sealed(8, after=annulment)])
   assert adopted(island.gathered(b"attempt 3")) == [3]
   actions = island.gathered(b"attempt 4")
+  # The log keeps what was annulled: who recovers the run from it needs a chain.
+  assert kinds(actions) == ["Adopt", "Keep", "Keep", "Adopt", "Gather"]
   assert adopted(actions) == [4, 7]
   assert adopted(island.gathered(b"attempt 8")) == [8]
 
 
 def test_an_island_on_an_annulled_record_says_so():
   island = IslandRound("b", record=5)
-  assert kinds(island.committed([sealed(7, annul_to=4)])) == ["Diverged"]
+  (diverged,) = island.committed([sealed(7, annul_to=4)])
+  assert diverged == round_lib.Diverged(record=5, to=4)
+
+
+def test_a_second_rollback_leads_to_the_newest_record_that_counts():
+  """Not to before the first one, whose records were annulled long ago."""
+  island = IslandRound("b", record=2)
+  first = sealed(4, annul_to=2)
+  island.committed([sealed(3), first, sealed(5, after=first)])
+  assert adopted(island.gathered(b"attempt 5")) == [5]
+  second = sealed(6, annul_to=4)
+  assert island.committed([second]) == [round_lib.Diverged(record=5, to=4)]
 
 
 def test_an_island_without_a_state_waits_for_one():

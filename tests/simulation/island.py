@@ -397,6 +397,9 @@ class Island:
             self.start(gather)
         case round_lib.Adopt(record, sealed):
           self.adopt(record, sealed)
+        case round_lib.Keep(sealed):
+          number = pb.Record.FromString(sealed.body).number
+          self.disk.log[number] = sealed
         case round_lib.ReadLog(start):
           self.read_log(start)
         case round_lib.HandIn():
