@@ -19,7 +19,6 @@ import math
 import os
 import pathlib
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -113,7 +112,7 @@ class Swarm:
     self._workdir = workdir
     flags_ = [*flags_, f"--config.run.elastic.start_islands={islands}"]
     folder = workdir / "coordinator"
-    self.address = _free_address()
+    self.address = rpc.unused_address()
     self.coordinator = _Part(
       "coordinator",
       "intellect_jax.coordinator",
@@ -253,12 +252,6 @@ class Swarm:
         except subprocess.TimeoutExpired:
           part.process.kill()
           part.process.wait()
-
-
-def _free_address() -> str:
-  with socket.socket() as probe:
-    probe.bind(("127.0.0.1", 0))
-    return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ newcomer. A blob is cut into chunks; its id is the BLAKE3 hash of the list of
 chunk hashes, so that any range of it can be verified (docs/protocol.md, 2).
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import dataclasses
 import functools
 import itertools
@@ -43,6 +43,11 @@ def chunk_bytes(length: int, block_bytes: int) -> int:
   )
 
 
+def chunk_hash(data: bytes | np.ndarray) -> bytes:
+  """BLAKE3 of a chunk's bytes."""
+  return blake3(data if isinstance(data, bytes) else data.data).digest()
+
+
 @dataclasses.dataclass(frozen=True)
 class Manifest:
   """What a blob must be: its length and the BLAKE3 hash of every chunk."""
@@ -54,10 +59,9 @@ class Manifest:
   @classmethod
   def of(cls, data: np.ndarray, chunk: int) -> "Manifest":
     """Hashes uint8 `data`."""
-    view = data.data
-    starts = range(0, len(view), chunk)
-    hashes = (blake3(view[i : i + chunk]).digest() for i in starts)
-    return cls(len(view), chunk, b"".join(hashes))
+    starts = range(0, len(data), chunk)
+    hashes = (chunk_hash(data[i : i + chunk]) for i in starts)
+    return cls.joined(len(data), chunk, hashes)
 
   @functools.cached_property
   def id(self) -> bytes:
@@ -94,7 +98,7 @@ class Manifest:
   def verify(self, offset: int, data: bytes) -> None:
     """Raises ValueError unless `data` is the chunk at `offset`."""
     index = _HASH * (offset // self.chunk)
-    if blake3(data).digest() != self.hashes[index : index + _HASH]:
+    if chunk_hash(data) != self.hashes[index : index + _HASH]:
       raise ValueError(f"the chunk at byte {offset} has a wrong hash")
 
 
@@ -208,6 +212,12 @@ class BlobStore:
       return None
     return served.data[start - served.start : stop - served.start]
 
+  def manifest(self, blob_id: bytes) -> Manifest | None:
+    """Of a blob that is here, at least in part."""
+    with self._lock:
+      served = self._blobs.get(blob_id)
+    return served.manifest if served else None
+
   def serve(self, request: pb.FetchRequest, context) -> Iterator[bytes]:
     """The Fetch RPC; see `frames`."""
     if self._find(request) is None:
@@ -288,11 +298,14 @@ class Fetcher:
     start: int,
     stop: int,
     cancelled: threading.Event,
+    on_manifest: Callable[[Manifest], object] = lambda manifest: None,
   ) -> Iterator[tuple[int, bytes]]:
     """Yields (offset, bytes) of each chunk that covers [start, stop).
 
     Goes on from the next address where one fails, and around again. Addresses
-    that have lately been waited for in vain come last.
+    that have lately been waited for in vain come last. `on_manifest` hears the
+    verified manifest, from each that is asked, so that who goes on to serve
+    the bytes need not hash them again.
 
     Raises:
       FetchError: no good chunk from anyone for `patience` seconds, each asked
@@ -308,7 +321,7 @@ class Fetcher:
       asked = time.monotonic()
       try:
         for offset, chunk in self._stream(
-          address, blob_id, start, stop, cancelled
+          address, blob_id, start, stop, cancelled, on_manifest
         ):
           start, progress, failures = offset + len(chunk), time.monotonic(), 0
           yield offset, chunk
@@ -330,6 +343,7 @@ class Fetcher:
     start: int,
     stop: int,
     cancelled: threading.Event,
+    on_manifest: Callable[[Manifest], object],
   ) -> Iterator[tuple[int, bytes]]:
     host_port, island = split_relayed(address)
     call = self._channels.to(host_port).unary_stream(
@@ -347,6 +361,7 @@ class Fetcher:
       )
       if stop > manifest.length:
         raise ValueError(f"the blob has {manifest.length} bytes, not {stop}")
+      on_manifest(manifest)
       for offset in manifest.chunks(start, stop):
         chunk = self._next(frames, address, cancelled)
         manifest.verify(offset, chunk)

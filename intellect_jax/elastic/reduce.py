@@ -3,10 +3,14 @@
 A member reduces its share of the vector from everybody's deltas, in member
 order, and encodes it once; all fetch all shares, so all decode the same bytes:
 two roundings whatever the number of members, and two latencies.
+
+Values go through in pieces that stay in a core's cache from the first touch to
+the last: memory, not arithmetic, is what limits a core here.
 """
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 import contextlib
+import dataclasses
 import threading
 
 import numpy as np
@@ -16,6 +20,8 @@ from intellect_jax.elastic.actions import Gather
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.outer.codec import Codec
 
+PIECE_BLOCKS = 1024  # codec blocks at a time: 1 MiB of float32
+
 
 class MemberError(Exception):
   """A member did not deliver what an attempt needs."""
@@ -24,6 +30,50 @@ class MemberError(Exception):
     super().__init__(f"{island}: {reason}")
     self.island = island
     self.reason = reason
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+  """What came of encoding: a blob's bytes, whole chunks of it."""
+
+  codes: np.ndarray  # uint8
+  hashes: bytes  # of the chunks, in order
+  squares: list[float]  # sums of squares: of the values, or of each delta
+
+  def manifest(self, chunk: int) -> blobs.Manifest:
+    """Of the blob, if this is all of it."""
+    return blobs.Manifest(len(self.codes), chunk, self.hashes)
+
+
+def encode(
+  codec: Codec, pieces: Iterable[np.ndarray], length: int, chunk: int
+) -> Encoded:
+  """Encodes a vector that comes in pieces, hashing and measuring on the way.
+
+  Args:
+    codec: of the exchange.
+    pieces: consecutive float32 arrays of whole codec blocks. Each may be
+      overwritten once the next one is asked for.
+    length: bytes of all of them together, encoded.
+    chunk: bytes of the blob's chunks.
+
+  Raises:
+    NotFiniteError: naming the index in its piece.
+    ValueError: if the pieces are not as long as that.
+  """
+  codes = np.empty(length, np.uint8)
+  hashes, squares, done, hashed = [], 0.0, 0, 0
+  for piece in pieces:
+    part = codes[done:][: piece.size // codec.block * codec.block_bytes]
+    codec.encode(piece, part)
+    squares += codec.squared_norm(part)
+    done += len(part)
+    while hashed < done and (hashed + chunk <= done or done == length):
+      hashes.append(blobs.chunk_hash(codes[hashed : hashed + chunk]))
+      hashed += chunk
+  if done != length:
+    raise ValueError(f"The pieces have {done} bytes, but must have {length}.")
+  return Encoded(codes, b"".join(hashes), [squares])
 
 
 class Exchange:
@@ -42,16 +92,13 @@ class Exchange:
     index: int,
     cancelled: threading.Event,
     part: tuple[int, int] | None = None,
-  ) -> tuple[np.ndarray, list[float]]:
-    """Returns the encoded weighted mean of a share, and squared norms.
+  ) -> Encoded:
+    """The encoded weighted mean of a share, and squared norms of the deltas.
 
     Or of a part of the share, [start, stop) in its bytes, both between chunks.
 
     The mean is sum(w c d) / sum(w) over the members in order, accumulated in
     float32; w is the weight, c the clip factor, d the decoded delta.
-
-    Returns:
-      The codes, uint8, and each member's sum of squares in this range.
 
     Raises:
       MemberError: if a delta cannot be had.
@@ -63,8 +110,7 @@ class Exchange:
     if part is not None:
       start, stop = start + part[0], start + part[1]
     mean = np.empty(stop - start, np.uint8)
-    squares = [0.0] * len(plan.members)
-    divisor = np.float32(sum(member.weight for member in plan.members))
+    squares, hashes = np.zeros(len(plan.members)), []
     with contextlib.ExitStack() as stack:
       streams = [
         stack.enter_context(
@@ -76,19 +122,38 @@ class Exchange:
       size = blobs.chunk_bytes(plan.members[0].delta.length, codec.block_bytes)
       for offset in range(start, stop, size):
         length = min(size, stop - offset)
-        total = np.zeros(length // codec.block_bytes * codec.block, np.float32)
-        for i, (member, stream) in enumerate(
-          zip(plan.members, streams, strict=True)
-        ):
+        deltas = []
+        for member, stream in zip(plan.members, streams, strict=True):
           place, chunk = next(stream, (-1, b""))
           if place != offset or len(chunk) != length:
             raise MemberError(member.island, "its delta has other chunks")
-          codes = np.frombuffer(chunk, np.uint8)
-          codec.accumulate(total, codes, member.weight * member.clip)
-          squares[i] += codec.squared_norm(codes)
-        total /= divisor
-        codec.encode(total, mean[offset - start : offset - start + length])
-    return mean, squares
+          deltas.append(np.frombuffer(chunk, np.uint8))
+        out = mean[offset - start :][:length]
+        squares += self._mean(plan, deltas, out)
+        hashes.append(blobs.chunk_hash(out))
+    return Encoded(mean, b"".join(hashes), squares.tolist())
+
+  def _mean(
+    self, plan: pb.Plan, deltas: list[np.ndarray], out: np.ndarray
+  ) -> np.ndarray:
+    """Encodes the mean of one chunk to `out`; returns the squared norms."""
+    codec, squares = self.codec, np.zeros(len(deltas))
+    divisor = np.float32(sum(member.weight for member in plan.members))
+    total = np.empty(PIECE_BLOCKS * codec.block, np.float32)
+    size = PIECE_BLOCKS * codec.block_bytes
+    for first in range(0, len(out), size):
+      codes = out[first : first + size]
+      piece = total[: len(codes) // codec.block_bytes * codec.block]
+      piece.fill(0)
+      for i, (member, delta) in enumerate(
+        zip(plan.members, deltas, strict=True)
+      ):
+        part = delta[first : first + size]
+        codec.accumulate(piece, part, member.weight * member.clip)
+        squares[i] += codec.squared_norm(part)
+      piece /= divisor
+      codec.encode(piece, codes)
+    return squares
 
   def _delta(
     self, member: pb.Member, start: int, stop: int, cancelled: threading.Event
@@ -105,10 +170,12 @@ class Exchange:
     stop: int,
     others: list[str],
     cancelled: threading.Event,
+    on_manifest: Callable[[blobs.Manifest], object] = lambda manifest: None,
   ) -> Iterator[tuple[int, bytes | np.ndarray]]:
     """The chunks of a range, from here or from elsewhere.
 
     `others` may have it too, but are asked after those that the blob names.
+    `on_manifest` hears the manifest if it comes from elsewhere.
     """
     chunk = blobs.chunk_bytes(blob.length, self.codec.block_bytes)
     for first, last, named in blobs.sources(blob, start, stop):
@@ -122,6 +189,7 @@ class Exchange:
           first,
           last,
           cancelled,
+          on_manifest,
         )
         continue
       for offset in range(first, last, chunk):
@@ -136,7 +204,7 @@ class Exchange:
     cancelled: threading.Event,
     submit: Callable,
     part: tuple[int, int] | None = None,
-  ) -> None:
+  ) -> dict[bytes, blobs.Manifest]:
     """Brings all shares of a mean into uint8 `into`, verified, in parallel.
 
     Args:
@@ -145,6 +213,9 @@ class Exchange:
       cancelled: ends the work when it is set.
       submit: starts a call in another thread and returns its future.
       part: [start, stop) in bytes, between chunks; None: all.
+
+    Returns:
+      The manifest of each share that it brought, by the share's id.
 
     Raises:
       MemberError: naming the owner of a share that nobody delivers.
@@ -159,6 +230,11 @@ class Exchange:
     for error in errors:
       if error is not None:
         raise error
+    return {
+      share.mean.id: manifest
+      for share, future in zip(action.shares, futures, strict=True)
+      if (manifest := future.result()) is not None
+    }
 
   def _gather_share(
     self,
@@ -167,19 +243,22 @@ class Exchange:
     into: np.ndarray,
     cancelled: threading.Event,
     part: tuple[int, int],
-  ) -> None:
+  ) -> blobs.Manifest | None:
     block_bytes = self.codec.block_bytes
     base, end = share.start * block_bytes, share.stop * block_bytes
     if share.mean.length != end - base:
       raise MemberError(share.owner, "its share has another length")
     start, stop = max(base, part[0]), min(end, part[1])
     if start >= stop:
-      return
+      return None
+    manifest = self.store.manifest(share.mean.id)
+    heard = [] if manifest is None else [manifest]
     try:
       for offset, chunk in self._chunks(
-        share.mean, start - base, stop - base, holders, cancelled
+        share.mean, start - base, stop - base, holders, cancelled, heard.append
       ):
         codes = np.frombuffer(chunk, np.uint8)
         into[base + offset : base + offset + len(codes)] = codes
     except blobs.FetchError as error:
       raise MemberError(share.owner, error.reason) from error
+    return heard[0]

@@ -166,6 +166,13 @@ def join_address(host: str, port: int) -> str:
   return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+def unused_address() -> str:
+  """An address on this machine that nobody listens on, for a process to be."""
+  with socket.socket() as probe:
+    probe.bind(("127.0.0.1", 0))
+    return join_address("127.0.0.1", probe.getsockname()[1])
+
+
 def split_list(addresses: str) -> list[str]:
   """The addresses of "a:1,b:2", each checked; see `split_address`."""
   found = [part.strip() for part in addresses.split(",") if part.strip()]

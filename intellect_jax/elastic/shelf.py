@@ -4,6 +4,7 @@ A gathered mean is served from then on, for members that are slower; once its
 record is committed, for islands that are late, as long as the log keeps it.
 """
 
+from collections.abc import Iterator
 import threading
 
 import numpy as np
@@ -33,10 +34,16 @@ class MeanShelf:
     return self._log.open_mean(attempt, self._length)
 
   def put(
-    self, attempt: bytes, shares: list[pb.Share], mean: np.ndarray
+    self,
+    attempt: bytes,
+    shares: list[pb.Share],
+    mean: np.ndarray,
+    manifests: dict[bytes, blobs.Manifest],
   ) -> None:
     """Serves the mean of an attempt; it is whole and verified."""
-    ids = self._publish(shares, mean)
+    ids = [share.mean.id for share in shares]
+    for blob_id, part in zip(ids, self._parts(shares, mean), strict=True):
+      self._store.publish_hashed(manifests[blob_id], part)
     with self._lock:
       # The same attempt may have been gathered twice, for itself and late.
       ids += self._attempts.pop(attempt, [])
@@ -58,7 +65,8 @@ class MeanShelf:
     for record in self._log.after(number):
       mean = self._log.mean(record.number)
       if record.number not in self._records and mean is not None:
-        ids = self._publish(list(record.step.shares), mean)
+        parts = self._parts(list(record.step.shares), mean)
+        ids = [self._store.publish(part, self._chunk).id for part in parts]
         with self._lock:
           self._records[record.number] = ids
 
@@ -70,12 +78,11 @@ class MeanShelf:
     self._withdraw(dropped)
     self._log.trim(before)
 
-  def _publish(self, shares: list[pb.Share], mean: np.ndarray) -> list[bytes]:
-    size = self._block_bytes
-    return [
-      self._store.publish(mean[s.start * size : s.stop * size], self._chunk).id
-      for s in shares
-    ]
+  def _parts(
+    self, shares: list[pb.Share], mean: np.ndarray
+  ) -> Iterator[np.ndarray]:
+    for share in shares:
+      yield mean[share.start * self._block_bytes :][: share.mean.length]
 
   def _withdraw(self, ids: list[bytes]) -> None:
     for blob_id in ids:

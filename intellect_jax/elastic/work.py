@@ -112,13 +112,14 @@ class ExchangeWork:
   ) -> None:
     exchange = self._exchange
     try:
-      mean, squares = exchange.reduce_share(plan, index, cancelled)
+      share = exchange.reduce_share(plan, index, cancelled)
       chunk = blobs.chunk_bytes(self._mean_bytes, exchange.codec.block_bytes)
+      mean = exchange.store.publish_hashed(share.manifest(chunk), share.codes)
       report = pb.ShareReduced(
         attempt=plan.attempt,
         share=index,
-        mean=exchange.store.publish(mean, chunk),
-        squared_norms=squares,
+        mean=mean,
+        squared_norms=share.squares,
       )
       self._share = report.mean.id
       self._tell(lambda round: round.reduced(report))
@@ -131,8 +132,10 @@ class ExchangeWork:
     try:
       attempt = action.attempt
       into = self._shelf.open(attempt)
-      self._exchange.gather(action, into, cancelled, self._gatherers.submit)
-      self._shelf.put(attempt, action.shares, into)
+      manifests = self._exchange.gather(
+        action, into, cancelled, self._gatherers.submit
+      )
+      self._shelf.put(attempt, action.shares, into, manifests)
       self._tell(lambda round: round.gathered(attempt))
     except Exception as error:
       if action.late and not isinstance(error, blobs.Cancelled):

@@ -22,12 +22,13 @@ import sys
 import tempfile
 import time
 
-from fault_proxy import FaultProxy
 import rich.console
 import rich.table
 
+from benchmarks.fault_proxy import FaultProxy
 from intellect_jax import config as config_lib
 from intellect_jax import swarm as swarm_lib
+from intellect_jax.elastic import rpc
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 
 _LOOK = 0.05  # seconds
@@ -56,7 +57,7 @@ class World:
     self.control: dict[str, FaultProxy] = {}  # to the coordinator
     self.blobs: dict[str, FaultProxy] = {}  # to this island's blobs
     for part in self.swarm.islands:
-      listen = swarm_lib._free_address()
+      listen = rpc.unused_address()
       self.control[part.name] = FaultProxy(self.swarm.address)
       self.blobs[part.name] = FaultProxy(listen)
       part.arguments += [

@@ -3,9 +3,9 @@
 import contextlib
 import socket
 
-from fault_proxy import FaultProxy
 import pytest
 
+from benchmarks.fault_proxy import FaultProxy
 from intellect_jax import config as config_lib
 from intellect_jax.elastic import blobs, reduce, rpc
 from intellect_jax.elastic.agent import Agent

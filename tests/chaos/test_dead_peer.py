@@ -6,10 +6,10 @@ import queue
 import threading
 import time
 
-from fault_proxy import FaultProxy
 import grpc
 import pytest
 
+from benchmarks.fault_proxy import FaultProxy
 from intellect_jax.elastic import rpc
 
 _METHOD = "/test/Attend"

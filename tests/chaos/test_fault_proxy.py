@@ -6,8 +6,9 @@ import socketserver
 import threading
 import time
 
-from fault_proxy import FaultProxy
 import pytest
+
+from benchmarks.fault_proxy import FaultProxy
 
 
 class _Echo(socketserver.BaseRequestHandler):

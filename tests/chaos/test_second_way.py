@@ -4,9 +4,9 @@ import contextlib
 import threading
 import time
 
-from fault_proxy import FaultProxy
 import numpy as np
 
+from benchmarks.fault_proxy import FaultProxy
 from intellect_jax.elastic import blobs, rpc
 from intellect_jax.elastic.reach import Reach
 from intellect_jax.elastic.relay import Relay

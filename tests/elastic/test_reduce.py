@@ -59,12 +59,14 @@ class Islands:
   def reduce(self, name: str) -> pb.ShareReduced:
     index = list(TOKENS).index(name)
     exchange = self.exchanges[name]
-    mean, squares = exchange.reduce_share(self.plan, index, NEVER)
+    share = exchange.reduce_share(self.plan, index, NEVER)
     return pb.ShareReduced(
       attempt=self.plan.attempt,
       share=index,
-      mean=exchange.store.publish(mean, self.chunk),
-      squared_norms=squares,
+      mean=exchange.store.publish_hashed(
+        share.manifest(self.chunk), share.codes
+      ),
+      squared_norms=share.squares,
     )
 
   def gather(self, name: str, shares, holders=()) -> np.ndarray:

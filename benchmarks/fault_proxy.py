@@ -97,7 +97,7 @@ class FaultProxy:
     self, target: str, listen: str = "127.0.0.1:0", window: int = 32 << 20
   ):
     """Starts. `window`: bytes on the way, a connection and direction."""
-    self._target = _split(target)
+    self.target = target
     self._loop = asyncio.new_event_loop()
     self.up = Link(self._loop, window)
     self.down = Link(self._loop, window)
@@ -158,7 +158,9 @@ class FaultProxy:
     try:
       if self._refusing:
         raise ConnectionRefusedError
-      far_reader, far_writer = await asyncio.open_connection(*self._target)
+      far_reader, far_writer = await asyncio.open_connection(
+        *_split(self.target)
+      )
       ends.append(far_writer)
       async with asyncio.TaskGroup() as tasks:
         tasks.create_task(self.up.carry(reader, far_writer))

@@ -1,0 +1,185 @@
+"""Islands without a model on this machine, each a process, and their faults.
+
+  with Loopback(folder, values=100_000_000, names=["a", "b"]) as swarm:
+    for island in swarm.islands.values():
+      island.order("step")
+    done = [island.wait("done") for island in swarm.islands.values()]
+
+Each island's ways to the coordinator and to its own blobs go through proxies
+when `proxied`, so that they can be cut.
+"""
+
+from collections.abc import Iterable
+import contextlib
+import json
+import os
+import pathlib
+import queue
+import subprocess
+import sys
+import threading
+import time
+from typing import Any, Self
+
+from benchmarks.fault_proxy import FaultProxy
+from intellect_jax.elastic import rpc
+
+Event = dict[str, Any]
+
+BOUND = 120.0  # seconds for anything
+
+
+class Child:
+  """A process that is given orders and tells what happens, line by line."""
+
+  def __init__(self, module: str, arguments: Iterable[str], log: pathlib.Path):
+    self.events: list[Event] = []
+    self._heard: queue.Queue[Event] = queue.Queue()
+    with open(log, "a") as errors:
+      self._process = subprocess.Popen(
+        [sys.executable, "-m", module, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=errors,
+        text=True,
+      )
+    self._log = log
+    threading.Thread(target=self._listen, daemon=True).start()
+
+  def _listen(self) -> None:
+    assert self._process.stdout is not None
+    for line in self._process.stdout:
+      if line.startswith("{"):
+        self._heard.put(json.loads(line))
+    self._heard.put(dict(kind="ended", at=time.monotonic()))
+
+  def order(self, do: str, **details: str) -> None:
+    assert self._process.stdin is not None
+    self._process.stdin.write(json.dumps(dict(do=do, **details)) + "\n")
+    self._process.stdin.flush()
+
+  def wait(self, kind: str) -> Event:
+    """The next event of a kind; those before it are in `events`."""
+    end = time.monotonic() + BOUND
+    while True:
+      event = self._heard.get(timeout=max(0.0, end - time.monotonic()))
+      self.events.append(event)
+      if event["kind"] == kind:
+        return event
+      if event["kind"] == "ended":
+        self._heard.put(event)
+        raise RuntimeError(f"a process ended: {self._log.read_text()[-2000:]}")
+
+  def signal(self, number: int) -> None:
+    self._process.send_signal(number)
+
+  @property
+  def cpu_seconds(self) -> float:
+    with open(f"/proc/{self._process.pid}/stat") as file:
+      fields = file.read().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+  @property
+  def pid(self) -> int:
+    return self._process.pid
+
+  def kill(self) -> None:
+    self._process.kill()
+    self._process.wait()
+
+
+class Loopback:
+  """A coordinator and islands without a model, from `with` to its end."""
+
+  def __init__(
+    self,
+    folder: pathlib.Path,
+    values: int,
+    names: Iterable[str],
+    proxied: bool = False,
+    settings: Iterable[str] = (),
+    lease: float = 3.0,
+  ):
+    """`settings`: of the run, as in "outer.codec=float32"."""
+    self._folder = folder
+    self._values = values
+    self._names = list(names)
+    self._proxied = proxied
+    self._lease = lease
+    self._settings = [
+      "run.tokens=1000000000000",
+      f"run.elastic.start_islands={len(self._names)}",
+      f"run.elastic.lease_seconds={lease}",
+      f"run.elastic.fetch_patience={lease}",
+      *(f"run.{setting}" for setting in settings),
+    ]
+    self.address = rpc.unused_address()
+    self.islands: dict[str, Child] = {}
+    self.control: dict[str, FaultProxy] = {}
+    self.blobs: dict[str, FaultProxy] = {}
+    self._stack = contextlib.ExitStack()
+
+  def __enter__(self) -> Self:
+    try:
+      self.start_coordinator()
+      for name in self._names:
+        self.start_island(name)
+      for island in self.islands.values():
+        island.wait("joined")
+    except BaseException:
+      self._stack.close()
+      raise
+    return self
+
+  def __exit__(self, *_) -> None:
+    self._stack.close()
+
+  def start_coordinator(self) -> None:
+    workdir = self._folder / "coordinator"
+    workdir.mkdir(parents=True, exist_ok=True)
+    self.coordinator = Child(
+      "intellect_jax.coordinator",
+      [
+        "--config=configs/tiny.py",
+        f"--listen={self.address}",
+        f"--workdir={workdir}",
+        "--relay=none",
+        *(f"--config.{setting}" for setting in self._settings),
+      ],
+      workdir / "log.txt",
+    )
+    self._stack.callback(self.coordinator.kill)
+
+  def start_island(self, name: str) -> Child:
+    """Starts it, or starts it again; it has not joined yet."""
+    coordinator, arguments = self.address, []
+    if self._proxied:
+      if name not in self.control:
+        listen = rpc.unused_address()
+        self.control[name] = self._stack.enter_context(FaultProxy(self.address))
+        self.blobs[name] = self._stack.enter_context(FaultProxy(listen))
+      coordinator = self.control[name].address
+      arguments = [
+        f"--listen={self.blobs[name].target}",
+        f"--advertise={self.blobs[name].address}",
+      ]
+    folder = self._folder / name
+    folder.mkdir(parents=True, exist_ok=True)
+    self.islands[name] = Child(
+      "benchmarks.bare_island",
+      [
+        f"--coordinator={coordinator}",
+        f"--workdir={folder}",
+        f"--name={name}",
+        f"--values={self._values}",
+        *arguments,
+      ],
+      folder / "log.txt",
+    )
+    self._stack.callback(self.islands[name].kill)
+    return self.islands[name]
+
+  def black_hole(self, name: str) -> None:
+    """What comes from this island or goes to it is taken, and disappears."""
+    self.control[name].partition()
+    self.blobs[name].partition()
