@@ -41,7 +41,7 @@ bench: setup  ## Time a step against plain JAX and PyTorch, 10 minutes
 	$(BIN)/python -m benchmarks.inner_step
 
 chaos: setup  ## Faults of every kind against real processes, 10 minutes
-	$(BIN)/python tests/chaos/chaos.py
+	PYTHONPATH=. $(BIN)/python tests/chaos/chaos.py
 
 simulate: setup  ## Runs under faults: SEEDS=2000 FIRST=0, or SEED=123 to see one
 	PYTHONPATH=tests $(BIN)/python -m simulation $(if $(SEED),--seed=$(SEED),\

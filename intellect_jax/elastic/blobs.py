@@ -302,8 +302,9 @@ class Fetcher:
   ) -> Iterator[tuple[int, bytes]]:
     """Yields (offset, bytes) of each chunk that covers [start, stop).
 
-    Goes on from the next address where one fails, and around again. Addresses
-    that have lately been waited for in vain come last. `on_manifest` hears the
+    Goes on from the next address where one fails, and around again: direct
+    ones first, then those behind relays, last those that have lately been
+    waited for in vain. `on_manifest` hears the
     verified manifest, from each that is asked, so that who goes on to serve
     the bytes need not hash them again.
 
@@ -314,10 +315,14 @@ class Fetcher:
     """
     if not addresses:
       raise FetchError("nobody", "no address is known that serves it")
-    asked = progress = time.monotonic()
+    started = progress = time.monotonic()
     failures = 0
-    best_first = sorted(addresses, key=lambda a: self._silent.get(a, 0) > asked)
-    for address in itertools.cycle(best_first):
+
+    def rank(address: str) -> tuple[bool, bool]:
+      silent = self._silent.get(address, 0) > started
+      return silent, bool(split_relayed(address)[1])
+
+    for address in itertools.cycle(sorted(addresses, key=rank)):
       asked = time.monotonic()
       try:
         for offset, chunk in self._stream(

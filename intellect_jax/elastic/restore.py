@@ -43,7 +43,8 @@ class StateFetch:
 
     Args:
       blob_id: the state hash, which the chain of records confirms.
-      addresses: of the islands that serve it; each is read by a thread.
+      addresses: of the islands that serve it; each is read by a thread, those
+        behind relays only when no direct one is left.
       cancelled: ends the work when it is set.
 
     Raises:
@@ -55,12 +56,14 @@ class StateFetch:
       self._missing = set(range(self._start, self._stop, _PIECE))
     failures: dict[str, Exception] = {}
     while self._missing:
-      donors = [a for a in dict.fromkeys(addresses) if a not in failures]
-      if not donors:
+      ways = [a for a in dict.fromkeys(addresses) if a not in failures]
+      if not ways:
         raise next(
           iter(failures.values()), blobs.FetchError("nobody", "no donor")
         )
-      self._share_out(donors, cancelled, failures)
+      # A relay is a second way to a donor, and not a second donor.
+      direct = [way for way in ways if not blobs.split_relayed(way)[1]]
+      self._share_out(direct or ways, cancelled, failures)
     return self._data
 
   def _share_out(

@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from intellect_jax.elastic import blobs, relay, rpc
+from intellect_jax.elastic import blobs, relay, restore, rpc
 
 CHUNK = 64 << 10
 LENGTH = 100 * CHUNK + 100
@@ -162,6 +162,36 @@ def test_a_direct_way_is_preferred_and_the_relay_the_second(hub, fetcher):
     server.stop(grace=None).wait()
     assert fetch(fetcher, [direct, *through], blob) == some_bytes().tobytes()
     assert store.bytes_relayed == LENGTH
+
+
+def test_a_direct_way_to_anyone_comes_before_a_relay(hub, fetcher):
+  hidden, open_ = blobs.BlobStore(), blobs.BlobStore()
+  blob = hidden.publish(some_bytes(), CHUNK)
+  open_.publish(some_bytes(), CHUNK)
+  server = rpc.server(threads=2)
+  open_.add_to(server)
+  direct = rpc.listen(server, "127.0.0.1:0", rpc.LOOPBACK)
+  with behind(hub, "a", hidden) as through:
+    fetch(fetcher, [*through, direct], blob)
+  server.stop(grace=None).wait()
+  assert (hidden.bytes_sent, open_.bytes_sent) == (0, LENGTH)
+
+
+def test_a_newcomer_does_not_read_one_donor_in_two_ways(hub, fetcher):
+  """Its relay is not another donor, as long as the direct way is open."""
+  store, data = blobs.BlobStore(), some_bytes(length=40 << 20)
+  blob = store.publish(data, 1 << 20)
+  server = rpc.server(threads=4)
+  store.add_to(server)
+  direct = rpc.listen(server, "127.0.0.1:0", rpc.LOOPBACK)
+  with behind(hub, "a", store) as through:
+    for way, relayed in (direct, 0), ("127.0.0.1:1", len(data)):
+      fetched = restore.StateFetch(fetcher, len(data)).fetch(
+        blob.id, [way, *through], threading.Event()
+      )
+      np.testing.assert_array_equal(fetched, data)
+      assert store.bytes_relayed == relayed
+  server.stop(grace=None).wait()
 
 
 def test_an_island_that_returns_takes_its_place_again(hub, fetcher):
