@@ -36,6 +36,15 @@ class _Departure:
   leases: list[Holder]
 
 
+@dataclasses.dataclass(frozen=True)
+class _Drop:
+  """Windows that their island will not propose."""
+
+  member: Member
+  cause: str
+  windows: dict[Holder, int]  # tokens
+
+
 class Accounts:
   """The accounts of all incarnations that were ever in the run.
 
@@ -55,7 +64,8 @@ class Accounts:
     self.losses = list(losses)
     self._committed: collections.Counter[tuple[str, int]]  # tokens
     self.pool: SamplePool
-    self._departures: list[_Departure] = []  # not settled yet
+    self._unsettled: list[_Departure | _Drop] = []
+    self._dropped: set[Holder] = set()  # in this term, by their islands' word
     self._read(chain, leases)
 
   def _read(self, chain: Chain, leases: Leases) -> None:
@@ -161,21 +171,27 @@ class Accounts:
 
   def drop(self, member: Member, dropped: pb.Dropped) -> None:
     """A member will not propose these windows: their work is lost."""
-    windows = [
-      window
-      for window in dropped.windows
-      if _holder(member, window) in self.pool.leased  # not said before
-    ]
-    tokens = sum(window.tokens for window in windows)
-    holders = [_holder(member, window) for window in windows]
-    who = member.island, member.incarnation
-    self._lose(*who, tokens, dropped.cause, holders)
+    windows = {_holder(member, w): w.tokens for w in dropped.windows}
+    for holder in self._dropped:
+      windows.pop(holder, None)  # said before
+    self._dropped.update(windows)
+    self._unsettled.append(_Drop(member, dropped.cause, windows))
+
+  def compare(self, member: Member, hello: pb.Hello) -> None:
+    """What a member has given up, if nobody heard it or a ledger was lost."""
+    if not hello.HasField("tokens_open"):
+      return
+    if not any(each.member is member for each in self._unsettled):
+      who = member.island, member.incarnation
+      decided = hello.tokens_trained - hello.tokens_open
+      cause = "given up, and no ledger says why"
+      self._lose(*who, decided - self.settled(member), cause)
 
   def depart(self, member: Member, cause: str) -> None:
     """An incarnation is out, with all that is leased to it now."""
     leases = self.pool.held_by(member.island, member.incarnation)
     trained = member.heartbeat.tokens_trained
-    self._departures.append(_Departure(member, cause, trained, leases))
+    self._unsettled.append(_Departure(member, cause, trained, leases))
 
   def settle(self, in_use: Callable[[str, int], bool]) -> None:
     """What was trained and not committed is lost; leases come back.
@@ -183,20 +199,28 @@ class Accounts:
     Args:
       in_use: whether the open attempt may commit an incarnation's work.
     """
-    waiting = []
-    for departure in self._departures:
-      member = departure.member
+    unsettled, self._unsettled = self._unsettled, []
+    for each in unsettled:
+      member = each.member
       if in_use(member.island, member.incarnation):
-        waiting.append(departure)
+        self._unsettled.append(each)
         continue
-      self._lose(
-        member.island,
-        member.incarnation,
-        departure.trained - self.settled(member),
-        departure.cause,
-        [h for h in departure.leases if h in self.pool.leased],
-      )
-    self._departures = waiting
+      if isinstance(each, _Drop):
+        leases, tokens = list(each.windows), self._tokens_dropped(each)
+      else:
+        leases, tokens = each.leases, each.trained - self.settled(member)
+      leases = [holder for holder in leases if holder in self.pool.leased]
+      who = member.island, member.incarnation
+      self._lose(*who, tokens, each.cause, leases)
+
+  def _tokens_dropped(self, drop: _Drop) -> int:
+    """What is lost by it; less if some of it was counted as lost before.
+
+    A coordinator that lost its ledger may not know the leases.
+    """
+    leased = sum(n for h, n in drop.windows.items() if h in self.pool.leased)
+    others = sum(drop.windows.values()) - leased
+    return leased + min(others, max(0, self.open(drop.member) - leased))
 
   def _lose(
     self,

@@ -153,6 +153,8 @@ class Admission:
       self._transfers.tell_to_wait(member.island)
     else:
       self._transfers.has_one(member.island)
+    if not self._rounds.uses(member.island, member.incarnation):
+      self._books.accounts.compare(member, hello)
     welcome = pb.Welcome(
       run_id=self._books.run_id,
       evicted=evicted,

@@ -9,6 +9,7 @@ from intellect_jax.elastic.books import Books
 from intellect_jax.elastic.membership import Membership, State
 from intellect_jax.elastic.outbox import Outbox
 from intellect_jax.elastic.quorum import Quorum
+from intellect_jax.elastic.transfers import Transfers
 from intellect_jax.errors import UserError
 
 
@@ -20,12 +21,14 @@ class Annulments:
     books: Books,
     members: Membership,
     quorum: Quorum,
+    transfers: Transfers,
     outbox: Outbox,
     now: float,
   ):
     self._books = books
     self._members = members
     self._quorum = quorum
+    self._transfers = transfers
     self._outbox = outbox
     self._held_at = now  # somebody had the newest state
 
@@ -61,19 +64,24 @@ class Annulments:
 
   def advance(self, now: float) -> None:
     """Who held the newest mean is lost: back to the newest that is here."""
+    newest = self._books.chain.state
     if not self._books.chain.records or self.is_held():
       self._held_at = now
       return
     here = [m for m in self._members.members.values() if m.session is not None]
-    to = max((member.record for member in here), default=-1)
     patience = self._books.run.elastic.annul_patience
     waited = now - self._held_at > patience
-    if waited and to >= 0 and len(here) >= self._quorum.needed(now):
-      newest = self._books.chain.state
-      reason = f"no island had the state of record {newest} for {patience:g} s"
+    if not waited or len(here) < self._quorum.needed(now):
+      return
+    to = max((member.record for member in here), default=-1)
+    reason = f"no island had the state of record {newest} for {patience:g} s"
+    if to >= 0:
       self._outbox.warn(f"Back to record {to}: {reason}.")
       self.annul(to, reason, now)
-      self._held_at = now
+    elif newest == 0:
+      self._outbox.warn(f"The initial state is made again: {reason}.")
+      self._transfers.initialise_again()
+    self._held_at = now
 
   def warning(self) -> str:
     """What is missing; empty: nothing."""

@@ -43,10 +43,10 @@ class Coordinator:
     self._outbox = outbox = Outbox(history.term, self._members)
     self.books = books = Books(run, history, self._members, outbox, now)
     self._quorum = Quorum(books, self._members, now)
-    self._annulments = Annulments(
-      books, self._members, self._quorum, outbox, now
-    )
     self._transfers = Transfers(books, self._members, outbox, self._repair, now)
+    self._annulments = Annulments(
+      books, self._members, self._quorum, self._transfers, outbox, now
+    )
     self.rounds = Rounds(
       books,
       self._members,
@@ -239,8 +239,9 @@ class Coordinator:
     trained = max(heartbeat.tokens_trained, member.heartbeat.tokens_trained)
     self._members.note(member, heartbeat, now)
     member.heartbeat.tokens_trained = trained
-    counting = self.books.chain.counting(heartbeat.record)
-    member.record = max(member.record, counting)
+    if heartbeat.record > 0 and not self._transfers.lacks(member.island):
+      counting = self.books.chain.counting(heartbeat.record)
+      member.record = max(member.record, counting)
     for evaluation in heartbeat.evaluations:
       self.books.evaluated(evaluation)
 
@@ -296,8 +297,6 @@ class Coordinator:
   def _on_dropped(
     self, member: Member, dropped: pb.Dropped, now: float
   ) -> None:
-    if self.rounds.uses(member.island, member.incarnation):
-      return  # the record decides
     self.rounds.dropped(member)
     self.books.accounts.drop(member, dropped)
 

@@ -46,6 +46,10 @@ class Transfers:
     """Whether it was told to wait; what it says of its own state is old."""
     return island in self._told_to_wait
 
+  def lacks(self, island: str) -> bool:
+    """Whether it has no state of the run, as far as anybody knows."""
+    return island in self._stateless | self._told_to_wait
+
   def want(self, island: str) -> None:
     """It asks for a state; one that is offered already may do."""
     self._stateless.add(island)
@@ -122,7 +126,12 @@ class Transfers:
 
   def _find_initialiser(self) -> None:
     """Who was to make record 0 is gone: the next one in line makes it."""
-    if self._stateless and self.initialiser() is None:
+    if self.initialiser() is None:
+      self.initialise_again()
+
+  def initialise_again(self) -> None:
+    """One of those who wait makes record 0's state, the same bits once more."""
+    if self._stateless:
       island = min(self._stateless)
       self.has_one(island)
       start = pb.Welcome.START_INITIALISE

@@ -146,6 +146,7 @@ class Island:
       addresses=[self.address],
       has_state=record is not None and record >= 0,
       tokens_trained=self.trained,
+      tokens_open=sum(window.tokens for window in self.carried),
       leases=self.grants.values(),
     )
     if hello.has_state:
@@ -262,9 +263,7 @@ class Island:
       self.disk.log = dict(enumerate(log[: restore.record + 1]))
       self.disk.synced = set(self.disk.log)
       self.disk.save(restore.record, self.theta)
-      if self.carried:
-        dropped = pb.Dropped(windows=self.carried, cause="too far behind")
-        self.send(pb.FromIsland(dropped=dropped))
+      self.drop("too far behind")
       self.give_up()
       self.carry_out(self.round.stand(restore.record))
       self.read_log(restore.record + 1)
@@ -513,12 +512,18 @@ class Island:
     for number in mine:
       self.grants.pop(number, None)
     if self.carries > self.world.run.outer.max_carry:
-      dropped = pb.Dropped(windows=self.carried, cause="carried too long")
-      self.send(pb.FromIsland(dropped=dropped))
+      self.drop("carried too long")
       for window in self.carried:
         self.grants.pop(window.number, None)
       self.carried, self.carries = [], 0
     self.proposed = False
+
+  def drop(self, cause: str) -> None:
+    """Tells what it will not propose, after how much it has trained."""
+    if self.carried:
+      self.send_heartbeat()
+      dropped = pb.Dropped(windows=self.carried, cause=cause)
+      self.send(pb.FromIsland(dropped=dropped))
 
   def leave(self) -> None:
     self.send_heartbeat()

@@ -42,9 +42,7 @@ def finish(world: World, patience: float = PATIENCE) -> None:
     s.machine for s in world.seats if s.machine and s.machine.done()
   ]
   for loss in machine.losses:
-    if (
-      loss.cause == LEFT and not world.ledger_lost
-    ):  # and not what should have been said before
+    if loss.cause == LEFT:  # and not what should have been said before
       process = loss.island, loss.incarnation
       assert loss.tokens <= world.left_with[process], f"{process}: forgotten"
   end = world.invariants.links[machine.log[-1].hash]

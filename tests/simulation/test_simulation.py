@@ -8,14 +8,12 @@ from simulation.world import World
 
 SEEDS = 2000
 PARTS = 16  # so that two workers share them
-OPEN = {1869}  # still fails: docs/reliability.md says why
 
 
 @pytest.mark.parametrize("part", range(PARTS))
 def test_faults_break_no_invariant_and_the_run_comes_to_its_end(part):
   for seed in range(part, SEEDS, PARTS):
-    if seed not in OPEN:
-      simulate(seed)
+    simulate(seed)
 
 
 @pytest.mark.parametrize("islands", [1, 2, 4])

@@ -271,7 +271,7 @@ class FromIsland(_message.Message):
     def __init__(self, term: _Optional[int] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., state_ready: _Optional[_Union[StateReady, _Mapping]] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ..., lease_request: _Optional[_Union[LeaseRequest, _Mapping]] = ..., proposal: _Optional[_Union[Proposal, _Mapping]] = ..., share_reduced: _Optional[_Union[ShareReduced, _Mapping]] = ..., prepared: _Optional[_Union[Prepared, _Mapping]] = ..., fetch_failed: _Optional[_Union[FetchFailed, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ..., dropped: _Optional[_Union[Dropped, _Mapping]] = ..., records: _Optional[_Union[Records, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("protocol", "run_digest", "run_id", "island", "incarnation", "process", "addresses", "place", "has_state", "record", "record_hash", "alone", "tokens_trained", "head", "leases")
+    __slots__ = ("protocol", "run_digest", "run_id", "island", "incarnation", "process", "addresses", "place", "has_state", "record", "record_hash", "alone", "tokens_trained", "head", "leases", "tokens_open")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     RUN_DIGEST_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
@@ -287,6 +287,7 @@ class Hello(_message.Message):
     TOKENS_TRAINED_FIELD_NUMBER: _ClassVar[int]
     HEAD_FIELD_NUMBER: _ClassVar[int]
     LEASES_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_OPEN_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     run_digest: str
     run_id: str
@@ -302,7 +303,8 @@ class Hello(_message.Message):
     tokens_trained: int
     head: int
     leases: _containers.RepeatedCompositeFieldContainer[LeaseGrant]
-    def __init__(self, protocol: _Optional[int] = ..., run_digest: _Optional[str] = ..., run_id: _Optional[str] = ..., island: _Optional[str] = ..., incarnation: _Optional[int] = ..., process: _Optional[bytes] = ..., addresses: _Optional[_Iterable[str]] = ..., place: _Optional[str] = ..., has_state: _Optional[bool] = ..., record: _Optional[int] = ..., record_hash: _Optional[bytes] = ..., alone: _Optional[bool] = ..., tokens_trained: _Optional[int] = ..., head: _Optional[int] = ..., leases: _Optional[_Iterable[_Union[LeaseGrant, _Mapping]]] = ...) -> None: ...
+    tokens_open: int
+    def __init__(self, protocol: _Optional[int] = ..., run_digest: _Optional[str] = ..., run_id: _Optional[str] = ..., island: _Optional[str] = ..., incarnation: _Optional[int] = ..., process: _Optional[bytes] = ..., addresses: _Optional[_Iterable[str]] = ..., place: _Optional[str] = ..., has_state: _Optional[bool] = ..., record: _Optional[int] = ..., record_hash: _Optional[bytes] = ..., alone: _Optional[bool] = ..., tokens_trained: _Optional[int] = ..., head: _Optional[int] = ..., leases: _Optional[_Iterable[_Union[LeaseGrant, _Mapping]]] = ..., tokens_open: _Optional[int] = ...) -> None: ...
 
 class Records(_message.Message):
     __slots__ = ("records", "end")
@@ -313,7 +315,7 @@ class Records(_message.Message):
     def __init__(self, records: _Optional[_Iterable[_Union[SealedRecord, _Mapping]]] = ..., end: _Optional[int] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
-    __slots__ = ("record", "window", "step", "tokens_trained", "activity", "loss", "tokens_per_second", "train_seconds", "blocked_seconds", "bytes_sent", "bytes_received", "evaluations", "busy_seconds", "hand_in_seconds", "oldest", "bytes_relayed")
+    __slots__ = ("record", "window", "step", "tokens_trained", "activity", "loss", "tokens_per_second", "train_seconds", "blocked_seconds", "bytes_sent", "bytes_received", "evaluations", "busy_seconds", "hand_in_seconds", "oldest", "bytes_relayed", "tokens_open")
     RECORD_FIELD_NUMBER: _ClassVar[int]
     WINDOW_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
@@ -330,6 +332,7 @@ class Heartbeat(_message.Message):
     HAND_IN_SECONDS_FIELD_NUMBER: _ClassVar[int]
     OLDEST_FIELD_NUMBER: _ClassVar[int]
     BYTES_RELAYED_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_OPEN_FIELD_NUMBER: _ClassVar[int]
     record: int
     window: int
     step: int
@@ -346,7 +349,8 @@ class Heartbeat(_message.Message):
     hand_in_seconds: float
     oldest: int
     bytes_relayed: int
-    def __init__(self, record: _Optional[int] = ..., window: _Optional[int] = ..., step: _Optional[int] = ..., tokens_trained: _Optional[int] = ..., activity: _Optional[str] = ..., loss: _Optional[float] = ..., tokens_per_second: _Optional[float] = ..., train_seconds: _Optional[float] = ..., blocked_seconds: _Optional[float] = ..., bytes_sent: _Optional[int] = ..., bytes_received: _Optional[int] = ..., evaluations: _Optional[_Iterable[_Union[Evaluation, _Mapping]]] = ..., busy_seconds: _Optional[float] = ..., hand_in_seconds: _Optional[float] = ..., oldest: _Optional[int] = ..., bytes_relayed: _Optional[int] = ...) -> None: ...
+    tokens_open: int
+    def __init__(self, record: _Optional[int] = ..., window: _Optional[int] = ..., step: _Optional[int] = ..., tokens_trained: _Optional[int] = ..., activity: _Optional[str] = ..., loss: _Optional[float] = ..., tokens_per_second: _Optional[float] = ..., train_seconds: _Optional[float] = ..., blocked_seconds: _Optional[float] = ..., bytes_sent: _Optional[int] = ..., bytes_received: _Optional[int] = ..., evaluations: _Optional[_Iterable[_Union[Evaluation, _Mapping]]] = ..., busy_seconds: _Optional[float] = ..., hand_in_seconds: _Optional[float] = ..., oldest: _Optional[int] = ..., bytes_relayed: _Optional[int] = ..., tokens_open: _Optional[int] = ...) -> None: ...
 
 class Evaluation(_message.Message):
     __slots__ = ("record", "loss")
