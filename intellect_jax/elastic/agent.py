@@ -195,6 +195,7 @@ class Agent:
       while self._log.record(hello.head + 1) is not None:
         hello.head += 1
     hello.tokens_trained = self.news.heartbeat.tokens_trained
+    hello.tokens_open = self.news.heartbeat.tokens_open
     self._send(pb.FromIsland(hello=hello))
 
   def _send(self, message: pb.FromIsland) -> None:

@@ -92,6 +92,7 @@ class Diary:
       heartbeat.window = told["window"]
       heartbeat.step = step
       heartbeat.tokens_trained = self._windows.tokens_trained
+      heartbeat.tokens_open = self._windows.tokens_uncommitted
       heartbeat.activity = "training"
       step_seconds = meter.train_seconds / max(1, step)
       heartbeat.hand_in_seconds = step_seconds + self.hand_in_seconds

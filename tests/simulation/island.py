@@ -420,6 +420,7 @@ class Island:
       self.send(pb.FromIsland(fetch_failed=failed))
       return
     self.theta = theta
+    self.drop("its base was annulled")
     self.give_up()
     self.carry_out(self.round.stand(back))
     self.read_log(back + 1)
