@@ -146,6 +146,12 @@ def island_config() -> ml_collections.ConfigDict:
   island.advertise = ""
   island.upload_mbit = 0.0  # 10^6 bits/s of blobs served; 0: no cap
   island.download_mbit = 0.0  # 10^6 bits/s of blobs fetched; 0: no cap
+  # 10^9 bytes of records and means that are kept for islands that are late, and
+  # for replay; beyond them only what the oldest checkpoint needs [P 5].
+  island.log_gb = 8.0
+  # 10^9 bytes that checkpoints and the log take in all; 0: no cap. Old means go
+  # first, then old checkpoints. It must hold two, one being written.
+  island.disk_gb = 0.0
   island.connect_patience = 30.0  # seconds for a coordinator to answer at start
   island.threads = 2  # of exchange work: encode, fetch, reduce, hash
   island.compilation_cache = "~/.cache/intellect_jax"  # empty: none

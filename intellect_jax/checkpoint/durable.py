@@ -15,6 +15,7 @@ the newest step.)
   10.torn                 was damaged, moved aside for a new save of record 10
 """
 
+from collections.abc import Callable
 import concurrent.futures
 import itertools
 import json
@@ -130,6 +131,7 @@ class DurableCheckpoints:
     momentum: np.ndarray,
     inner: PyTree,
     meta: dict[str, Any],
+    before: Callable[[], None] = lambda: None,
   ) -> None:
     """Starts to save; returns when everything has been copied.
 
@@ -143,6 +145,8 @@ class DurableCheckpoints:
       momentum: of the outer optimizer, float32 [size].
       inner: tree of jax arrays: parameters and optimizer state.
       meta: what else belongs to the state, as JSON.
+      before: called in the background when all is written; what it does is
+        done before the checkpoint counts.
 
     Raises:
       Exception: whatever stopped the save before, such as a full disk.
@@ -162,7 +166,9 @@ class DurableCheckpoints:
         inner=ocp.args.PyTreeSave(inner),
       ),
     )
-    self._publishing = self._thread.submit(self._publish, saving, manifest)
+    self._publishing = self._thread.submit(
+      self._publish, saving, manifest, before
+    )
 
   def latest(self) -> int | None:
     """Number of the newest whole checkpoint by now; None if there is none.
@@ -174,6 +180,27 @@ class DurableCheckpoints:
   def oldest(self) -> int | None:
     """Number of the oldest whole checkpoint; None if there is none."""
     return min(self._whole(), default=None)
+
+  def numbers(self) -> list[int]:
+    """Numbers of the whole checkpoints, the newest first."""
+    return sorted(self._whole(warn=True), reverse=True)
+
+  def bytes(self) -> dict[int, int]:
+    """Size of each whole checkpoint, by record."""
+    return {n: sum(m["files"].values()) for n, m in self._whole().items()}
+
+  def keep_within(self, room: int) -> None:
+    """Drops the oldest while all take more than `room` bytes; never the newest.
+
+    Waits first for the save before.
+    """
+    self.wait()
+    sizes = self.bytes()
+    for number in sorted(sizes)[:-1]:
+      if sum(sizes.values()) <= room:
+        return
+      self.drop(number)
+      del sizes[number]
 
   def restore(
     self, abstract_inner: PyTree, size: int, record: int | None = None
@@ -231,7 +258,12 @@ class DurableCheckpoints:
       self._thread.shutdown()
       self._orbax.close()
 
-  def _publish(self, saving: pathlib.Path, manifest: dict[str, Any]) -> None:
+  def _publish(
+    self,
+    saving: pathlib.Path,
+    manifest: dict[str, Any],
+    before: Callable[[], None],
+  ) -> None:
     """Completes a save: from `N.saving` to `N`, then drops old ones."""
     self._orbax.wait_until_finished()
     files = [path for path in saving.rglob("*") if path.is_file()]
@@ -241,12 +273,17 @@ class DurableCheckpoints:
     (saving / MANIFEST).write_text(json.dumps(manifest, indent=2))
     for path in (*saving.rglob("*"), saving):
       _flush(path)
+    before()
     self._put_in_place(saving)
     older = sorted(n for n in self._whole() if n <= manifest["record"])
     for number in older[: -self._keep]:
-      folder = self._directory / str(number)
-      # Renamed first: a folder that is half removed must not have a number.
-      shutil.rmtree(folder.rename(folder.with_suffix(".old")))
+      self.drop(number)
+
+  def drop(self, number: int) -> None:
+    """Removes a checkpoint."""
+    folder = self._directory / str(number)
+    # Renamed first: a folder that is half removed must not have a number.
+    shutil.rmtree(folder.rename(folder.with_suffix(".old")))
 
   def _put_in_place(self, saving: pathlib.Path) -> None:
     final, old = saving.with_suffix(""), saving.with_suffix(".old")

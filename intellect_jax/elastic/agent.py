@@ -7,6 +7,7 @@ waited for.
 """
 
 from collections.abc import Callable, Sequence
+import math
 import queue
 import threading
 import time
@@ -14,7 +15,7 @@ import time
 from absl import logging
 import grpc
 
-from intellect_jax.elastic import reduce, rpc
+from intellect_jax.elastic import chain, reduce, rpc
 from intellect_jax.elastic import round as round_lib
 from intellect_jax.elastic.log import RecordLog
 from intellect_jax.elastic.news import News
@@ -24,6 +25,7 @@ from intellect_jax.elastic.stream import ControlStream
 from intellect_jax.elastic.work import ExchangeWork
 from intellect_jax.errors import UserError
 
+_BEATS_A_LEASE = 4
 _RECORDS_SENT = 256  # in one message, when the coordinator asks
 
 
@@ -44,6 +46,7 @@ class Agent:
     lease_seconds: float,
     threads: int,
     offer_state: Callable[[], pb.StateReady],
+    oldest: Callable[[], int],
     on_term: Callable[[int], None],
   ):
     """Prepares; nothing runs yet.
@@ -57,6 +60,7 @@ class Agent:
       mean_bytes: length of an encoded mean.
       threads: of exchange work.
       offer_state: snapshots and publishes this island's state.
+      oldest: record that its checkpoints and log reach back to.
       on_term: called with a newly seen higher term, to persist it.
     """
     self.news = news
@@ -66,13 +70,18 @@ class Agent:
     self._exchange = exchange
     self._log = log
     self._shelf = shelf
-    self._heartbeat_seconds = lease_seconds / 4
+    self._heartbeat_seconds = lease_seconds / _BEATS_A_LEASE
     self._offer_state = offer_state
+    self._oldest = oldest
     start = hello.record if hello.has_state else None
     self._round = round_lib.IslandRound(hello.island, start)
     self._inbox: queue.Queue = queue.Queue()
     self._unanswered: dict[int, pb.FromIsland] = {}  # lease requests by window
+    self._grants: dict[int, pb.LeaseGrant] = {}  # of windows not decided yet
     self._ready = False  # said so, since the last welcome
+    self._deciding = False  # whether it has a state of its own that counts
+    self._owes_hello = False  # until that is decided
+    self._owes_offer = False  # until it stands at a state
     self._genesis: pb.FromIsland | None = None  # the state this island made
     self._closing = threading.Event()
     self._stream = ControlStream(
@@ -130,6 +139,26 @@ class Agent:
     """Sends one message, if the stream is open: say(ready=pb.Ready(…))."""
     self._inbox.put(lambda: self._send(pb.FromIsland(**message)))
 
+  def drop(self, windows: list[pb.Window], cause: str) -> None:
+    """These windows will not be proposed: their work is lost."""
+
+    def step() -> None:
+      for window in windows:
+        self._grants.pop(window.number, None)
+      dropped = pb.Dropped(windows=windows, cause=cause)
+      self._send(pb.FromIsland(dropped=dropped))
+
+    self._inbox.put(step)
+
+  def renew_every(self, lease_seconds: float) -> None:
+    """The membership lease lasts so long from now on."""
+
+    def step() -> None:
+      self._heartbeat_seconds = lease_seconds / _BEATS_A_LEASE
+      self._beat()
+
+    self._inbox.put(step)
+
   def beat(self) -> None:
     """Sends a heartbeat now."""
     self._inbox.put(self._beat)
@@ -168,14 +197,24 @@ class Agent:
 
     def step() -> None:
       for sealed in log:
-        self._log.adopt(sealed)
+        self._log.keep(sealed)
       self._carry_out(self._round.stand(record))
+      self._decided()
       self._read_log(record + 1)
       done.set()
 
     self._inbox.put(step)
     while not (done.wait(0.1) or self._closing.is_set()):
       pass
+
+  def stand_nowhere(self, reason: str) -> None:
+    """This island has no state of its own that counts: it asks for one."""
+
+    def step() -> None:
+      self._send(pb.FromIsland(fetch_failed=pb.FetchFailed(reason=reason)))
+      self._decided()
+
+    self._inbox.put(step)
 
   def get_log(self) -> list[pb.SealedRecord]:
     """All committed records, from the coordinator."""
@@ -185,18 +224,31 @@ class Agent:
 
   def _say_hello(self) -> None:
     """Where this island stands, first of all on a new stream."""
+    if self._deciding:
+      self._owes_hello = True
+      return
     hello, record = self._hello, self._round.record
+    hello.has_state = record is not None and record >= 0
     if record is not None and record >= 0:
       sealed = self._log.record(record)
-      hello.has_state = True
       hello.record = record
       hello.record_hash = sealed.hash if sealed is not None else b""
-      hello.head = max(hello.head, record)
-      while self._log.record(hello.head + 1) is not None:
-        hello.head += 1
+      hello.head = record + max(0, len(self._log.records(record)) - 1)
     hello.tokens_trained = self.news.heartbeat.tokens_trained
+    hello.ClearField("leases")
+    hello.leases.extend(self._grants.values())
     hello.tokens_open = self.news.heartbeat.tokens_open
     self._send(pb.FromIsland(hello=hello))
+
+  def _decided(self) -> None:
+    """It stands at a state, or knows that it has none."""
+    self._deciding = False
+    if self._owes_hello:
+      self._owes_hello = False
+      self._say_hello()
+    if self._owes_offer:
+      self._owes_offer = False
+      self._on_offer_state(pb.OfferState())
 
   def _send(self, message: pb.FromIsland) -> None:
     addressed = pb.FromIsland(term=self._term)
@@ -204,18 +256,19 @@ class Agent:
     self._stream.send(addressed)
 
   def _work(self) -> None:
-    next_beat = time.monotonic()
+    last_beat = -math.inf
     while not self._closing.is_set():
       try:
-        work = self._inbox.get(timeout=max(0.0, next_beat - time.monotonic()))
+        wait = last_beat + self._heartbeat_seconds - time.monotonic()
+        work = self._inbox.get(timeout=max(0.0, wait))
       except queue.Empty:
         work = None
       try:
         if work is not None:
           work()
-        if time.monotonic() >= next_beat:
+        if time.monotonic() >= last_beat + self._heartbeat_seconds:
           self._beat()
-          next_beat = time.monotonic() + self._heartbeat_seconds
+          last_beat = time.monotonic()
       except Exception as error:  # nobody else could tell the operator
         logging.exception("The island's agent failed.")
         self.news.fail(error)
@@ -225,7 +278,10 @@ class Agent:
     with self.news.changed:
       heartbeat = pb.Heartbeat()
       heartbeat.CopyFrom(self.news.heartbeat)
-    heartbeat.activity = self.news.waiting_for or heartbeat.activity
+    if self.news.waiting_for:  # which may take any time
+      heartbeat.activity = self.news.waiting_for
+      heartbeat.busy_seconds = 0
+    heartbeat.oldest = self._oldest()
     heartbeat.bytes_sent = self._exchange.store.bytes_sent
     heartbeat.bytes_relayed = self._exchange.store.bytes_relayed
     heartbeat.bytes_received = self._exchange.fetcher.bytes_received
@@ -286,6 +342,10 @@ class Agent:
       self.news.restores.append(restore)
 
   def _on_offer_state(self, offer: pb.OfferState) -> None:
+    if self._deciding:  # what it has now is not what the run has
+      self._owes_offer = True
+      return
+
     def work() -> None:
       ready = self._offer_state()
       self.say(state_ready=ready)
@@ -294,6 +354,7 @@ class Agent:
 
   def _on_lease_grant(self, grant: pb.LeaseGrant) -> None:
     self._unanswered.pop(grant.window, None)
+    self._grants[grant.window] = grant
     with self.news.changed:
       self.news.leases[grant.window] = [
         (i.start, i.stop) for i in grant.samples
@@ -374,16 +435,23 @@ class Agent:
           with self.news.changed:
             self.news.hand_in = number
             self.news.changed.notify_all()
-        case round_lib.Diverged(record):
-          reason = f"record {record}, at which it stands, was annulled"
+        case round_lib.Keep(sealed):
+          self._shelf.keep(sealed)
+        case round_lib.Diverged(record, to):
           self._forget_state()
-          self._send(pb.FromIsland(fetch_failed=pb.FetchFailed(reason=reason)))
+          self._ready, self._deciding = False, True
+          with self.news.changed:
+            self.news.annulled = record, to
+            self.news.changed.notify_all()
 
   def _adopt(self, record: pb.Record, sealed: pb.SealedRecord) -> None:
     self._shelf.adopt(sealed)
     self._hands.submit(self._log.sync, record.number)
     if record.HasField("step"):  # else it is proposed again
       self._hands.withdraw_delta()
+    for holder, _ in chain.windows_of(record):
+      if holder[:2] == (self._hello.island, self._hello.incarnation):
+        self._grants.pop(holder.window, None)
     with self.news.changed:
       self.news.adopted.append(record)
       self.news.changed.notify_all()

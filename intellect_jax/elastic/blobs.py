@@ -286,7 +286,7 @@ class Fetcher:
       download_mbit: cap on what is fetched, 10^6 bits/s; 0 is none.
     """
     self._channels = rpc.Channels(credentials)
-    self._patience = patience
+    self.patience = patience
     self._pace = Pace(download_mbit)
     self._silent: dict[str, float] = {}  # address -> until when it is avoided
     self.bytes_received = 0
@@ -337,7 +337,7 @@ class Fetcher:
         if now - max(asked, progress) > _SILENT:
           self._silent[address] = now + _AVOIDED
         waited = now - progress
-        if waited >= self._patience and failures >= len(addresses):
+        if waited >= self.patience and failures >= len(addresses):
           raise
         cancelled.wait(_RETRY)
 
@@ -389,9 +389,9 @@ class Fetcher:
         break
       except queue.Empty:
         waited += 0.1
-        if waited >= self._patience:
+        if waited >= self.patience:
           raise FetchError(
-            address, f"nothing came for {self._patience:g} s"
+            address, f"nothing came for {self.patience:g} s"
           ) from None
     if isinstance(frame, Exception):
       raise FetchError(address, _reason(frame)) from frame

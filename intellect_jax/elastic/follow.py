@@ -53,11 +53,13 @@ class Follower:
     self._diary = diary
     self._evaluation = evaluation
     self._steering = Steering()
+    self._lease_seconds = run.elastic.lease_seconds
 
   def propose(self, state: TrainState) -> None:
     """Freezes the delta, encodes it once, publishes and proposes it."""
     held, began = self._held, time.monotonic()
-    delta, norm = held.publish_delta(state.params)
+    with self._news.busy("encoding", held.slow_seconds):
+      delta, norm = held.publish_delta(state.params)
     self._diary.hand_in_seconds = time.monotonic() - began
     if self.outer.max_ahead_steps > 0:
       self._merger.proposed(state.params)
@@ -93,6 +95,8 @@ class Follower:
   def merge_news(self, state: TrainState) -> TrainState:
     """Merges all records that have come; gives up what is void."""
     news = self._news
+    if news.annulled is not None:
+      state = self._go_back(state)
     while news.adopted:
       state = self._merge(state, news.adopted.popleft())
     while news.restores:  # its own state is void, or too far behind
@@ -119,7 +123,8 @@ class Follower:
     included = self._is_in(record)
     if included:
       self._diary.meter.exchanged(record.step, self._island)
-    params, lost = self._merger.merge(state.params, record, included)
+    with self._news.busy("merging", held.slow_seconds):
+      params, lost = self._merger.merge(state.params, record, included)
     state = TrainState(params, state.opt_state)
     self._obey()
     if lost:
@@ -134,21 +139,51 @@ class Follower:
     )
     self._evaluation.take_turn(members)
     if held.is_checkpoint():
-      held.save(state)
+      with self._news.busy("saving", held.slow_seconds):
+        held.save(state)
     return state
+
+  def _go_back(self, state: TrainState) -> TrainState:
+    """Where it stood was annulled: to its own state from before that."""
+    with self._news.changed:
+      annulled, self._news.annulled = self._news.annulled, None
+    if annulled is None or self._agent.standing:
+      return state  # another island's state has come meanwhile
+    record, to = annulled
+    logging.warning("Record %d was annulled; back to %d.", record, to)
+    with self._news.busy("going back", self._held.slow_seconds):
+      own = join.go_back(self._held, self._agent, record, to)
+    if own is None:
+      return state
+    undone = max(to, self._held.record.number) + 1
+    self._windows.annul(self._committed(self._held.log.records(undone)))
+    self._diary.note("restored", source="checkpoint")
+    self.steer()
+    return self._give_up(own, f"record {record} was annulled")
+
+  def _committed(self, records: list[pb.Record]) -> int:
+    """Tokens of this process in these records."""
+    own = self._island, self._incarnation
+    return sum(
+      window.tokens
+      for record in records
+      for holder, window in chain.windows_of(record)
+      if holder[:2] == own
+    )
 
   def _give_up(self, state: TrainState, cause: str) -> TrainState:
     """Goes back to theta; what is not committed is lost."""
     dropped = self._windows.drop()
     if dropped:
-      self._agent.say(dropped=pb.Dropped(windows=dropped, cause=cause))
+      self._agent.drop(dropped, cause)
       self._diary.note("lost", cause=cause)
     return state._replace(params=self._held.place_theta())
 
   def take_over(self, offer: pb.Restore) -> bool:
     """Stands at a state that another island serves. Whether it could."""
     before = self._held.record.number
-    records = join.take_over(self._held, self._agent, offer)
+    with self._news.busy("fetching a state", self._held.slow_seconds):
+      records = join.take_over(self._held, self._agent, offer)
     if records is None:
       return False
     for record in records:
@@ -168,6 +203,10 @@ class Follower:
     run = self._steering.run_at(self._run, self._held.record.number + 1)
     self.outer = run.outer
     self._windows.max_carry = run.outer.max_carry
+    self._held.fetcher.patience = run.elastic.fetch_patience
+    if run.elastic.lease_seconds != self._lease_seconds:
+      self._lease_seconds = run.elastic.lease_seconds
+      self._agent.renew_every(self._lease_seconds)
 
   def _is_in(self, record: pb.Record) -> bool:
     """Whether the record includes what this island has proposed."""

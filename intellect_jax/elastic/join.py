@@ -5,12 +5,13 @@ a new one, if it is the first.
 """
 
 from absl import logging
+import grpc
 import jax
 from ml_collections import ConfigDict
 import numpy as np
 
 from intellect_jax.checkpoint.pretrained import Weights
-from intellect_jax.elastic import blobs
+from intellect_jax.elastic import blobs, chain
 from intellect_jax.elastic.agent import Agent
 from intellect_jax.elastic.holdings import Holdings
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
@@ -67,3 +68,46 @@ def take_over(
   records = [pb.Record.FromString(sealed.body) for sealed in log]
   held.stand_at(records[-1], both)
   return records
+
+
+def go_back(
+  held: Holdings, agent: Agent, record: int, to: int
+) -> TrainState | None:
+  """Stands at a state of this island's own, from before `record`.
+
+  Args:
+    record: that it stood at, and that does not count.
+    to: the newest of its own that does; -1: what the coordinator's log says.
+
+  Returns:
+    The state there, with the moments of the checkpoint; None if it has none,
+    which the coordinator is told.
+  """
+  state = None
+  if to < 0:
+    to = _last_in_common(held, agent)
+  if to >= 0:
+    state = held.restore(to=to)
+  if state is None:
+    agent.stand_nowhere(f"record {record}, at which it stands, was annulled")
+  else:
+    agent.stand_at(held.record.number)
+  return state
+
+
+def _last_in_common(held: Holdings, agent: Agent) -> int:
+  """The newest record of this island that is in the run's chain; or -1."""
+  try:
+    log = agent.get_log()
+  except grpc.RpcError as error:
+    logging.warning("Reading the log failed: %s", error)
+    return -1
+  records = [pb.Record.FromString(sealed.body) for sealed in log]
+  counting = {record.number for record in chain.effective(records)}
+  common = -1
+  for number, sealed in enumerate(log):
+    own = held.log.record(number)
+    if own is None or own.hash != sealed.hash:
+      break
+    common = number if number in counting else common
+  return common

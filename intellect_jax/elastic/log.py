@@ -5,40 +5,50 @@ Who is late replays it and ends on the same bits. Files, in one folder:
     attempt-3f2a….mean    the mean of an attempt that is not committed yet
     000000012.mean        the mean of record 12
     000000012.record      record 12 as the coordinator sealed it
+
+All records are kept, annulled ones too: they are small, and whoever recovers a
+run from an island needs the whole chain. Means are dropped in time.
 """
 
 from collections.abc import Iterator
+import contextlib
 import itertools
 import os
 import pathlib
+import threading
 
 from absl import logging
-from blake3 import blake3
 from google.protobuf.message import DecodeError
 import numpy as np
 
-from intellect_jax.elastic import blobs
+from intellect_jax.elastic import blobs, chain
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.outer.codec import make_codec
 
 
 class RecordLog:
-  """The committed log of one island, on disk. Used by one thread at a time.
+  """The committed log of one island, on disk. Written by one thread.
 
   Who only reads need not `open` it, and may do so beside who writes.
   """
 
   def __init__(self, folder: pathlib.Path):
     self._folder = folder
+    self._unsynced: set[int] = set()  # records that a power loss may take
+    self._syncing = threading.Lock()
 
   def open(self) -> None:
     """Makes the folder, and forgets attempts of a process before this one."""
     self._folder.mkdir(parents=True, exist_ok=True)
     self._forget_attempts()
+    # Whether that process came to sync them is not known.
+    self._unsynced = {int(p.stem) for p in self._folder.glob("*.record")}
 
   def _forget_attempts(self) -> None:
     for path in self._folder.glob("attempt-*"):
       path.unlink()
+
+  # ------------------------------------------------------------- to write
 
   def open_mean(self, attempt: bytes, length: int) -> np.memmap:
     """Returns writable uint8 [length], the mean of an attempt."""
@@ -55,12 +65,62 @@ class RecordLog:
     if record.HasField("step") and attempt.exists():
       attempt.rename(self._path(record.number, "mean"))
     self._forget_attempts()
+    self.keep(sealed)
+    return record
+
+  def keep(self, sealed: pb.SealedRecord) -> None:
+    """Adds a record without its mean, as those before a joiner's state."""
+    number = pb.Record.FromString(sealed.body).number
     whole = pb.SealedRecord(body=sealed.body, hash=sealed.hash)
-    path = self._path(record.number, "record")
+    path = self._path(number, "record")
     partial = path.with_suffix(".partial")
     partial.write_bytes(whole.SerializeToString())
     partial.rename(path)
-    return record
+    self._unsynced.add(number)
+
+  def sync(self, number: int) -> None:
+    """Puts all records up to `number`, and means, on the disk for good.
+
+    From any thread; returns when it is so, also if another one began it.
+    """
+    with self._syncing:
+      pending = [n for n in list(self._unsynced) if n <= number]
+      self._unsynced.difference_update(pending)
+      for each in sorted(pending):
+        for kind in ("mean", "record"):
+          _flush(self._path(each, kind))
+      if pending:
+        _flush(self._folder)
+
+  def trim(self, before: int, bound: int = 0) -> list[int]:
+    """Deletes the oldest means of more than `bound` bytes in all.
+
+    Those of `before` and after it stay: this island's own checkpoints need
+    them to be replayed. The records stay.
+
+    Returns:
+      The numbers of the records whose means are gone.
+    """
+    means = sorted(p for p in self._folder.glob("*.mean") if p.stem.isdigit())
+    sizes = {path: path.stat().st_size for path in means}
+    excess, gone = sum(sizes.values()) - bound, []
+    for path in means:
+      if excess <= 0 or int(path.stem) >= before:
+        break
+      path.unlink()
+      excess -= sizes[path]
+      gone.append(int(path.stem))
+    return gone
+
+  # -------------------------------------------------------------- to read
+
+  def bytes(self, start: int = 0) -> int:
+    """On the disk, of records from `start` on and their means."""
+    return sum(
+      path.stat().st_size
+      for path in self._folder.iterdir()
+      if path.stem.isdigit() and int(path.stem) >= start
+    )
 
   def record(self, number: int) -> pb.SealedRecord | None:
     """Record `number`, if it is here and whole."""
@@ -71,7 +131,7 @@ class RecordLog:
       sealed = pb.SealedRecord.FromString(path.read_bytes())
     except DecodeError:
       sealed = pb.SealedRecord()
-    if blake3(sealed.body).digest() != sealed.hash:
+    if chain.opened(sealed) is None:
       logging.warning("Ignoring the damaged log entry %s.", path)
       return None
     return sealed
@@ -82,22 +142,35 @@ class RecordLog:
     whole = path.exists() and path.stat().st_size > 0
     return np.memmap(path, np.uint8, "r") if whole else None
 
-  def records(self) -> list[pb.Record]:
-    """All records from the first on, annulled ones too."""
-    entries = map(self.record, itertools.count())
-    whole = itertools.takewhile(lambda sealed: sealed is not None, entries)
-    return [pb.Record.FromString(sealed.body) for sealed in whole if sealed]
+  def records(self, start: int = 0) -> list[pb.Record]:
+    """Records from `start` on, annulled ones too, as far as they are a chain.
+
+    A file may lie beyond that, of a chain that this island has left.
+    """
+    found: list[pb.Record] = []
+    last = b""
+    for number in itertools.count(start):
+      sealed = self.record(number)
+      if sealed is None:
+        return found
+      record = pb.Record.FromString(sealed.body)
+      if found and record.previous != last:
+        return found
+      found.append(record)
+      last = sealed.hash
+    raise AssertionError  # the count has no end
 
   def after(self, number: int) -> Iterator[pb.Record]:
-    """Yields records from `number` + 1 on, as far as they can be replayed."""
-    records: list[pb.Record] = []
-    while (sealed := self.record(number + 1 + len(records))) is not None:
-      record = pb.Record.FromString(sealed.body)
-      if record.HasField("annulment"):
-        records = [r for r in records if r.number <= record.annulment.to]
-        break
-      records.append(record)
-    for record in records:
+    """Yields what follows record `number`, as far as it can be replayed.
+
+    Annulled records are passed over; what came after their annulment stands
+    on what was before them. Nothing follows a record that is annulled itself.
+    """
+    following = self.records(number)
+    counting = chain.effective(following)
+    if counting[:1] != following[:1]:
+      return
+    for record in counting[1:]:
       if not self._replayable(record):
         return
       yield record
@@ -119,22 +192,18 @@ class RecordLog:
         return False
     return True
 
-  def sync(self, number: int) -> None:
-    """Puts record `number` and its mean on the disk for good."""
-    for kind in ("mean", "record"):
-      path = self._path(number, kind)
-      if path.exists():
-        with open(path, "rb") as file:
-          os.fsync(file.fileno())
-
-  def trim(self, before: int) -> None:
-    """Deletes the means of records below `before`; the records stay."""
-    for path in self._folder.glob("*.mean"):
-      if path.stem.isdigit() and int(path.stem) < before:
-        path.unlink()
-
   def _path(self, number: int, kind: str) -> pathlib.Path:
     return self._folder / f"{number:09d}.{kind}"
 
   def _attempt_path(self, attempt: bytes) -> pathlib.Path:
     return self._folder / f"attempt-{attempt.hex()[:32]}.mean"
+
+
+def _flush(path: pathlib.Path) -> None:
+  """Waits until a file, or a folder's names, are on the disk; if it is there."""
+  with contextlib.suppress(FileNotFoundError):
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+      os.fsync(descriptor)
+    finally:
+      os.close(descriptor)

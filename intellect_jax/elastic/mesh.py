@@ -208,6 +208,7 @@ class ElasticDeviceMesh:
       self._run.elastic.lease_seconds,
       self._island.threads,
       self._held.offer,
+      lambda: self._held.oldest,
       self._identity.saw_term,
     )
 
@@ -231,7 +232,7 @@ class ElasticDeviceMesh:
 
     while newest() < head and not news.finished:
       news.wait(
-        lambda: newest() >= head or len(news.restores) > 0,
+        lambda: newest() >= head or bool(news.restores or news.annulled),
         f"the log up to record {head}",
       )
       self.state = self._follower.merge_news(self.state)

@@ -1,7 +1,8 @@
 """What the agent's thread has heard and the training thread is to know."""
 
 import collections
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+import contextlib
 import threading
 import time
 
@@ -20,6 +21,8 @@ class News:
     restores: states that others offer.
     leases: samples by window.
     adopted: records to apply, in order.
+    annulled: the record that it stood at, which no longer counts, and the
+      newest of its own that does; -1: not known.
     finished: the coordinator said that the run is over.
     failure: why the island must end.
     heartbeat: what the training thread last said of itself.
@@ -35,6 +38,7 @@ class News:
     self.restores: collections.deque[pb.Restore] = collections.deque()
     self.leases: dict[int, list[Interval]] = {}
     self.adopted: collections.deque[pb.Record] = collections.deque()
+    self.annulled: tuple[int, int] | None = None
     self.finished = False
     self.failure: Exception | None = None
     self.heartbeat = pb.Heartbeat()
@@ -43,8 +47,9 @@ class News:
 
   @property
   def any(self) -> bool:
-    """Whether there is a record, a state or an eviction to look at."""
-    return bool(self.adopted) or bool(self.restores) or self.evicted
+    """Whether there is something that changes this island's state."""
+    came = bool(self.adopted) or bool(self.restores)
+    return came or self.evicted or self.annulled is not None
 
   def wait(
     self, ready: Callable[[], bool], reason: str, timeout: float | None = None
@@ -79,6 +84,19 @@ class News:
     if since is None:
       return ""
     return f" (coordinator unreachable for {time.monotonic() - since:.0f} s)"
+
+  @contextlib.contextmanager
+  def busy(self, activity: str, seconds: float) -> Iterator[None]:
+    """The training thread does something that may take so long at most."""
+    with self.changed:
+      self.heartbeat.activity, before = activity, self.heartbeat.activity
+      self.heartbeat.busy_seconds = seconds
+    try:
+      yield
+    finally:
+      with self.changed:
+        self.heartbeat.activity = before
+        self.heartbeat.busy_seconds = 0
 
   def fail(self, error: Exception) -> None:
     """The island must end; whoever waits hears of it."""

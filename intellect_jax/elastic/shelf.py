@@ -60,23 +60,35 @@ class MeanShelf:
     self._withdraw(dropped)
     return record
 
-  def load(self, number: int) -> None:
-    """Serves what the log has of the records after `number`."""
-    for record in self._log.after(number):
-      mean = self._log.mean(record.number)
-      if record.number not in self._records and mean is not None:
-        parts = self._parts(list(record.step.shares), mean)
-        ids = [self._store.publish(part, self._chunk).id for part in parts]
-        with self._lock:
-          self._records[record.number] = ids
+  def keep(self, sealed: pb.SealedRecord) -> None:
+    """A record was annulled: it stays in the log, without its mean."""
+    self._log.keep(sealed)
 
-  def trim(self, before: int) -> None:
-    """Forgets the means of records below `before`."""
+  def load(self, cancelled: threading.Event) -> None:
+    """Serves all means that the log has, newest first, until cancelled."""
+    for record in reversed(self._log.records()):
+      mean = self._log.mean(record.number)
+      if cancelled.is_set():
+        return
+      if mean is None or len(mean) != self._length:
+        continue
+      shares = list(record.step.shares)
+      parts = self._parts(shares, mean)
+      ids = [self._store.publish(part, self._chunk).id for part in parts]
+      with self._lock:
+        damaged = ids != [share.mean.id for share in shares]
+        known = record.number in self._records
+        if not (damaged or known):
+          self._records[record.number] = ids
+      if damaged or known:
+        self._withdraw(ids)
+
+  def trim(self, before: int, bound: int) -> None:
+    """Forgets the oldest means beyond `bound` bytes; see `RecordLog.trim`."""
+    gone = self._log.trim(before, bound)
     with self._lock:
-      old = [number for number in self._records if number < before]
-      dropped = [i for number in old for i in self._records.pop(number)]
+      dropped = [i for n in gone for i in self._records.pop(n, [])]
     self._withdraw(dropped)
-    self._log.trim(before)
 
   def _parts(
     self, shares: list[pb.Share], mean: np.ndarray

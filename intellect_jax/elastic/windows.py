@@ -104,6 +104,11 @@ class Windows:
     )
     self._done, self._proposed = [], []
 
+  def annul(self, tokens: int) -> None:
+    """What was committed is taken back: it is lost after all."""
+    self.tokens_committed -= tokens
+    self.tokens_lost += tokens
+
   def carry(self) -> bool:
     """A record leaves this island out. Returns whether that is too often."""
     self._proposed = []

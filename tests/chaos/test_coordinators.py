@@ -63,6 +63,7 @@ def agent_of(service, coordinators: list[str], folder) -> Agent:
     lease_seconds=3,
     threads=1,
     offer_state=pb.StateReady,
+    oldest=lambda: 0,
     on_term=lambda term: None,
   )
 

@@ -4,7 +4,7 @@ from blake3 import blake3
 import numpy as np
 import pytest
 
-from intellect_jax.elastic import blobs
+from intellect_jax.elastic import blobs, chain
 from intellect_jax.elastic.log import RecordLog
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.outer.codec import make_codec
@@ -16,11 +16,6 @@ BLOCKS = 8
 def mean_of(number: int) -> np.ndarray:
   rng = np.random.default_rng(number)
   return rng.integers(0, 256, BLOCKS * BLOCK_BYTES, np.uint8)
-
-
-def sealed(record: pb.Record) -> pb.SealedRecord:
-  body = record.SerializeToString(deterministic=True)
-  return pb.SealedRecord(body=body, hash=blake3(body).digest(), holders=["x"])
 
 
 def step(number: int) -> pb.Record:
@@ -37,20 +32,31 @@ def step(number: int) -> pb.Record:
   return record
 
 
-def adopt(log: RecordLog, number: int) -> None:
-  record = step(number)
-  log.open_mean(record.step.attempt, BLOCKS * BLOCK_BYTES)[:] = mean_of(number)
-  log.adopt(sealed(record))
-  log.sync(number)
+def adopt(log: RecordLog, record: pb.Record) -> pb.SealedRecord:
+  """Adds a record, and its mean if it is a step, after the one before it."""
+  before = log.record(record.number - 1) if record.number else None
+  record.previous = before.hash if before is not None else b""
+  if record.HasField("step"):
+    mean = log.open_mean(record.step.attempt, BLOCKS * BLOCK_BYTES)
+    mean[:] = mean_of(record.number)
+  sealed = chain.seal(record)
+  sealed.holders.append("x")
+  log.adopt(sealed)
+  return sealed
+
+
+def annulment(number: int, to: int) -> pb.Record:
+  return pb.Record(number=number, annulment=pb.Annulment(to=to))
 
 
 @pytest.fixture
 def folder(tmp_path):
   log = RecordLog(tmp_path)
   log.open()
-  log.adopt(sealed(pb.Record(number=0, genesis=pb.Genesis(state=b"s"))))
+  adopt(log, pb.Record(number=0, genesis=pb.Genesis(state=b"s")))
   for number in (1, 2, 3):
-    adopt(log, number)
+    adopt(log, step(number))
+  log.sync(3)
   return tmp_path
 
 
@@ -66,7 +72,7 @@ def test_adopted_records_and_means_survive_reopening(folder):
   np.testing.assert_array_equal(log.mean(2), mean_of(2))
   found = log.record(2)
   assert found is not None
-  assert found.body == sealed(step(2)).body
+  assert pb.Record.FromString(found.body).step == step(2).step
   assert not found.holders  # of no use to anyone later
   assert log.record(4) is None
   assert log.mean(4) is None
@@ -75,8 +81,8 @@ def test_adopted_records_and_means_survive_reopening(folder):
 def test_replay_goes_on_past_changed_settings(folder):
   log = RecordLog(folder)
   log.open()
-  log.adopt(sealed(pb.Record(number=4, settings=pb.Settings(finish=True))))
-  adopt(log, 5)
+  adopt(log, pb.Record(number=4, settings=pb.Settings(finish=True)))
+  adopt(log, step(5))
   assert replayed(folder, 2) == [3, 4, 5]
 
 
@@ -89,7 +95,7 @@ def test_a_mean_without_its_record_is_not_kept(folder):
   log.open()  # after a crash
   assert not list(folder.glob("attempt-*"))
   log.open_mean(b"\x02" * 32, BLOCKS * BLOCK_BYTES)  # came to nothing
-  adopt(log, 4)
+  adopt(log, step(4))
   assert not list(folder.glob("attempt-*"))
   assert replayed(folder, 3) == [4]
 
@@ -112,18 +118,55 @@ def test_replay_stops_before_what_a_power_loss_tore(folder, kind, damage):
   assert replayed(folder, 0) == [1]
 
 
-def test_annulled_records_are_not_replayed(folder):
+def test_replay_passes_a_rollback(folder):
   log = RecordLog(folder)
   log.open()
-  annulment = pb.Annulment(to=1, reason="went back")
-  log.adopt(sealed(pb.Record(number=4, annulment=annulment)))
+  adopt(log, annulment(4, to=1))
+  adopt(log, step(5))
+  assert replayed(folder, 0) == [1, 4, 5]
+  assert replayed(folder, 1) == [4, 5]
+  assert replayed(folder, 3) == []  # a state that does not count
+  adopt(log, annulment(6, to=4))  # from before the first one's successors
+  adopt(log, step(7))
+  assert replayed(folder, 0) == [1, 4, 6, 7]
+  assert [record.number for record in log.records()] == [*range(8)]
+
+
+def test_an_annulled_record_needs_no_mean_to_be_passed(folder):
+  """It may never have come here, for it was annulled before."""
+  log = RecordLog(folder)
+  log.open()
+  for number in (2, 3):
+    (folder / f"{number:09d}.mean").unlink()
+  adopt(log, annulment(4, to=1))
+  adopt(log, step(5))
+  assert replayed(folder, 0) == [1, 4, 5]
+
+
+def test_what_is_left_of_another_chain_is_no_part_of_this_one(folder):
+  log = RecordLog(folder)
+  log.open()
+  log.keep(chain.seal(pb.Record(number=2, term=2)))
+  assert [record.number for record in log.records()] == [0, 1]
   assert replayed(folder, 0) == [1]
 
 
 def test_trimming_deletes_means_and_keeps_records(folder):
   log = RecordLog(folder)
   log.open()
-  log.trim(before=3)
+  assert log.trim(before=3) == [1, 2]
   assert log.mean(2) is None
   assert log.record(2) is not None
   assert replayed(folder, 2) == [3]
+
+
+def test_the_oldest_means_beyond_a_bound_go(folder):
+  """As many as must, but never those that a checkpoint still needs."""
+  log = RecordLog(folder)
+  log.open()
+  size = BLOCKS * BLOCK_BYTES
+  assert log.trim(before=3, bound=3 * size) == []
+  assert log.trim(before=3, bound=2 * size) == [1]
+  assert log.trim(before=3, bound=2 * size - 1) == [2]
+  assert log.trim(before=3, bound=0) == []
+  assert log.bytes(3) >= size > log.bytes() - log.bytes(3)

@@ -140,6 +140,19 @@ class Coordinator(Process):
     return read_ledger(self.workdir / "ledger.sqlite")[1]
 
 
+def command(module: str, *arguments: str) -> tuple[int, str]:
+  """The exit status of a command, and what it said."""
+  done = subprocess.run(
+    [sys.executable, "-m", f"intellect_jax.{module}", *arguments],
+    cwd=ROOT,
+    env=ENVIRONMENT,
+    capture_output=True,
+    text=True,
+    timeout=BOUND,
+  )
+  return done.returncode, done.stdout + done.stderr
+
+
 def read_ledger(path: pathlib.Path) -> tuple[str, list[pb.Record]]:
   """The run half as JSON and all records, from a file that nobody has open."""
   with contextlib.closing(sqlite3.connect(path)) as ledger:

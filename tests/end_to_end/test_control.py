@@ -1,23 +1,7 @@
 """An operator steers a run: what was changed is in its records, and replays."""
 
-import subprocess
-import sys
-
 import numpy as np
-from processes import BOUND, ENVIRONMENT, ROOT, wait_until
-
-
-def command(module: str, *arguments: str) -> tuple[int, str]:
-  """The exit status of a command, and what it said."""
-  done = subprocess.run(
-    [sys.executable, "-m", f"intellect_jax.{module}", *arguments],
-    cwd=ROOT,
-    env=ENVIRONMENT,
-    capture_output=True,
-    text=True,
-    timeout=BOUND,
-  )
-  return done.returncode, done.stdout + done.stderr
+from processes import command, wait_until
 
 
 def test_what_an_operator_changes_is_in_the_records(world):
