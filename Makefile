@@ -37,8 +37,9 @@ test-extras: setup  ## Install torch and transformers, test agreement with them
 gpu-smoke: setup  ## Test what only a GPU can show, where there is one
 	$(BIN)/python tests/gpu_smoke.py
 
-bench: setup  ## Time a step against plain JAX and PyTorch, 10 minutes
+bench: setup  ## Time a step against others, and rounds and faults, 11 minutes
 	$(BIN)/python -m benchmarks.inner_step
+	$(BIN)/python -m benchmarks.elastic --quick
 
 chaos: setup  ## Faults of every kind against real processes, 10 minutes
 	PYTHONPATH=. $(BIN)/python tests/chaos/chaos.py

@@ -8,12 +8,16 @@ standard output, each with a "kind" and with `time.monotonic()` as "at", which
 all processes of a machine share. See `loopback.py` for who speaks to it.
 
   {"do": "step", "fault": "kill", "phase": "reduce"}
-
-trains one window of nothing: it freezes the delta of fixed random parameters,
-proposes, and applies the record that comes. The fault, if one is named, comes
-in that phase: "kill" and "stop" are signals that the process sends to itself;
-"wait" makes it say so and go on when it reads {"do": "go"}, so that the
-network can be cut at that very point.
+      Trains one window of nothing: freezes the delta of fixed random
+      parameters, proposes, and applies the record that comes; "done" then, and
+      "rested" with the state's hash. The fault, if one is named, comes in that
+      phase: "kill" and "stop" are signals that the process sends to itself;
+      "wait" makes it say so and go on when it reads {"do": "go"}, so that the
+      network can be cut at that very point.
+  {"do": "offer"}
+      Serves theta and b, and tells their id and addresses.
+  {"do": "fetch", "id": …, "addresses": …}
+      Fetches them from several islands, and forgets them.
 """
 
 import argparse
@@ -219,6 +223,7 @@ class BareIsland:
     self._hear_news()
     self._request_lease()
     self._tell("joined", record=self._record.number)
+    self._rest()
 
   def step(self) -> None:
     """A window without training: from parameters to theta moved."""
@@ -228,7 +233,6 @@ class BareIsland:
     self._windows.start(news.leases.pop(number))
     self._windows.step()
     self._request_lease()
-    base_state = self._state_hash()
     self._tell("frozen")
     delta = reduce.encode(
       self._codec, self._delta(), self._mean_bytes, self._chunk
@@ -242,7 +246,7 @@ class BareIsland:
           delta.manifest(self._chunk), delta.codes
         ),
         norm=math.sqrt(delta.squares[0]),
-        base_state=base_state,
+        base_state=self._state,
       )
     )
     self._tell("proposed")
@@ -250,6 +254,24 @@ class BareIsland:
       news.wait(lambda: news.any, "a record")
       self._hear_news()
     self._tell("done", record=self._record.number)
+    self._rest()
+
+  def offer(self) -> None:
+    state = self._offer().state
+    self._tell("offered", id=state.id.hex(), addresses=self._store.addresses)
+
+  def fetch(self, blob_id: str, addresses: list[str]) -> None:
+    coming = StateFetch(self._fetcher, self._outer.bytes)
+    began = time.monotonic()
+    coming.fetch(bytes.fromhex(blob_id), addresses, self._agent.closing)
+    self._tell(
+      "fetched", seconds=time.monotonic() - began, bytes=self._outer.bytes
+    )
+
+  def _rest(self) -> None:
+    """What an island does off the clock, while it trains again."""
+    self._state = self._outer.manifest()[1].id
+    self._tell("rested", state=self._state.hex())
 
   def _delta(self) -> Iterator[np.ndarray]:
     """Theta - x, in pieces."""
@@ -263,9 +285,6 @@ class BareIsland:
 
   def _request_lease(self) -> None:
     self._agent.request_lease(self._windows.next, 1)
-
-  def _state_hash(self) -> bytes:
-    return self._outer.manifest()[1].id
 
   def _offer(self) -> pb.StateReady:
     record, manifest, data = self._outer.snapshot()
@@ -356,9 +375,15 @@ def main() -> None:
     threading.Thread(target=listen, daemon=True).start()
     island.join()
     while (order := orders.get())["do"] != "end":
-      if "fault" in order:
-        island.faults.arm(order["phase"], order["fault"])
-      island.step()
+      match order["do"]:
+        case "step":
+          if "fault" in order:
+            island.faults.arm(order["phase"], order["fault"])
+          island.step()
+        case "offer":
+          island.offer()
+        case "fetch":
+          island.fetch(order["id"], order["addresses"])
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@
     proxy.up.hold()           # what callers send is acknowledged, and stays
     proxy.up.release()        # … and arrives late, as after a partition
     proxy.reset()             # every connection ends with a TCP reset
+  proxy.cut(is_bob)         # a black hole for callers at ports that are Bob's
 
 It ends TCP on both sides, as a middlebox does: the sender's kernel hears
 acknowledgements whatever becomes of the bytes. So it can show neither packet
@@ -13,6 +14,9 @@ loss nor congestion control, but the worse case of a peer that looks alive.
 """
 
 import asyncio
+from collections.abc import Callable
+import os
+import pathlib
 import random
 import socket
 import struct
@@ -102,6 +106,7 @@ class FaultProxy:
     self.up = Link(self._loop, window)
     self.down = Link(self._loop, window)
     self._refusing = False
+    self._is_cut: Callable[[int], bool] = lambda port: False
     self._pairs: dict[asyncio.Task, list[asyncio.StreamWriter]] = {}
     self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
     self._thread.start()
@@ -115,8 +120,18 @@ class FaultProxy:
     self.up.hold()
     self.down.hold()
 
+  def cut(self, callers: Callable[[int], bool]) -> None:
+    """Some callers, told by their port, reach nobody here, until `heal`.
+
+    Their connections are reset; of new ones all bytes are taken.
+    """
+    self._is_cut = callers
+    self._run(self._reset(callers))
+
   def heal(self) -> None:
     self._refusing = False
+    was_cut, self._is_cut = self._is_cut, lambda port: False
+    self._run(self._reset(was_cut))
     self.up.release()
     self.down.release()
 
@@ -158,6 +173,10 @@ class FaultProxy:
     try:
       if self._refusing:
         raise ConnectionRefusedError
+      if self._is_cut(_port(writer)):
+        while await reader.read(_READ):
+          pass
+        return
       far_reader, far_writer = await asyncio.open_connection(
         *_split(self.target)
       )
@@ -167,6 +186,8 @@ class FaultProxy:
         tasks.create_task(self.down.carry(far_reader, writer))
     except* OSError:
       self._abort(ends)  # a reset of one end is a reset of the other
+    except* asyncio.CancelledError:
+      pass  # by `reset`, which has ended both
     finally:
       del self._pairs[task]
       for end in ends:
@@ -179,8 +200,10 @@ class FaultProxy:
         end_socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
       end.transport.abort()
 
-  async def _reset(self) -> None:
-    tasks = list(self._pairs)
+  async def _reset(
+    self, callers: Callable[[int], bool] = lambda port: True
+  ) -> None:
+    tasks = [t for t, ends in self._pairs.items() if callers(_port(ends[0]))]
     for task in tasks:
       self._abort(self._pairs[task])
       task.cancel()  # also one whose bytes are held
@@ -194,3 +217,25 @@ class FaultProxy:
 def _split(address: str) -> tuple[str, int]:
   host, _, port = address.rpartition(":")
   return host.strip("[]"), int(port)
+
+
+def _port(writer: asyncio.StreamWriter) -> int:
+  """Of the caller."""
+  return writer.get_extra_info("peername")[1]
+
+
+def ports_of(pid: int) -> set[int]:
+  """Local ports of a process's TCP connections, on Linux."""
+  sockets = set()
+  for path in pathlib.Path(f"/proc/{pid}/fd").iterdir():
+    try:
+      sockets.add(os.readlink(path))
+    except FileNotFoundError:  # closed meanwhile
+      continue
+  ports = set()
+  for table in "tcp", "tcp6":
+    for line in pathlib.Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+      fields = line.split()
+      if f"socket:[{fields[9]}]" in sockets:
+        ports.add(int(fields[1].rpartition(":")[2], 16))
+  return ports

@@ -1,9 +1,8 @@
 """Islands without a model on this machine, each a process, and their faults.
 
   with Loopback(folder, values=100_000_000, names=["a", "b"]) as swarm:
-    for island in swarm.islands.values():
-      island.order("step")
-    done = [island.wait("done") for island in swarm.islands.values()]
+    swarm.order("step")
+    done = swarm.wait("rested")
 
 Each island's ways to the coordinator and to its own blobs go through proxies
 when `proxied`, so that they can be cut.
@@ -23,6 +22,7 @@ from typing import Any, Self
 
 from benchmarks.fault_proxy import FaultProxy
 from intellect_jax.elastic import rpc
+from intellect_jax.elastic.describe import describe
 
 Event = dict[str, Any]
 
@@ -53,7 +53,7 @@ class Child:
         self._heard.put(json.loads(line))
     self._heard.put(dict(kind="ended", at=time.monotonic()))
 
-  def order(self, do: str, **details: str) -> None:
+  def order(self, do: str, **details: Any) -> None:
     assert self._process.stdin is not None
     self._process.stdin.write(json.dumps(dict(do=do, **details)) + "\n")
     self._process.stdin.flush()
@@ -124,8 +124,7 @@ class Loopback:
       self.start_coordinator()
       for name in self._names:
         self.start_island(name)
-      for island in self.islands.values():
-        island.wait("joined")
+      self.wait("rested")
     except BaseException:
       self._stack.close()
       raise
@@ -179,7 +178,30 @@ class Loopback:
     self._stack.callback(self.islands[name].kill)
     return self.islands[name]
 
+  def order(self, do: str, **details: Any) -> None:
+    """Tells it to all islands; what they told before is forgotten."""
+    for island in self.islands.values():
+      island.events.clear()
+    for island in self.islands.values():
+      island.order(do, **details)
+
+  def wait(self, kind: str) -> list[Event]:
+    """The next event of a kind, of each island."""
+    return [island.wait(kind) for island in self.islands.values()]
+
   def black_hole(self, name: str) -> None:
     """What comes from this island or goes to it is taken, and disappears."""
     self.control[name].partition()
     self.blobs[name].partition()
+
+  def heal(self, name: str) -> None:
+    """Its connections of before are over; new ones are carried."""
+    if self._proxied:
+      for proxy in (self.control[name], self.blobs[name]):
+        proxy.reset()
+        proxy.heal()
+
+  def await_coordinator(self) -> float:
+    """When it was seen to answer."""
+    describe([self.address], rpc.LOOPBACK, BOUND)
+    return time.monotonic()

@@ -6,7 +6,10 @@ import platform
 import subprocess
 from typing import Any
 
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "transformers")
+_PACKAGES = (
+  *("jax", "jaxlib", "flax", "optax", "numpy", "torch", "transformers"),
+  *("blake3", "grpcio", "numba"),
+)
 
 
 def describe() -> dict[str, Any]:

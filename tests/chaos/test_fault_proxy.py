@@ -1,6 +1,7 @@
 """The bad network itself: what it delays, holds and cuts, it really does."""
 
 from collections.abc import Iterator
+import os
 import socket
 import socketserver
 import threading
@@ -8,7 +9,7 @@ import time
 
 import pytest
 
-from benchmarks.fault_proxy import FaultProxy
+from benchmarks.fault_proxy import FaultProxy, ports_of
 
 
 class _Echo(socketserver.BaseRequestHandler):
@@ -99,6 +100,29 @@ def test_reset_ends_connections_and_takes_new_ones(proxy):
   with _connect(proxy) as new:
     _echo(new, b"again")
   assert proxy.connections <= 1
+
+
+def test_one_caller_can_be_cut_off_alone(proxy):
+  with _connect(proxy) as other, _connect(proxy) as cut:
+    _echo(other, b"warm")
+    _echo(cut, b"warm")
+    port = cut.getsockname()[1]
+    proxy.cut(lambda caller: caller == port)
+    with pytest.raises(ConnectionResetError):
+      cut.recv(16)
+    _echo(other, b"still there")
+
+
+def test_new_connections_of_who_is_cut_off_are_black_holes(proxy):
+  proxy.cut(lambda port: port in ports_of(os.getpid()))
+  with _connect(proxy) as connection:
+    connection.sendall(b"anyone?")
+    connection.settimeout(0.3)
+    with pytest.raises(TimeoutError):
+      connection.recv(16)
+  proxy.heal()
+  with _connect(proxy) as connection:
+    _echo(connection, b"there")
 
 
 def test_refusal_lasts_until_it_is_healed(proxy):
