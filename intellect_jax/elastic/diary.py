@@ -86,13 +86,11 @@ class Diary:
     rate = tokens / max(meter.train_seconds, 1e-9)
     told.update(figures, tokens=tokens, tokens_per_second=rate)
     self.events.append(dict(kind="step", **told, **meter.figures()))
+    self.stands()
     with self._news.changed:
       heartbeat = self._news.heartbeat
-      heartbeat.record = self._held.record.number
       heartbeat.window = told["window"]
       heartbeat.step = step
-      heartbeat.tokens_trained = self._windows.tokens_trained
-      heartbeat.tokens_open = self._windows.tokens_uncommitted
       heartbeat.activity = "training"
       step_seconds = meter.train_seconds / max(1, step)
       heartbeat.hand_in_seconds = step_seconds + self.hand_in_seconds
@@ -100,6 +98,14 @@ class Diary:
       heartbeat.tokens_per_second = rate
       heartbeat.train_seconds = meter.train_seconds
       heartbeat.blocked_seconds = meter.blocked_seconds
+
+  def stands(self) -> None:
+    """Tells where the island stands, and what of its work is undecided."""
+    with self._news.changed:
+      heartbeat = self._news.heartbeat
+      heartbeat.record = self._held.record.number
+      heartbeat.tokens_trained = self._windows.tokens_trained
+      heartbeat.tokens_open = self._windows.tokens_uncommitted
 
   def summary(self) -> dict[str, Any]:
     """This island's figures, under the names of summary.json."""

@@ -109,6 +109,7 @@ class Follower:
     if news.evicted:
       news.evicted = False
       state = self._give_up(state, "evicted while it was silent")
+    self._diary.stands()
     return state
 
   def _merge(self, state: TrainState, record: pb.Record) -> TrainState:

@@ -16,7 +16,7 @@ class Identity:
   Attributes:
     workdir: what it holds.
     island: its name, unique in the run.
-    incarnation: counts the processes that held this workdir.
+    incarnation: counts the processes that began to join a run from this workdir.
     process: random bytes of this process, so that a copied workdir shows.
     run_id: of the run that the workdir belongs to; empty before it joined.
     term: the highest coordinator's term that it has seen.
@@ -56,7 +56,6 @@ class Identity:
       incarnation=known.incarnation + 1,
     )
     self.process = os.urandom(16)
-    self._save()
 
   @property
   def island(self) -> str:
@@ -81,6 +80,17 @@ class Identity:
         f"The workdir {self.workdir} belongs to run {self.run_id}, but the"
         f" coordinator leads run {run_id}. Choose another --workdir."
       )
+
+  def joins(self) -> None:
+    """This process is about to say hello: no later one has its incarnation."""
+    self._save()
+
+  def refused(self) -> None:
+    """It was turned away at the door: as if it had never been started."""
+    self._saved = dataclasses.replace(
+      self._saved, incarnation=self._saved.incarnation - 1
+    )
+    self._save()
 
   def joined(self, run_id: str) -> None:
     """Remembers the run that this workdir belongs to."""

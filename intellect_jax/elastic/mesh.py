@@ -158,9 +158,7 @@ class ElasticDeviceMesh:
       self._diary,
       self._evaluation,
     )
-    self._agent.start()
-    self._news.wait(lambda: self._news.welcome is not None, "a welcome")
-    welcome = self._news.welcome
+    welcome = self._say_hello()
     if welcome is None:  # the run is over
       return
     self._identity.joined(self._run_id)
@@ -180,6 +178,21 @@ class ElasticDeviceMesh:
     if self.record == 0:
       self._evaluation.take_turn([self.island])
     self._meter.start()
+
+  def _say_hello(self) -> pb.Welcome | None:
+    """Comes to the run; returns how it is welcomed, None if it is over.
+
+    Raises:
+      UserError: if it is refused. Then it is as if it had not been started.
+    """
+    self._identity.joins()
+    self._agent.start()
+    try:
+      self._news.wait(lambda: self._news.welcome is not None, "a welcome")
+    finally:
+      if self._news.welcome is None:
+        self._identity.refused()
+    return self._news.welcome
 
   def _make_agent(self, has_state: bool) -> Agent:
     hello = pb.Hello(

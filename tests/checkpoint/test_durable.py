@@ -326,6 +326,42 @@ def test_kill_9_in_a_save_leaves_the_last_whole_one(directory, moment):
   assert folders(directory) == sorted([str(latest), str(latest + 1)])
 
 
+def test_what_must_come_before_comes_before(directory):
+  """Such as the record it stands on: a checkpoint without it is of no use."""
+  seen = []
+  with opened(directory) as checkpoints:
+    before = lambda: seen.append(checkpoints.latest())  # noqa: E731
+    checkpoints.save(1, *outer(1), state(1), {"record": 1}, before)
+    checkpoints.wait()
+    assert (seen, checkpoints.latest()) == ([None], 1)
+
+    def fails():
+      raise OSError("the disk is full")
+
+    checkpoints.save(2, *outer(2), state(2), {"record": 2}, fails)
+    with pytest.raises(OSError, match="full"):
+      checkpoints.wait()
+    assert checkpoints.latest() == 1
+    save(checkpoints, 3)
+    assert_restores(checkpoints, 3)
+
+
+def test_old_checkpoints_make_room(directory):
+  with opened(directory, keep=9) as checkpoints:
+    for record in (1, 2, 3):
+      save(checkpoints, record)
+    checkpoints.wait()
+    sizes = checkpoints.bytes()
+    assert sorted(sizes) == [1, 2, 3] and min(sizes.values()) > 8 * SIZE
+    checkpoints.keep_within(sum(sizes.values()))
+    assert checkpoints.numbers() == [3, 2, 1]
+    checkpoints.keep_within(sum(sizes.values()) - 1)
+    assert checkpoints.numbers() == [3, 2]
+    checkpoints.keep_within(0)
+    assert checkpoints.numbers() == [3]  # there is always one to go back to
+    assert_restores(checkpoints, 3)
+
+
 if __name__ == "__main__":
   checkpoints = DurableCheckpoints(sys.argv[1], "run", keep=2)
   for number in range(1, 1000):

@@ -39,3 +39,19 @@ def test_a_workdir_belongs_to_one_island_and_one_run(tmp_path):
   with pytest.raises(UserError, match=r"run run-1.*leads run run-2"):
     again.check_run("run-2")
   again.close()
+
+
+def test_a_start_that_comes_to_nothing_does_not_count(tmp_path):
+  """Or each of them would fence the one that trains."""
+  mistyped = Identity(tmp_path, "a")
+  mistyped.close()  # before it said hello
+  refused = Identity(tmp_path, "a")
+  refused.joins()
+  refused.refused()
+  refused.close()
+  killed = Identity(tmp_path, "a")
+  killed.joins()
+  killed.close()
+  after = Identity(tmp_path, "a")
+  assert [killed.incarnation, after.incarnation] == [1, 2]
+  after.close()

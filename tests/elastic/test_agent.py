@@ -1,0 +1,153 @@
+"""An island's agent, over loopback, with a coordinator that says what we want."""
+
+import collections
+import contextlib
+import queue
+import threading
+
+import pytest
+
+from intellect_jax.elastic import blobs, chain, reduce, rpc
+from intellect_jax.elastic.agent import Agent
+from intellect_jax.elastic.log import RecordLog
+from intellect_jax.elastic.news import News
+from intellect_jax.elastic.protocol import elastic_pb2 as pb
+from intellect_jax.elastic.protocol import elastic_pb2_grpc as pb_grpc
+from intellect_jax.elastic.shelf import MeanShelf
+from intellect_jax.outer.codec import make_codec
+
+SECONDS = 30  # bound of every wait
+_BREAK = None
+
+
+class Coordinator(pb_grpc.CoordinatorServicer):
+  """Says what is put into `says`; what it hears comes out of `heard`."""
+
+  def __init__(self):
+    self.says: queue.Queue = queue.Queue()
+    self.heard = collections.defaultdict(queue.Queue)  # by kind
+    self._server = rpc.server(8)
+    pb_grpc.add_CoordinatorServicer_to_server(self, self._server)
+    self.address = rpc.listen(self._server, "127.0.0.1:0", rpc.LOOPBACK)
+
+  def Attend(self, request_iterator, context):
+    def hear() -> None:
+      with contextlib.suppress(Exception):  # the stream's end is no news here
+        for message in request_iterator:
+          kind = message.WhichOneof("message")
+          self.heard[kind].put(getattr(message, kind))
+
+    threading.Thread(target=hear, daemon=True).start()
+    while (message := self.says.get(timeout=SECONDS)) is not _BREAK:
+      yield pb.ToIsland(term=1, **message)
+
+  def ReadLog(self, request, context):
+    yield from ()
+
+  def hear(self, kind: str):
+    """The next message of a kind."""
+    return self.heard[kind].get(timeout=SECONDS)
+
+  def close(self) -> None:
+    self.says.put(_BREAK)
+    self._server.stop(grace=None)
+
+
+@pytest.fixture
+def coordinator():
+  with contextlib.closing(Coordinator()) as made:
+    yield made
+
+
+def genesis() -> pb.SealedRecord:
+  return chain.seal(pb.Record(term=1, genesis=pb.Genesis(state=b"s")))
+
+
+def settings(number: int, previous: bytes) -> pb.SealedRecord:
+  changed = pb.Settings(reason="any")
+  return chain.seal(
+    pb.Record(number=number, term=1, previous=previous, settings=changed)
+  )
+
+
+@pytest.fixture
+def agent(coordinator, tmp_path):
+  """Stands at record 0."""
+  codec, store = make_codec("int8"), blobs.BlobStore()
+  log = RecordLog(tmp_path)
+  log.open()
+  log.keep(genesis())
+  beats = iter(range(1_000_000))
+  made = Agent(
+    News(),
+    pb.Hello(island="ada", incarnation=3, has_state=True, record=0),
+    term=0,
+    coordinators=[coordinator.address],
+    credentials=rpc.LOOPBACK,
+    exchange=reduce.Exchange(codec, store, blobs.Fetcher(rpc.LOOPBACK, 1)),
+    log=log,
+    shelf=MeanShelf(store, log, codec.block_bytes, codec.block_bytes),
+    mean_bytes=codec.block_bytes,
+    lease_seconds=3600,
+    threads=1,
+    offer_state=pb.StateReady,
+    oldest=lambda: next(beats),
+    on_term=lambda term: None,
+  )
+  made.start()
+  yield made
+  made.close()
+
+
+def test_a_changed_lease_is_renewed_in_time(coordinator, agent):
+  """And each heartbeat tells how far back the island reaches by then."""
+  coordinator.hear("hello")
+  agent.renew_every(0.4)
+  told = [coordinator.hear("heartbeat").oldest for _ in range(5)]
+  assert told == sorted(set(told))
+
+
+def test_hello_names_what_is_leased_and_not_decided(coordinator, agent):
+  assert not coordinator.hear("hello").leases
+  for window in (7, 8, 9):
+    grant = pb.LeaseGrant(window=window)
+    grant.samples.add(start=10 * window, stop=10 * window + 4)
+    coordinator.says.put(dict(lease_grant=grant))
+  news = agent.news
+  assert news.wait(lambda: len(news.leases) == 3, "leases", SECONDS)
+  agent.drop([pb.Window(number=8)], "left out")
+  coordinator.hear("dropped")
+  step = pb.OuterStep()
+  step.members.add(island="ada", incarnation=3).windows.add(number=7)
+  step.members.add(island="bo", incarnation=3).windows.add(number=9)
+  record = pb.Record(number=1, term=1, previous=genesis().hash, step=step)
+  coordinator.says.put(dict(record=chain.seal(record)))
+  assert news.wait(lambda: len(news.adopted) == 1, "the record", SECONDS)
+  coordinator.says.put(_BREAK)
+  (left,) = coordinator.hear("hello").leases
+  assert left.window == 9 and left.samples[0].start == 90
+
+
+@pytest.mark.parametrize("has_own", [True, False])
+def test_no_hello_while_it_is_not_known_where_it_stands(
+  coordinator, agent, has_own
+):
+  first = settings(1, genesis().hash)
+  coordinator.hear("hello")
+  coordinator.says.put(dict(record=first))
+  news = agent.news
+  assert news.wait(lambda: len(news.adopted) == 1, "record 1", SECONDS)
+  taken_back = pb.Record(number=2, term=1, previous=first.hash)
+  taken_back.annulment.to = 0
+  coordinator.says.put(dict(record=chain.seal(taken_back)))
+  assert news.wait(lambda: news.annulled is not None, "news", SECONDS)
+  assert news.annulled == (1, 0) and not news.adopted and not agent.standing
+  coordinator.says.put(_BREAK)
+  assert news.wait(lambda: news.silent_since is not None, "silence", SECONDS)
+  if has_own:
+    agent.stand_at(0)
+  else:
+    agent.stand_nowhere("it has no checkpoint")
+  hello = coordinator.hear("hello")
+  assert hello.has_state == has_own
+  assert coordinator.heard["hello"].empty()
