@@ -46,11 +46,19 @@ def run_config() -> ml_collections.ConfigDict:
   )
   run.data = ml_collections.ConfigDict(
     dict(
-      source="python_docs",  # the text that ships in the package
-      tokenizer="bpe:32000",  # "byte", or "bpe:N" with N token ids
+      # "python_docs", the text that ships, and names of prepared sources:
+      # folders in island.data.folder, written by data.prepare.
+      sources=("python_docs",),
+      # (tokens of the run from which on, weight of each source by tokens).
+      stages=((0, (1.0,)),),
+      digest="",  # of the prepared sources; who starts the run notes it
+      # "byte", "bpe:N" with N token ids, or a file in island.data.folder: a
+      # tokenizer.json, a SentencePiece model, a tiktoken file as Llama 3's.
+      tokenizer="bpe:32000",
+      tokenizer_digest="",  # who starts the run notes it
       sequence_length=1024,  # tokens a packed sample
       seed=0,  # of the shuffle
-      held_out=0.05,  # fraction of the documents kept for evaluation
+      held_out=0.05,  # of the shipped documents, kept for evaluation
     )
   )
   run.inner = ml_collections.ConfigDict(
@@ -130,6 +138,13 @@ def island_config() -> ml_collections.ConfigDict:
       microbatch=0,  # sequences a forward pass; 0: the whole batch
       loss_chunk=0,  # positions whose logits exist at once; 0: all
       paced_step_seconds=0.0,  # tests: a real step, then wait for the pace
+    )
+  )
+  island.data = ml_collections.ConfigDict(
+    dict(
+      folder="",  # prepared sources, each a folder, and the tokenizer's file
+      verify=True,  # hash all of it at start; False looks at sizes alone
+      workers=0,  # processes that make batches; 0: a thread
     )
   )
   island.checkpoint = ml_collections.ConfigDict(

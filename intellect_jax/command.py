@@ -123,10 +123,14 @@ def run(main: Callable[..., None], words: bool = False) -> None:
 def _end_with_parent() -> None:
   """A part of a swarm is killed when the swarm is: none outlives it."""
   parent = os.environ.get(PARENT)
-  if parent is None:
-    return
+  if parent is not None:
+    end_with(int(parent))
+
+
+def end_with(parent: int) -> None:
+  """Lets the kernel kill this process when the one that started it ends."""
   ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-  if os.getppid() != int(parent):  # it has ended meanwhile
+  if os.getppid() != parent:  # it has ended meanwhile
     sys.exit(1)
 
 

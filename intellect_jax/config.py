@@ -6,6 +6,7 @@ The fields themselves stand in `configs/base.py`, with units and sources.
 import hashlib
 import importlib.util
 import json
+import math
 import pathlib
 import types
 
@@ -177,12 +178,50 @@ def validate_run(run: ConfigDict) -> None:
     run.elastic.deadline_ratio,
     "at least 1.1, or ordinary jitter would leave islands out",
   )
+  _validate_data(data)
+
+
+def _validate_data(data: ConfigDict) -> None:
   _require(
     0 < data.held_out < 1,
     "run.data.held_out",
     data.held_out,
     "a fraction between 0 and 1",
   )
+  _require(
+    0 <= data.seed < 2**32, "run.data.seed", data.seed, "from 0 to 2^32 - 1"
+  )
+  sources = data.sources
+  _require(
+    0 < len(sources) == len(set(sources)) and all(sources),
+    "run.data.sources",
+    sources,
+    "one name or more, each once, as in ('docs', 'code')",
+  )
+  _require(
+    len(data.stages) > 0
+    and all(len(stage) == 2 for stage in data.stages)
+    and all(len(weights) == len(sources) for _, weights in data.stages),
+    "run.data.stages",
+    data.stages,
+    "a tuple of (tokens, weights) with as many weights as run.data.sources has"
+    f" names, {len(sources)}",
+  )
+  starts = [start for start, _ in data.stages]
+  _require(
+    starts[0] == 0 and starts == sorted(set(starts)),
+    "run.data.stages",
+    data.stages,
+    "stages that begin at increasing tokens, the first at 0",
+  )
+  for _, weights in data.stages:
+    _require(
+      min(weights) >= 0 and abs(math.fsum(weights) - 1) < 1e-6,
+      "run.data.stages",
+      data.stages,
+      f"weights from 0 to 1 with the sum 1; {tuple(weights)} have the sum"
+      f" {math.fsum(weights):g}",
+    )
 
 
 def validate_island(run: ConfigDict, island: ConfigDict) -> None:
@@ -206,6 +245,12 @@ def validate_island(run: ConfigDict, island: ConfigDict) -> None:
     "island.upload_mbit and download_mbit",
     (island.upload_mbit, island.download_mbit),
     "not negative; 0 is no cap",
+  )
+  _require(
+    island.data.workers >= 0,
+    "island.data.workers",
+    island.data.workers,
+    "not negative",
   )
   _require(
     island.model.remat in ("none", "dots", "full"),

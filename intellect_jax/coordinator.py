@@ -20,7 +20,7 @@ import time
 from absl import flags, logging
 
 from intellect_jax import command
-from intellect_jax.data.tokenizer import tokenizer_of
+from intellect_jax.data.texts import identify
 from intellect_jax.elastic import rpc
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.elastic.service import CoordinatorService
@@ -56,10 +56,10 @@ _RELAY_FILE = "relay"  # in the workdir: the port of its own relay
 
 def main() -> None:
   config = command.config_of(CONFIG)
-  tokenizer_of(config.run)  # or no island could train
+  identify(config)  # or no island could train
   weights = command.weights(INIT_FROM, config)
   if weights is not None:
-    weights.check(config.run)
+    weights.check(config.run, config.island.data.folder)
   workdir = command.path(WORKDIR)
   started = time.monotonic()
   credentials = rpc.Credentials(insecure=INSECURE.value)

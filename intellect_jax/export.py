@@ -15,7 +15,6 @@ from intellect_jax import config as config_lib
 from intellect_jax.checkpoint import pretrained
 from intellect_jax.checkpoint.durable import read_outer
 from intellect_jax.data.tokenizer import tokenizer_of
-from intellect_jax.data.tokenizer_json import tokenizer_config, tokenizer_json
 from intellect_jax.model import llama
 from intellect_jax.model.huggingface import config_json, tensor_names
 from intellect_jax.outer.layout import Layout
@@ -49,7 +48,8 @@ def export(
   outer = read_outer(workdir / "checkpoints")
   run = config_lib.from_dict(outer.meta["run"])
   island = config_lib.base().island
-  tokenizer, length = tokenizer_of(run), run.data.sequence_length
+  tokenizer = tokenizer_of(run, workdir)
+  length = run.data.sequence_length
   abstract = llama.abstract_params(
     llama.LlamaConfig.of(run.model, island.model)
   )
@@ -62,12 +62,8 @@ def export(
   )
   eos = dict(eos_token_id=tokenizer.eos)
   pretrained.write_json(output / "generation_config.json", eos)
-  pretrained.write_json(
-    output / pretrained.TOKENIZER, tokenizer_json(tokenizer)
-  )
-  pretrained.write_json(
-    output / "tokenizer_config.json", tokenizer_config(length)
-  )
+  for name, content in tokenizer.files(length).items():
+    (output / name).write_bytes(content)
   return outer.record
 
 

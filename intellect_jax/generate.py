@@ -12,7 +12,7 @@ import jax
 from intellect_jax import command
 from intellect_jax import config as config_lib
 from intellect_jax.checkpoint.durable import read_outer
-from intellect_jax.data.tokenizer import make_tokenizer
+from intellect_jax.data.tokenizer import tokenizer_of
 from intellect_jax.model import llama
 from intellect_jax.model.huggingface import tensor_names
 from intellect_jax.model.sampling import sample
@@ -53,7 +53,7 @@ def generate(
   c = llama.LlamaConfig.of(run.model, config.island.model)
   abstract = llama.abstract_params(c)
   layout = Layout.of(abstract, tensor_names(abstract))
-  tokenizer = make_tokenizer(run.data.tokenizer)
+  tokenizer = tokenizer_of(run, workdir)
   ids = sample(
     c,
     layout.unflatten(outer.theta),

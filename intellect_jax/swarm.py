@@ -32,6 +32,7 @@ import rich.panel
 import rich.text
 
 from intellect_jax import command
+from intellect_jax.data.texts import identify
 from intellect_jax.elastic import rpc
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.elastic.protocol import elastic_pb2_grpc as pb_grpc
@@ -262,6 +263,7 @@ def main() -> None:
   if results.exists() and json.loads(results.read_text())["final"]:
     console.print(f"This run is finished. To start it anew, remove {workdir}.")
   else:
+    identify(config)  # what is wrong with the data is said before any starts
     summary = _run(workdir, config)
     write_summary(results, summary)
   _show_results(console, workdir, json.loads(results.read_text()))

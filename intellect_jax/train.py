@@ -18,7 +18,8 @@ import jax
 from intellect_jax import command
 from intellect_jax import config as config_lib
 from intellect_jax.data.index import GlobalIndex
-from intellect_jax.data.tokenizer import tokenizer_of
+from intellect_jax.data.texts import identify
+from intellect_jax.data.tokenizer import keep_file, tokenizer_of
 from intellect_jax.elastic import rpc
 from intellect_jax.elastic.describe import describe
 from intellect_jax.elastic.identity import Identity
@@ -61,15 +62,21 @@ def main() -> None:
     if coordinators:
       patience = config.island.connect_patience
       description = describe(coordinators, credentials, patience)
-    run = config.run if description is None else _run_half(config, description)
+    if description is None:
+      identify(config)
+      run = config.run
+    else:
+      run = _run_half(config, description)
     credentials = credentials.for_lease(run.elastic.lease_seconds)
     config_lib.validate_island(run, config.island)
     profile = stack.enter_context(
       Profile(workdir / "profile", PROFILE_STEPS.value)
     )
-    tokenizer = tokenizer_of(run)
+    data = config.island.data
+    tokenizer = tokenizer_of(run, data.folder)
+    index = GlobalIndex(run.data, tokenizer, data)
     if weights is not None:
-      weights.check(run)
+      weights.check(run, data.folder)
     set_up_jax(config.island)
     devices = sharding.make_mesh(
       config.island.mesh.fsdp, config.island.mesh.tensor
@@ -83,11 +90,11 @@ def main() -> None:
       stack.callback(service.close)
       coordinators, description = [service.address], service.description()
     identity.check_run(description.run_id)
+    keep_file(run.data.tokenizer, data.folder, workdir)
     speed = Speed(run, config.island, devices.local_devices)
     report = stack.enter_context(IslandReport(workdir, run, speed))
     report.compiled(train_step.compile())
     kernels.compile_all()
-    index = GlobalIndex(run.data, tokenizer)
 
     mesh = stack.enter_context(
       ElasticDeviceMesh(
@@ -125,6 +132,8 @@ def _run_half(config, description):
   given = flags.FLAGS["config"].present or any(
     field.startswith("run.") for field in command.overridden()
   )
+  if given:
+    identify(config)
   if given and config_lib.digest(config.run) != description.run_digest:
     raise UserError(
       f"The run half of the config given here has digest"

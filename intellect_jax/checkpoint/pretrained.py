@@ -23,7 +23,6 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from intellect_jax.data.tokenizer import Tokenizer, tokenizer_of
-from intellect_jax.data.tokenizer_json import tokenizer_json
 from intellect_jax.errors import UserError
 from intellect_jax.model.huggingface import (
   check_config,
@@ -62,10 +61,11 @@ class Weights:
       hasher.update_mmap(file)
     self.digest = hasher.hexdigest()
 
-  def check(self, run: ConfigDict) -> None:
+  def check(self, run: ConfigDict, folder: str = "") -> None:
     """Raises UserError unless `run` starts from these weights.
 
-    Warns if their tokenizer is another one.
+    Warns if their tokenizer is another one than the run's, which is in
+    `folder` if it is a file.
     """
     if run.init_from != self.digest:
       raise UserError(
@@ -75,7 +75,7 @@ class Weights:
         " same weights to its islands, or none."
       )
     check_config(run.model, _json(self.folder / CONFIG))
-    if not self._shares_ids(tokenizer_of(run)):
+    if not self._shares_ids(tokenizer_of(run, folder)):
       logging.warning(
         "The tokenizer.json in %s has other ids than run.data.tokenizer=%s:"
         " the model has to learn anew what they mean.",
@@ -88,8 +88,11 @@ class Weights:
     path = self.folder / TOKENIZER
     if not path.is_file():
       return True
-    ours = tokenizer_json(tokenizer)["model"]["vocab"]
-    return _json(path).get("model", {}).get("vocab") == ours
+    ours = tokenizer.files(sequence_length=1).get(TOKENIZER)
+    if ours is None:
+      return True
+    theirs = _json(path).get("model", {}).get("vocab")
+    return theirs == json.loads(ours)["model"]["vocab"]
 
   def read(self, abstract: Params) -> Params:
     """The weights as new float32 arrays, of the shapes in `abstract`.

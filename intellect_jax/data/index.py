@@ -6,15 +6,16 @@ sample, so that the coordinator leases intervals of plain integers
 """
 
 from collections.abc import Iterator, Sequence
+import time
 
 import grain
 import ml_collections
 import numpy as np
 
-from intellect_jax.data import sources
+from intellect_jax.data.mixture import Mixture, apportion
 from intellect_jax.data.packing import PackedSamples, Sample
+from intellect_jax.data.texts import Text, open_texts
 from intellect_jax.data.tokenizer import Tokenizer
-from intellect_jax.errors import UserError
 
 Interval = tuple[int, int]  # indices of samples, the second one exclusive
 
@@ -26,58 +27,73 @@ class GlobalIndex:
   """Random access to the samples of a run, shuffled anew in each epoch.
 
   Attributes:
-    samples_per_epoch: samples until each has been seen once.
-    tokens_per_epoch: tokens of the training text, each document's eos included.
+    sources: names of the sources, as in `run.data.sources`.
+    samples_per_epoch: of each source, samples until each has been seen once.
+    tokens_per_epoch: of each source, tokens of its training text, each
+      document's eos included.
+    waited: seconds that readers of `batches` have waited for one.
+    padding: places without a token, and
+    places: all of them, in the batches that were read.
   """
 
-  def __init__(self, data: ml_collections.ConfigDict, tokenizer: Tokenizer):
-    """Tokenizes the whole source; takes a second for what ships.
+  def __init__(
+    self,
+    data: ml_collections.ConfigDict,
+    tokenizer: Tokenizer,
+    island: ml_collections.ConfigDict | None = None,
+  ):
+    """Opens the sources; tokenizes the shipped text, which takes a second.
 
     Args:
-      data: `run.data`; its tokenizer field is not read.
+      data: `run.data`, valid; its tokenizer field is not read.
       tokenizer: makes the tokens.
+      island: `island.data`; None: nothing is read from this host's disk.
 
     Raises:
-      UserError: if there is no such source, the seed is out of range, or the
-        split leaves no document on one of its sides.
+      UserError: as `open_texts`.
     """
-    if not 0 <= data.seed < 2**32:
-      raise UserError(
-        f"run.data.seed is {data.seed}, but must be from 0 to 2^32 - 1. Change"
-        " it in the config file or with --config.run.data.seed=…"
-      )
-    training, held_out = [], []
-    for document in sources.documents(data.source):
-      is_held_out = sources.is_held_out(document, data.held_out)
-      (held_out if is_held_out else training).append(document)
-    if not training or not held_out:
-      raise UserError(
-        f"run.data.held_out is {data.held_out}, which leaves {len(training)}"
-        f" documents for training and {len(held_out)} for evaluation; both"
-        " need some. Change it in the config file or with"
-        " --config.run.data.held_out=0.05."
-      )
-    packed = _pack(training, tokenizer, data.sequence_length)
-    self.tokens_per_epoch = len(packed.tokens)
-    self.samples_per_epoch = len(packed)
-    self._samples = (
-      grain.MapDataset.source(packed).seed(data.seed).shuffle().repeat()
-    )
-    self._held_out = _pack(held_out, tokenizer, data.sequence_length)
+    self._length = data.sequence_length
+    self._workers = island.workers if island is not None else 0
+    self._mixture = Mixture(data.stages, data.sequence_length)
+    self._weights = data.stages[0][1]
+    texts = open_texts(data, tokenizer, island)
+    packed = [self._pack(text, "train") for text in texts]
+    self._held_out = [self._pack(text, "held_out") for text in texts]
+    self.sources = list(data.sources)
+    self.tokens_per_epoch = [len(p.tokens) for p in packed]
+    self.samples_per_epoch = [len(p) for p in packed]
+    self._sources = [
+      grain.MapDataset.source(p)
+      .seed((data.seed + k) % 2**32)
+      .shuffle()
+      .repeat()
+      for k, p in enumerate(packed)
+    ]
+    self.waited, self.padding, self.places = 0.0, 0, 0
+
+  def _pack(self, text: Text, split: str) -> PackedSamples:
+    return PackedSamples(text.tokens(split), self._length)
 
   def __getitem__(self, index: int) -> Sample:
     """Returns the sample at a global index; see `PackedSamples`."""
-    sample = self._samples[index]
+    source, number = self._mixture[index]
+    sample = self._sources[source][number]
     assert sample is not None  # only a filter leaves holes in a dataset
     return sample
+
+  def source_of(self, index: int) -> str:
+    """The name of the source that a sample is from."""
+    return self.sources[self._mixture[index][0]]
 
   def batches(
     self, intervals: Sequence[Interval], batch_size: int
   ) -> Iterator[Sample]:
     """Returns the samples of `intervals`, in that order, as host batches.
 
-    A thread prepares the next batches meanwhile. It ends with the iterator,
-    also with one that is closed or dropped before its end.
+    Grain's workers prepare the next batches meanwhile: `island.data.workers`
+    processes, or a thread if that is 0. The batches are the same with any
+    number. Workers end with the iterator, also with one that is closed or
+    dropped before its end.
 
     Args:
       intervals: which samples; batches run on from one into the next.
@@ -99,23 +115,49 @@ class GlobalIndex:
       )
     if not samples:
       return iter(())
-    leased = grain.MapDataset.concatenate(
-      [self._samples[start:stop] for start, stop in intervals if start < stop]
-    )
-    return _prefetched(leased.batch(batch_size))
+    leased = grain.MapDataset.source(_Leased(self, intervals)).batch(batch_size)
+    dataset = leased.to_iter_dataset(PREFETCH)
+    if self._workers:
+      dataset = dataset.mp_prefetch(
+        grain.MultiprocessingOptions(self._workers, per_worker_buffer_size=2)
+      )
+    return self._measured(dataset)
+
+  def _measured(self, dataset: grain.IterDataset) -> Iterator[Sample]:
+    iterator = iter(dataset)
+    try:
+      while True:
+        began = time.monotonic()
+        batch = next(iterator, None)
+        self.waited += time.monotonic() - began
+        if batch is None:
+          return
+        self.places += batch["segment_ids"].size
+        self.padding += int(np.sum(batch["segment_ids"] == 0))
+        yield batch
+    finally:
+      close = getattr(iterator, "close", None)
+      if close is not None:
+        close()
 
   def held_out(self, sequences: int, batch_size: int) -> list[Sample]:
     """Returns samples of the held-out text as batches: always the same.
 
-    They are spread evenly over that text, whatever the seed of the run. If it
-    has fewer than `sequences`, they are all of it. The last batch is filled up
-    with empty samples (segment ids and weights 0): all have one shape.
+    Sources have as many as the first stage's weights give them, spread evenly
+    over their held-out text, whatever the seed of the run. Of one that has
+    fewer, they are all of it. The last batch is filled up with empty samples
+    (segment ids and weights 0): all have one shape.
     """
-    available = len(self._held_out)
-    taken = min(sequences, available)
-    samples = [self._held_out[i * available // taken] for i in range(taken)]
-    empty = {name: np.zeros_like(x) for name, x in self._held_out[0].items()}
-    samples += [empty] * (-taken % batch_size)
+    samples: list[Sample] = []
+    for held_out, wanted in zip(
+      self._held_out, apportion(self._weights, sequences), strict=True
+    ):
+      available = len(held_out)
+      taken = min(int(wanted), available)
+      samples += [held_out[i * available // taken] for i in range(taken)]
+    first = self._held_out[0][0]
+    empty = {name: np.zeros_like(x) for name, x in first.items()}
+    samples += [empty] * (-len(samples) % batch_size)
     return [
       {
         name: np.stack([s[name] for s in samples[i : i + batch_size]])
@@ -125,19 +167,18 @@ class GlobalIndex:
     ]
 
 
-def _pack(
-  documents: list[str], tokenizer: Tokenizer, sequence_length: int
-) -> PackedSamples:
-  tokens = [
-    np.append(tokenizer.encode(d), np.int32(tokenizer.eos)) for d in documents
-  ]
-  ends = np.cumsum([len(t) for t in tokens])
-  return PackedSamples(np.concatenate(tokens), ends, sequence_length)
+class _Leased:
+  """The samples of intervals, numbered from 0."""
 
+  def __init__(self, whole: GlobalIndex, intervals: Sequence[Interval]):
+    self._whole = whole
+    self._starts = [start for start, _ in intervals]
+    self._ends = np.cumsum([stop - start for start, stop in intervals])
 
-def _prefetched(dataset: grain.MapDataset) -> Iterator[Sample]:
-  iterator = iter(dataset.to_iter_dataset(PREFETCH))
-  try:
-    yield from iterator
-  finally:
-    iterator.close()
+  def __len__(self) -> int:
+    return int(self._ends[-1])
+
+  def __getitem__(self, index: int) -> Sample:
+    k = int(np.searchsorted(self._ends, index, side="right"))
+    before = int(self._ends[k - 1]) if k else 0
+    return self._whole[self._starts[k] + index - before]

@@ -1,7 +1,8 @@
 """Documents end to end, cut into samples of one length."""
 
-import chex
 import numpy as np
+
+from intellect_jax.data.shards import Tokens
 
 Sample = dict[str, np.ndarray]
 
@@ -15,28 +16,19 @@ class PackedSamples:
   one sample, apart from the first of each document: it would be predicted from
   another document and has weight 0. The last sample is padded.
 
-  Works on memory-mapped arrays too: a sample reads only its own tokens.
+  A sample reads only its own tokens, wherever they are.
   """
 
-  def __init__(
-    self, tokens: np.ndarray, document_ends: np.ndarray, sequence_length: int
-  ):
-    """Keeps references, no copies.
+  def __init__(self, tokens: Tokens, sequence_length: int):
+    """Reads nothing yet.
 
     Args:
-      tokens: [T] integers, all documents, each with its eos; T > 1.
-      document_ends: [documents] integers, increasing; where each document
-        ends (exclusive), so that the last one is T.
+      tokens: all documents, each with its eos; more than one token.
       sequence_length: L, tokens in a sample.
     """
-    chex.assert_rank([tokens, document_ends], 1)
-    if len(tokens) < 2 or document_ends[-1] != len(tokens):
-      raise ValueError(
-        f"{len(tokens)} tokens, but the last document ends at"
-        f" {document_ends[-1:]}; expected at least 2, and the same number."
-      )
+    if len(tokens) < 2:
+      raise ValueError(f"{len(tokens)} tokens, but a sample takes 2 at least")
     self.tokens = tokens
-    self._document_ends = document_ends
     self._length = sequence_length
 
   def __len__(self) -> int:
@@ -57,14 +49,11 @@ class PackedSamples:
     start = index * length
     stop = min(start + length + 1, len(self.tokens))
     window = np.zeros(length + 1, np.int32)
-    window[: stop - start] = self.tokens[start:stop]
+    window[: stop - start] = self.tokens.read(start, stop)
 
     # Documents that begin after the first token of the window, up to its end.
-    first, last = np.searchsorted(
-      self._document_ends, [start, stop - 1], side="right"
-    )
     begins = np.zeros(length + 1, bool)
-    begins[self._document_ends[first:last] - start] = True
+    begins[self.tokens.ends(start, stop) - start] = True
 
     offsets = np.arange(length, dtype=np.int32)
     is_input = offsets < stop - start - 1

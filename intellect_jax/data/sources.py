@@ -1,4 +1,4 @@
-"""Where text comes from, and which of it is kept for evaluation."""
+"""The text that ships, and which of any text is kept for evaluation."""
 
 import hashlib
 import lzma
@@ -21,29 +21,19 @@ SHA256 = {
 }
 
 
-def documents(source: str) -> list[str]:
-  """Returns the documents of `run.data.source`, always in the same order.
-
-  Raises:
-    UserError: if there is no such source.
-  """
-  if source != "python_docs":
-    raise UserError(
-      f"run.data.source is {source!r}, but must be 'python_docs', the text"
-      " that ships in the package. Change it in the config file or with"
-      " --config.run.data.source=python_docs."
-    )
+def documents() -> list[str]:
+  """Returns the documents of the shipped text, always in the same order."""
   return read_shipped("python_docs.txt.xz").split(SEPARATOR)
 
 
-def is_held_out(document: str, fraction: float) -> bool:
+def is_held_out(document: bytes, fraction: float) -> bool:
   """Whether a document is kept for evaluation and never trained on.
 
   A function of the document's bytes alone: the same on every island, whatever
   the order of the documents, and the same for two copies of a document. What
   a small fraction holds out, a larger one holds out too.
   """
-  digest = hashlib.sha256(document.encode()).digest()
+  digest = hashlib.sha256(document).digest()
   return int.from_bytes(digest[:8], "big") < fraction * 2**64
 
 

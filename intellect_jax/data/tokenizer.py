@@ -1,15 +1,18 @@
-"""Text to token ids and back, for vocabularies of any size up to 32,768.
+"""Text to token ids and back: what ships, or a file that the user has.
 
-Byte-pair merges are ranked in the order in which they were learned, so the
-first n ranks are themselves a vocabulary, and small vocabularies share their
-ids with large ones. The shortest, the 256 bytes, is the byte-level tokenizer.
+What ships is one list of byte-pair merges, ranked in the order in which they
+were learned: the first n ranks are themselves a vocabulary, and small ones
+share their ids with large ones. The shortest, the 256 bytes, is the byte-level
+tokenizer. Files are read by `tokenizer_files.py`.
 """
 
 import base64
 from collections.abc import Iterable
 import functools
 import hashlib
-import itertools
+import pathlib
+import shutil
+from typing import Protocol
 
 from ml_collections import ConfigDict
 import numpy as np
@@ -39,34 +42,119 @@ PATTERN = "|".join(
 )
 
 
-def make_tokenizer(name: str) -> "Tokenizer":
+class Tokenizer(Protocol):
+  """Text to token ids and back.
+
+  Attributes:
+    vocab_size: number of ids; a model may have more, but not fewer.
+    eos: the id that ends every document; no text encodes to it.
+    digest: hex digest over all that determines the ids. Two islands with
+      different digests must not train together.
+  """
+
+  vocab_size: int
+  eos: int
+  digest: str
+
+  def encode(self, text: str) -> np.ndarray:
+    """Returns the ids of `text`, [tokens] int32, without an eos."""
+    ...
+
+  def decode(self, ids: Iterable[int]) -> str:
+    """Returns the text of `ids`; bytes that are no UTF-8 become U+FFFD.
+
+    Ids without bytes, such as eos and the padding of a larger model's
+    vocabulary, become nothing.
+    """
+    ...
+
+  def files(self, sequence_length: int) -> dict[str, bytes]:
+    """Name and content of the files that Hugging Face's libraries read."""
+    ...
+
+
+def make_tokenizer(name: str, folder: str | pathlib.Path = "") -> Tokenizer:
   """Returns the tokenizer that `run.data.tokenizer` names.
 
   Args:
-    name: "byte", or "bpe:N" for N token ids in all.
+    name: "byte"; "bpe:N" for N token ids in all; or a file: a Hugging Face
+      tokenizer.json, a SentencePiece model or a tiktoken file, with "#TOKEN"
+      after it to say which token ends a document.
+    folder: where a file with a relative name is.
 
   Raises:
-    UserError: if it is neither, or N is out of range.
+    UserError: if it is none of these, or N is out of range.
   """
   kind, _, size = name.partition(":")
   if name == "byte":
-    return Tokenizer(BYTES + 1)
+    return shipped_tokenizer(BYTES + 1)
   if kind == "bpe" and size.isdecimal() and BYTES < int(size) <= LARGEST:
-    return Tokenizer(int(size))
+    return shipped_tokenizer(int(size))
+  if path := file_of(name, folder):
+    # Here, because it brings libraries that most runs do not need.
+    from intellect_jax.data.tokenizer_files import read_tokenizer
+
+    return read_tokenizer(path, name.partition("#")[2])
   raise UserError(
     f"run.data.tokenizer is {name!r}, but must be 'byte', or 'bpe:N' with N"
-    f" from {BYTES + 1} to {LARGEST}. Change it in the config file or with"
-    " --config.run.data.tokenizer=…"
+    f" from {BYTES + 1} to {LARGEST}, or a file such as 'tokenizer.json' in"
+    " the folder that --config.island.data.folder names. Change it in the"
+    " config file or with --config.run.data.tokenizer=…"
   )
 
 
-def tokenizer_of(run: ConfigDict) -> "Tokenizer":
+def file_of(name: str, folder: str | pathlib.Path = "") -> pathlib.Path | None:
+  """The file that `run.data.tokenizer` names, or None if what ships is meant.
+
+  Raises:
+    UserError: if the file is not there.
+  """
+  file = name.partition("#")[0]
+  if not file.endswith((".json", ".model", ".tiktoken")):
+    return None
+  path = pathlib.Path(folder).expanduser() / file
+  if not path.is_file():
+    raise UserError(
+      f"There is no tokenizer file {path}. run.data.tokenizer={name} is looked"
+      " for in the folder that --config.island.data.folder names, or the"
+      " current one."
+    )
+  return path
+
+
+def keep_file(name: str, folder: str, workdir: pathlib.Path) -> None:
+  """Copies the tokenizer's file, if it is one, to where a run's results are.
+
+  So that what reads a workdir needs no other folder.
+  """
+  path = file_of(name, folder)
+  if path is not None:
+    for file in (path, path.with_name("tokenizer_config.json")):
+      if file.is_file():
+        shutil.copyfile(file, workdir / file.name)
+
+
+def tokenizer_of(run: ConfigDict, folder: str | pathlib.Path = "") -> Tokenizer:
   """Returns the tokenizer of a run, all of whose ids its model can hold.
 
   Raises:
-    UserError: if there is no such tokenizer, or the vocabulary is too small.
+    UserError: if there is no such tokenizer, it is not the one that the run
+      was started with, or the vocabulary is too small.
   """
-  tokenizer = make_tokenizer(run.data.tokenizer)
+  if "/" in run.data.tokenizer.partition("#")[0]:
+    raise UserError(
+      f"run.data.tokenizer is the path {run.data.tokenizer}, but must be the"
+      " name of a file in the folder that --config.island.data.folder names:"
+      " each host has folders of its own."
+    )
+  tokenizer = make_tokenizer(run.data.tokenizer, folder)
+  if run.data.tokenizer_digest not in ("", tokenizer.digest):
+    raise UserError(
+      f"run.data.tokenizer={run.data.tokenizer} has digest"
+      f" {tokenizer.digest[:12]} here, but the run was started with"
+      f" {run.data.tokenizer_digest[:12]}: ids would mean other text. Copy the"
+      " tokenizer's file from where the run was started."
+    )
   if run.model.vocab_size < tokenizer.vocab_size:
     raise UserError(
       f"run.model.vocab_size is {run.model.vocab_size}, but tokenizer"
@@ -77,48 +165,74 @@ def tokenizer_of(run: ConfigDict) -> "Tokenizer":
   return tokenizer
 
 
-class Tokenizer:
-  """The first `vocab_size` - 1 ranks of Tekken, and `eos` as the last id.
+def shipped_tokenizer(vocab_size: int) -> "RankTokenizer":
+  """The first `vocab_size` - 1 ranks of Tekken, and eos as the last id."""
+  lines = _ranks()[: vocab_size - 1]
+  digest = hashlib.sha256("\n".join([PATTERN, *lines]).encode()).hexdigest()
+  return RankTokenizer(ranks_of(lines), PATTERN, {EOS: vocab_size - 1}, digest)
+
+
+def ranks_of(lines: Iterable[str]) -> dict[bytes, int]:
+  """The ranks in a tiktoken file: lines of base64 and number.
+
+  Raises:
+    ValueError: if a line is neither.
+  """
+  return {
+    base64.b64decode(token, validate=True): int(rank)
+    for token, rank in map(str.split, lines)
+  }
+
+
+class RankTokenizer:
+  """Byte-pair merges by rank, as tiktoken has them.
 
   Attributes:
-    vocab_size: number of ids; a model may have more, but not fewer.
-    eos: the id that ends every document; no text encodes to it.
-    ranks: the id of each run of bytes that has one, all but eos.
-    digest: hex SHA-256 over all that determines the ids. Two islands with
-      different digests must not train together.
+    vocab_size, eos, digest: see `Tokenizer`.
+    ranks: the id of each run of bytes that has one.
+    pattern: how text is cut into words before it is merged within each.
+    special: names of the ids that no text encodes to; the first is eos.
   """
 
-  def __init__(self, vocab_size: int):
-    lines = _ranks()[: vocab_size - 1]
-    self.vocab_size = vocab_size
-    self.eos = vocab_size - 1
-    self.digest = hashlib.sha256(
-      "\n".join([PATTERN, *lines]).encode()
-    ).hexdigest()
-    self.ranks = {
-      base64.b64decode(token): int(rank)
-      for token, rank in map(str.split, lines)
-    }
+  def __init__(
+    self,
+    ranks: dict[bytes, int],
+    pattern: str,
+    special: dict[str, int],
+    digest: str,
+  ):
+    self.ranks, self.pattern, self.special = ranks, pattern, special
+    self.digest = digest
+    self.vocab_size = len(ranks) + len(special)
+    self.eos = next(iter(special.values()))
+    self._silent = frozenset(special.values())
     self._encoding = tiktoken.Encoding(
-      name=f"tekken-{vocab_size}",
-      pat_str=PATTERN,
-      mergeable_ranks=self.ranks,
-      special_tokens={EOS: self.eos},
+      name=digest[:12],
+      pat_str=pattern,
+      mergeable_ranks=ranks,
+      special_tokens=special,
     )
 
   def encode(self, text: str) -> np.ndarray:
-    """Returns the ids of `text`, [tokens] int32, without an eos."""
     pieces = [text[i : i + LONGEST] for i in range(0, len(text), LONGEST)]
-    ids = map(self._encoding.encode_ordinary, pieces)
-    return np.fromiter(itertools.chain.from_iterable(ids), np.int32)
+    return np.concatenate(
+      [self._encode(piece) for piece in pieces] or [np.empty(0, np.int32)]
+    )
+
+  def _encode(self, text: str) -> np.ndarray:
+    # Into an array at once: half the time of a list of ids.
+    ids = self._encoding.encode_to_numpy(text, disallowed_special=())
+    return ids.astype(np.int32)
 
   def decode(self, ids: Iterable[int]) -> str:
-    """Returns the text of `ids`; bytes that are no UTF-8 become U+FFFD.
+    return self._encoding.decode(
+      [i for i in ids if i < self.vocab_size and i not in self._silent]
+    )
 
-    Ids without bytes, which are eos and the padding of a larger model's
-    vocabulary, become nothing.
-    """
-    return self._encoding.decode([i for i in ids if i < self.eos])
+  def files(self, sequence_length: int) -> dict[str, bytes]:
+    from intellect_jax.data import tokenizer_json
+
+    return tokenizer_json.files(self, sequence_length)
 
 
 @functools.cache

@@ -5,16 +5,17 @@ the lowest rank; `tokenizers` wants those pairs listed. So each way to cut a
 token in two tokens is a merge, in the order of the token's rank.
 """
 
+import json
 from typing import Any
 
-from intellect_jax.data.tokenizer import EOS, PATTERN, Tokenizer
+from intellect_jax.data.tokenizer import EOS, RankTokenizer
 
 
-def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
+def tokenizer_json(tokenizer: RankTokenizer) -> dict[str, Any]:
   """The tokenizer.json that gives the ids of `tokenizer`.
 
-  Only the text "<eos>" differs: here it is the id eos, unless
-  split_special_tokens is set; in training it was five letters.
+  Only the text of a special name, such as "<eos>", differs: here it is that
+  id, unless split_special_tokens is set; in training it was letters.
   """
   letters = _letters()
   text = {
@@ -32,14 +33,15 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
     padding=None,
     added_tokens=[
       dict(
-        id=tokenizer.eos,
-        content=EOS,
+        id=number,
+        content=name,
         special=True,
         normalized=False,
         single_word=False,
         lstrip=False,
         rstrip=False,
       )
+      for name, number in tokenizer.special.items()
     ],
     normalizer=None,
     pre_tokenizer=dict(
@@ -47,7 +49,7 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
       pretokenizers=[
         dict(
           type="Split",
-          pattern=dict(Regex=PATTERN),
+          pattern=dict(Regex=tokenizer.pattern),
           behavior="Isolated",
           invert=False,
         ),
@@ -79,6 +81,20 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
       merges=merges,
     ),
   )
+
+
+def files(tokenizer: RankTokenizer, sequence_length: int) -> dict[str, bytes]:
+  """Both files, by name."""
+  config = tokenizer_config(sequence_length)
+  config["eos_token"] = next(iter(tokenizer.special))
+  return {
+    "tokenizer.json": _bytes(tokenizer_json(tokenizer)),
+    "tokenizer_config.json": _bytes(config),
+  }
+
+
+def _bytes(content: dict[str, Any]) -> bytes:
+  return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def tokenizer_config(sequence_length: int) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from intellect_jax import config as config_lib
 from intellect_jax.checkpoint import pretrained
 from intellect_jax.checkpoint.pretrained import Weights
 from intellect_jax.data.tokenizer import make_tokenizer
-from intellect_jax.data.tokenizer_json import tokenizer_json
 from intellect_jax.errors import UserError
 from intellect_jax.model import huggingface, llama
 from intellect_jax.outer.layout import Layout
@@ -137,8 +136,8 @@ def test_weights_of_another_run_are_refused(write):
 def test_ids_that_mean_other_text_are_warned_of(write, caplog):
   weights = Weights(write())
   for name, warnings in (("byte", 0), ("bpe:300", 1)):
-    tokenizer = tokenizer_json(make_tokenizer(name))
-    pretrained.write_json(weights.folder / pretrained.TOKENIZER, tokenizer)
+    content = make_tokenizer(name).files(64)[pretrained.TOKENIZER]
+    (weights.folder / pretrained.TOKENIZER).write_bytes(content)
     weights.check(run_from(weights, tokenizer="byte"))
     assert caplog.text.count("other ids than run.data.tokenizer") == warnings
 

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from intellect_jax.data.packing import PackedSamples
+from intellect_jax.data.shards import Tokens
 
 LENGTH = 16
 
@@ -9,7 +10,7 @@ LENGTH = 16
 def pack(lengths, length=LENGTH):
   """Samples of documents whose tokens are all different: 100, 101, …"""
   ends = np.cumsum(lengths)
-  return PackedSamples(100 + np.arange(ends[-1]), ends, length)
+  return PackedSamples(Tokens.of(100 + np.arange(ends[-1]), ends), length)
 
 
 @pytest.fixture(params=[0, 1, 2])
@@ -87,4 +88,22 @@ def test_shapes_and_dtypes():
 
 def test_document_ends_that_do_not_fit_are_refused():
   with pytest.raises(ValueError, match="10 tokens"):
-    PackedSamples(np.arange(10), np.array([4, 9]), 8)
+    Tokens.of(np.arange(10), np.array([4, 9]))
+
+
+@pytest.mark.parametrize("cuts", [[7], [3, 20, 21], range(5, 45, 5)])
+def test_shards_make_no_difference(lengths, cuts):
+  """Samples run on from one shard into the next."""
+  ends = np.cumsum(lengths)
+  tokens = 100 + np.arange(ends[-1])
+  groups = np.split(np.arange(len(lengths)), cuts)
+  shards = []
+  for group in groups:
+    start = ends[group[0]] - lengths[group[0]]
+    shards.append((tokens[start : ends[group[-1]]], ends[group] - start))
+  sharded = Tokens([len(t) for t, _ in shards], shards.__getitem__)
+  ours, whole = PackedSamples(sharded, LENGTH), pack(lengths)
+  assert len(ours) == len(whole)
+  for i in range(len(whole)):
+    for name, x in whole[i].items():
+      np.testing.assert_array_equal(ours[i][name], x)

@@ -46,7 +46,7 @@ def test_bytes_are_their_own_ids():
 
 
 def test_sizes_share_ids_and_larger_ones_are_shorter():
-  text = sources.documents("python_docs")[0]
+  text = sources.documents()[0]
   lengths = []
   for name in ("bpe:1024", "bpe:4096", "bpe:16384"):
     small, large = make_tokenizer(name), make_tokenizer("bpe:32768")
