@@ -8,8 +8,8 @@ SWARM := $(BIN)/python -m intellect_jax.swarm --config=configs/demo.py
 PROTO := intellect_jax/elastic/protocol/elastic.proto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo-kill test test-extras chaos simulate simulate-plants gpu-smoke \
-  bench lint proto lock clean
+.PHONY: help setup run demo-kill test test-extras chaos soak simulate \
+  simulate-plants gpu-smoke bench lint proto lock clean
 .DELETE_ON_ERROR:
 
 help:  ## Show these targets
@@ -41,8 +41,12 @@ bench: setup  ## Time a step against others, and rounds and faults, 11 minutes
 	$(BIN)/python -m benchmarks.inner_step
 	$(BIN)/python -m benchmarks.elastic --quick
 
-chaos: setup  ## Faults of every kind against real processes, 10 minutes
-	PYTHONPATH=. $(BIN)/python tests/chaos/chaos.py
+chaos: setup  ## 60 faults of every kind, real processes; ARGS=--quick: 1 min
+	PYTHONPATH=. $(BIN)/python tests/chaos/chaos.py $(ARGS)
+
+soak: setup  ## Eight islands and a fault every 30 s, for MINUTES=10
+	PYTHONPATH=. $(BIN)/python tests/chaos/chaos.py \
+	  --soak=$(or $(MINUTES),10) $(ARGS)
 
 simulate: setup  ## Runs under faults: SEEDS=2000 FIRST=0, or SEED=123 to see one
 	PYTHONPATH=tests $(BIN)/python -m simulation $(if $(SEED),--seed=$(SEED),\

@@ -49,7 +49,7 @@ def _options(credentials: Credentials) -> list[tuple[str, int]]:
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 100),
     ("grpc.http2.max_ping_strikes", 0),
     ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.max_reconnect_backoff_ms", 2_000),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
     # In spite of its name: how long a try to connect may take at least.
     ("grpc.min_reconnect_backoff_ms", int(ms)),
     ("grpc.max_receive_message_length", 64 << 20),

@@ -17,7 +17,7 @@ from intellect_jax.elastic import rpc
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.elastic.protocol import elastic_pb2_grpc as pb_grpc
 
-_BACKOFF = 0.2, 5.0  # seconds between tries to reach the coordinator
+_BACKOFF = 0.2, 1.0  # seconds between tries to reach the coordinator
 _READ_LOG = 60.0  # seconds
 _END = None
 

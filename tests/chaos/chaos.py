@@ -1,183 +1,52 @@
 """Chaos: a swarm of real processes under faults of every kind, one by one.
 
-  make chaos
+  make chaos                    # 56 faults, 15 minutes
+  make chaos ARGS=--quick       # three, in a minute
+  make soak                     # eight islands, a fault every 30 s
 
 Steps are paced, so that the cores are mostly idle and what is timed is the
 protocol. After each fault the run must commit again, with everybody back; at
-the end all islands hold one state hash and the ledger adds up. Prints a table:
-seconds from the fault to the next commit, and until all islands are in one
-record again, and the tokens that were lost.
+the end all islands hold one state hash, the ledger adds up, and the loss is
+that of runs of the same size without a fault. Prints a table: seconds from the
+fault to the next commit and until all islands take part again, tokens that
+were lost, and seconds that islands which were not struck stood still, beyond
+what they do when nothing happens.
 """
 
 import argparse
-from collections.abc import Callable
+import collections
 import dataclasses
 import json
+import os
 import pathlib
-import platform
 import random
-import signal
-import subprocess
+import statistics
 import sys
 import tempfile
 import time
+from typing import Any
 
+from faults import FAULTS, NOT_SOAKED
 import rich.console
 import rich.table
+from world import INNER_STEPS, TOKENS_A_STEP, World, flags
 
-from benchmarks.fault_proxy import FaultProxy
-from intellect_jax import config as config_lib
+from benchmarks import machine
 from intellect_jax import swarm as swarm_lib
-from intellect_jax.elastic import rpc
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 
-_LOOK = 0.05  # seconds
-_BOUND = 120.0  # seconds for anything
-_LEASE = 3.0  # seconds
 _PACE = 0.2  # seconds a step
-_STEPS = 5  # inner steps a window
-_TOKENS_A_STEP = 8 * 64  # of configs/tiny.py
-
-
-class World:
-  """A swarm whose every connection goes through a proxy of its own."""
-
-  def __init__(self, workdir: pathlib.Path, islands: int, tokens: int):
-    flags = [
-      "--config=configs/tiny.py",
-      f"--config.run.tokens={tokens}",
-      f"--config.run.outer.inner_steps={_STEPS}",
-      f"--config.run.elastic.lease_seconds={_LEASE}",
-      f"--config.run.elastic.fetch_patience={_LEASE}",
-      "--config.run.evaluation.sequences=0",
-      f"--config.island.inner.paced_step_seconds={_PACE}",
-    ]
-    self.swarm = swarm_lib.Swarm(workdir, islands, flags)
-    self.names = [part.name for part in self.swarm.islands]
-    self.control: dict[str, FaultProxy] = {}  # to the coordinator
-    self.blobs: dict[str, FaultProxy] = {}  # to this island's blobs
-    for part in self.swarm.islands:
-      listen = rpc.unused_address()
-      self.control[part.name] = FaultProxy(self.swarm.address)
-      self.blobs[part.name] = FaultProxy(listen)
-      part.arguments += [
-        f"--coordinator={self.control[part.name].address}",
-        f"--config.island.listen={listen}",
-        f"--config.island.advertise={self.blobs[part.name].address}",
-      ]
-
-  def __enter__(self) -> "World":
-    self.swarm.__enter__()
-    return self
-
-  def __exit__(self, *_) -> None:
-    self.swarm.__exit__()
-    for proxy in (*self.control.values(), *self.blobs.values()):
-      proxy.close()
-
-  def look(self) -> pb.Status:
-    """Restarts what has died, and returns the newest status."""
-    self.swarm.supervise()
-    time.sleep(_LOOK)
-    return self.swarm.status()
-
-  def wait_until(
-    self, holds: Callable[[pb.Status], bool], what: str
-  ) -> tuple[pb.Status, float]:
-    """Returns the status in which it holds, and the seconds it took."""
-    start = time.monotonic()
-    while time.monotonic() - start < _BOUND:
-      status = self.look()
-      if holds(status):
-        return status, time.monotonic() - start
-    raise TimeoutError(
-      f"{what}: not within {_BOUND:g} s; {self.swarm.status()}"
-    )
-
-  def all_in(self, status: pb.Status) -> bool:
-    states = {i.island: i.state for i in status.islands}
-    return all(states.get(name) == "in" for name in self.names)
-
-  def stop_for(self, name: str, seconds: float) -> None:
-    """SIGSTOP, and SIGCONT after some seconds."""
-    process = self.swarm.parts[name].process
-    assert process is not None
-    process.send_signal(signal.SIGSTOP)
-    self._pass(seconds)
-    process.send_signal(signal.SIGCONT)
-
-  def cut_off(self, proxies: list[FaultProxy], seconds: float) -> None:
-    """Black holes for some seconds: bytes are taken and do not arrive."""
-    for proxy in proxies:
-      proxy.partition()
-    self._pass(seconds)
-    for proxy in proxies:
-      proxy.heal()
-
-  def _pass(self, seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-      self.look()
-
-
-def kill_island(world: World, name: str) -> None:
-  world.swarm.kill(name)
-
-
-def kill_two_islands(world: World, name: str) -> None:
-  world.swarm.kill(name)
-  world.swarm.kill(world.names[world.names.index(name) - 1])
-
-
-def flap(world: World, name: str) -> None:
-  for _ in range(3):
-    world.swarm.kill(name)
-    world.wait_until(
-      lambda status: any(
-        i.island == name and i.state in ("joining", "in")
-        for i in status.islands
-      ),
-      f"{name} to come back",
-    )
-
-
-def kill_coordinator(world: World, name: str) -> None:
-  world.swarm.kill("coordinator")
-
-
-def freeze(world: World, name: str) -> None:
-  world.stop_for(name, 2 * _LEASE)
-
-
-def freeze_coordinator(world: World, name: str) -> None:
-  world.stop_for("coordinator", 2 * _LEASE)
-
-
-def reset(world: World, name: str) -> None:
-  world.control[name].reset()
-  world.blobs[name].reset()
-
-
-def partition(world: World, name: str) -> None:
-  world.cut_off([world.control[name], world.blobs[name]], 2 * _LEASE)
-
-
-def hide_blobs(world: World, name: str) -> None:
-  """The coordinator hears it, but nobody can fetch from it."""
-  world.cut_off([world.blobs[name]], 3 * _LEASE)
-
-
-FAULTS: dict[str, Callable[[World, str], None]] = {
-  "SIGKILL of an island": kill_island,
-  "SIGKILL of two islands": kill_two_islands,
-  "an island flaps": flap,
-  "SIGKILL of the coordinator": kill_coordinator,
-  "SIGSTOP of an island": freeze,
-  "SIGSTOP of the coordinator": freeze_coordinator,
-  "TCP reset": reset,
-  "partition of an island": partition,
-  "an island nobody can read": hide_blobs,
-}
+_SOAK_PACE = 0.5  # of eight islands on two cores
+_SOAK_EVERY = 30.0  # seconds between faults
+_WARM_RECORDS = 5  # undisturbed, in which islands' waiting is measured
+_LAST = 5  # evaluations whose mean is a run's final loss
+_REFERENCES = 3  # runs without faults, whose losses tell the noise
+_QUICK = (
+  "SIGKILL of an island",
+  "SIGKILL of the coordinator",
+  "SIGSTOP of an island",
+)
+_SOAKED = tuple(fault for fault in FAULTS if fault not in NOT_SOAKED)
 
 
 @dataclasses.dataclass
@@ -188,92 +57,206 @@ class Outcome:
   commit_seconds: float  # from the fault's beginning to the next commit
   whole_seconds: float  # until all islands take part again
   tokens_lost: int
+  blocked_seconds: float  # the most of an island that was not struck
 
 
-def strike(world: World, fault: str, name: str) -> Outcome:
+class Waiting:
+  """How long islands stand still, beyond what each record costs anyway."""
+
+  def __init__(self, world: World):
+    first = world.wait_until(world.all_in, "all islands to be in")
+    there = first.record + _WARM_RECORDS
+    last = world.wait_until(lambda s: s.record >= there, "the first records")
+    grown = _blocked_since(first, last, world.names)
+    self._a_record = statistics.mean(grown) / (last.record - first.record)
+
+  def beyond(
+    self, first: pb.Status, last: pb.Status, names: list[str]
+  ) -> float:
+    """The most of these islands, between two looks."""
+    usual = self._a_record * (last.record - first.record)
+    grown = _blocked_since(first, last, names)
+    return max(0.0, max(grown, default=0.0) - usual)
+
+
+def _blocked_since(
+  first: pb.Status, last: pb.Status, names: list[str]
+) -> list[float]:
+  """Of islands that are the same processes in both."""
+  before = {(i.island, i.incarnation): i.heartbeat for i in first.islands}
+  return [
+    i.heartbeat.blocked_seconds
+    - before[i.island, i.incarnation].blocked_seconds
+    for i in last.islands
+    if i.island in names and (i.island, i.incarnation) in before
+  ]
+
+
+def strike(world: World, waiting: Waiting, fault: str, name: str) -> Outcome:
   """Plays one fault and waits until the swarm is whole and commits again."""
-  before, _ = world.wait_until(world.all_in, "all islands to be in")
+  before = world.wait_until(world.all_in, "all islands to be in")
   start = time.monotonic()
-  first_commit: list[float] = []
+  commits = []  # seconds from the start
   look = world.look
 
   def watch() -> pb.Status:
     status = look()
-    if status.record > before.record and not first_commit:
-      first_commit.append(time.monotonic() - start)
+    if status.record > before.record and not commits:
+      commits.append(time.monotonic() - start)
     return status
 
   world.look = watch
   try:
     FAULTS[fault](world, name)
     world.wait_until(
-      lambda status: bool(first_commit) and world.all_in(status),
+      lambda status: bool(commits) and world.all_in(status),
       f"a commit and all islands after: {fault}",
     )
     whole = time.monotonic() - start
     record = world.swarm.status().record
-    after, _ = world.wait_until(
-      lambda status: status.record > record,
-      f"another commit after: {fault}",
+    after = world.wait_until(
+      lambda status: status.record > record, f"another commit after: {fault}"
     )
   finally:
     world.look = look
-  lost = after.tokens_lost - before.tokens_lost
-  return Outcome(fault, first_commit[0], whole, lost)
+  others = [other for other in world.names if other != name]
+  return Outcome(
+    fault,
+    commits[0],
+    whole,
+    after.tokens_lost - before.tokens_lost,
+    waiting.beyond(before, after, others),
+  )
 
 
-def run(
-  workdir: pathlib.Path, islands: int, faults: list[str], seed: int
-) -> dict:
-  """Plays the faults in order; returns figures, for the table and as JSON.
+def one_by_one(
+  folder: pathlib.Path, islands: int, faults: list[str], rng: random.Random
+) -> dict[str, Any]:
+  """Plays the faults in order; returns figures.
 
   Raises:
     AssertionError: if the end is not one state and a ledger that adds up.
   """
-  rng = random.Random(seed)
-  plenty = 10**9  # tokens; the run is finished when the faults are over
-  with World(workdir, islands, plenty) as world:
-    world.wait_until(lambda s: s.record >= 2, "the first records")
-    outcomes = []
+  outcomes = []
+  with World(folder, islands, _PACE) as world:
+    if not world.small_disk:
+      print("No full disk: a small one can be mounted by root alone.")
+      faults = [fault for fault in faults if fault != "disk full"]
+    waiting = Waiting(world)
+    began, cpu = time.monotonic(), world.cpu_seconds()
     for fault in faults:
-      outcomes.append(strike(world, fault, rng.choice(world.names)))
+      outcomes.append(strike(world, waiting, fault, rng.choice(world.names)))
       print(outcomes[-1], flush=True)
-    status, _ = world.wait_until(world.all_in, "all islands to be in")
-    summaries = _stop(world)
-  hashes = {s["record"]: set() for s in summaries}
-  for summary in summaries:
-    hashes[summary["record"]].update(summary["theta_hash"].values())
-  assert all(len(same) == 1 for same in hashes.values()), hashes
-  assert status.tokens_trained >= status.total_tokens + status.tokens_lost
-  return dict(
+    busy = (world.cpu_seconds() - cpu) / (time.monotonic() - began)
+    figures = end(world)
+  return figures | dict(
     outcomes=[dataclasses.asdict(outcome) for outcome in outcomes],
-    records=status.record,
-    tokens_trained=status.tokens_trained,
-    tokens_committed=status.total_tokens,
-    tokens_lost=status.tokens_lost,
-    losses=[f"{x.tokens} of {x.island}: {x.cause}" for x in status.losses],
-    window_tokens=_STEPS * _TOKENS_A_STEP,
-    machine=platform.platform(),
+    busy_cores=busy,
   )
 
 
-def _stop(world: World) -> list[dict]:
-  """Asks all islands to hand in what they have; returns their summaries."""
+def soak(
+  folder: pathlib.Path, islands: int, minutes: float, rng: random.Random
+) -> dict[str, Any]:
+  """A fault every now and then, whatever the one before has left behind."""
+  struck: collections.Counter[str] = collections.Counter()
+  with World(folder, islands, _SOAK_PACE) as world:
+    world.wait_until(world.all_in, "all islands to be in")
+    began, cpu = time.monotonic(), world.cpu_seconds()
+    due = began
+    while due < began + 60 * minutes:
+      world.let_pass(due - time.monotonic())
+      fault = rng.choice(_SOAKED)
+      struck[fault] += 1
+      print(f"{due - began:4.0f} s: {fault}", flush=True)
+      FAULTS[fault](world, rng.choice(world.names))
+      due += _SOAK_EVERY
+    world.let_pass(due - time.monotonic())
+    world.wait_until(world.all_in, "all islands to be in")
+    busy = (world.cpu_seconds() - cpu) / (time.monotonic() - began)
+    figures = end(world)
+  return figures | dict(struck=dict(struck), busy_cores=busy)
+
+
+def end(world: World) -> dict[str, Any]:
+  """Asks all islands to hand in what they have; checks what they leave."""
+  status = world.wait_until(world.all_in, "all islands to be in")
+  losses = [e.loss for e in status.evaluations[-_LAST:]]
   for part in world.swarm.islands:
     assert part.process is not None
     part.process.terminate()
-  for part in world.swarm.islands:
-    assert part.process is not None
-    part.process.wait(_BOUND)
-  return [
+  status = world.wait_until(
+    lambda s: all(
+      i.state in ("left", "gone") for i in s.islands if i.island in world.names
+    ),
+    "all islands to leave",
+  )
+  summaries = [
     json.loads((part.folder / "summary.json").read_text())
     for part in world.swarm.islands
   ]
+  hashes = collections.defaultdict(set)
+  for summary in summaries:
+    hashes[summary["record"]].update(summary["theta_hash"].values())
+  assert all(len(same) == 1 for same in hashes.values()), hashes
+  trained, committed = status.tokens_trained, status.total_tokens
+  open_ = trained - committed - status.tokens_lost
+  assert open_ >= 0, (trained, committed, status.tokens_lost)
+  return dict(
+    records=status.record,
+    term=status.term,
+    tokens_trained=trained,
+    tokens_committed=committed,
+    tokens_lost=status.tokens_lost,
+    tokens_open=open_,
+    committed_part=committed / trained,
+    losses=[f"{x.tokens} of {x.island}: {x.cause}" for x in status.losses],
+    final_loss=statistics.mean(losses),
+    window_tokens=INNER_STEPS * TOKENS_A_STEP,
+    bytes_relayed=sum(s.heartbeat.bytes_relayed for s in status.islands),
+  )
 
 
-def table(figures: dict) -> rich.table.Table:
+def undisturbed(
+  folder: pathlib.Path, islands: int, tokens: int, seed: int
+) -> float:
+  """The final loss of a run of this size without faults, and without pace."""
+  settings = [*flags(0.0, tokens), f"--config.run.data.seed={seed}"]
+  swarm = swarm_lib.Swarm(folder, islands, settings)
+  with swarm:
+    for status in swarm.watch():
+      last = status
+  return statistics.mean(e.loss for e in last.evaluations[-_LAST:])
+
+
+def check_loss(figures: dict[str, Any], islands: int) -> None:
+  """The loss is that of runs without faults, give or take their noise."""
+  with tempfile.TemporaryDirectory() as folder:
+    references = [
+      undisturbed(
+        pathlib.Path(folder) / str(seed),
+        islands,
+        figures["tokens_committed"],
+        seed,
+      )
+      for seed in range(_REFERENCES)
+    ]
+  noise = max(references) - min(references)
+  figures.update(undisturbed_losses=references)
+  print(
+    f"loss {figures['final_loss']:.4f}; without faults"
+    f" {', '.join(f'{loss:.4f}' for loss in references)}"
+  )
+  assert figures["final_loss"] <= max(references) + noise, figures
+
+
+def table(figures: dict[str, Any]) -> rich.table.Table:
   result = rich.table.Table(title="chaos")
-  for column in ("fault", "times", "s to commit", "s to whole", "tokens lost"):
+  columns = (
+    *("fault", "times", "s to commit", "s to whole"),
+    *("tokens lost", "s others blocked"),
+  )
+  for column in columns:
     result.add_column(column, justify="left" if column == "fault" else "right")
   outcomes = figures["outcomes"]
   for fault in dict.fromkeys(o["fault"] for o in outcomes):
@@ -284,6 +267,7 @@ def table(figures: dict) -> rich.table.Table:
       f"{max(o['commit_seconds'] for o in same):.1f}",
       f"{max(o['whole_seconds'] for o in same):.1f}",
       str(sum(o["tokens_lost"] for o in same)),
+      f"{max(o['blocked_seconds'] for o in same):.1f}",
     )
   return result
 
@@ -292,32 +276,45 @@ def main() -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("--islands", type=int, default=3)
-  parser.add_argument("--rounds", type=int, default=2, help="of all faults")
+  parser.add_argument("--islands", type=int, help="3; with --soak 8")
+  parser.add_argument("--rounds", type=int, default=4, help="of all faults")
   parser.add_argument("--quick", action="store_true", help="three faults")
+  parser.add_argument("--only", action="append", help="this fault alone")
+  parser.add_argument("--soak", type=float, metavar="MINUTES")
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--json", help="file for the figures")
   options = parser.parse_args()
-  config_lib.load("configs/tiny.py")
-  faults = list(FAULTS) * options.rounds
-  if options.quick:
-    faults = [list(FAULTS)[i] for i in (0, 3, 4)]
-  with tempfile.TemporaryDirectory() as workdir:
-    folder = pathlib.Path(workdir)
-    figures = run(folder, options.islands, faults, options.seed)
-  commit = ["git", "rev-parse", "--short", "HEAD"]
-  figures["commit"] = subprocess.run(
-    commit, capture_output=True, text=True
-  ).stdout.strip()
+  islands = options.islands or (8 if options.soak else 3)
+  faults = options.only or list(_QUICK if options.quick else FAULTS)
+  rounds = 1 if options.quick else options.rounds
+  rng = random.Random(options.seed)
+  found = machine.describe()
+  folder = pathlib.Path(tempfile.mkdtemp(prefix="chaos-"))
+  print(f"logs: {folder}", flush=True)
+  if options.soak:
+    figures = soak(folder, islands, options.soak, rng)
+  else:
+    figures = one_by_one(folder, islands, faults * rounds, rng)
+    if not (options.quick or options.only):
+      check_loss(figures, islands)
   console = rich.console.Console()
-  console.print(table(figures))
-  committed, trained = figures["tokens_committed"], figures["tokens_trained"]
+  if "outcomes" in figures:
+    console.print(table(figures))
   console.print(
-    f"{figures['records']} records; {committed / trained:.2%} of"
-    f" {trained:,} tokens committed, {figures['tokens_lost']:,} lost."
+    f"{figures['records']} records in {figures['term']} terms;"
+    f" {figures['committed_part']:.2%} of {figures['tokens_trained']:,} tokens"
+    f" committed, {figures['tokens_lost']:,} lost, {figures['tokens_open']:,}"
+    f" neither. {figures['busy_cores']:.2f} of {os.cpu_count()} cores busy."
   )
+  causes: collections.Counter[str] = collections.Counter()
+  for loss in figures["losses"]:
+    tokens, _, cause = loss.partition(" of ")
+    causes[cause.partition(": ")[2]] += int(tokens)
+  for cause, tokens in causes.most_common():
+    console.print(f"  {tokens:,} tokens lost: {cause}")
   if options.json:
-    pathlib.Path(options.json).write_text(json.dumps(figures, indent=2))
+    text = json.dumps(dict(machine=found, **figures), indent=2)
+    pathlib.Path(options.json).write_text(text + "\n")
 
 
 if __name__ == "__main__":

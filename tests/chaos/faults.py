@@ -1,0 +1,124 @@
+"""What is done to a swarm. Each fault is over when its function returns."""
+
+from collections.abc import Callable
+
+from world import LEASE, World
+
+from intellect_jax.elastic.protocol import elastic_pb2 as pb
+
+Fault = Callable[[World, str], None]
+
+
+def kill_island(world: World, name: str) -> None:
+  world.kill(name)
+
+
+def kill_two_islands(world: World, name: str) -> None:
+  world.kill(name)
+  world.kill(_other(world, name))
+
+
+def flap(world: World, name: str) -> None:
+  for _ in range(3):
+    world.kill(name)
+    world.wait_until(
+      lambda status: _state(status, name) in ("joining", "in"),
+      f"{name} to come back",
+    )
+
+
+def kill_coordinator(world: World, name: str) -> None:
+  world.kill("coordinator")
+
+
+def lose_ledger(world: World, name: str) -> None:
+  world.lose_ledger()
+
+
+def kill_relay(world: World, name: str) -> None:
+  world.kill("relay")
+
+
+def freeze(world: World, name: str) -> None:
+  world.stop_for(name, 2 * LEASE)
+
+
+def freeze_shortly(world: World, name: str) -> None:
+  world.stop_for(name, LEASE / 3)
+
+
+def freeze_coordinator(world: World, name: str) -> None:
+  world.stop_for("coordinator", 2 * LEASE)
+
+
+def reset(world: World, name: str) -> None:
+  world.control[name].reset()
+  world.blobs[name].reset()
+  world.relay.reset()
+
+
+def partition(world: World, name: str) -> None:
+  world.cut_off([name], 2 * LEASE)
+
+
+def cut_pair(world: World, name: str) -> None:
+  world.cut_pair(name, _other(world, name), 3 * LEASE)
+
+
+def hide_blobs(world: World, name: str) -> None:
+  """The coordinator hears it, but others reach its blobs by the relay alone."""
+  world.blobs[name].partition()
+  world.let_pass(3 * LEASE)
+  world.blobs[name].heal()
+
+
+def join_twice(world: World, name: str) -> None:
+  """Two new islands at once; they stay for a few records and leave."""
+  guests = [world.invite(), world.invite()]
+  status = world.wait_until(
+    lambda status: world.are_in(status, guests), "two islands to join"
+  )
+  there = status.record + 3
+  world.wait_until(lambda status: status.record >= there, "records with guests")
+  for guest in guests:
+    world.see_off(guest)
+
+
+def fill_disk(world: World, name: str) -> None:
+  """The first island's disk; it may wait or end, and returns with the space."""
+  name = world.names[0]
+  ballast = world.fill_disk(name)
+  world.down.add(name)  # it is not started again before there is space
+  world.let_pass(2 * LEASE)
+  ballast.unlink()
+  world.down.discard(name)
+  world.swarm.parts[name].restarts = 0
+
+
+def _other(world: World, name: str) -> str:
+  return world.names[world.names.index(name) - 1]
+
+
+def _state(status: pb.Status, name: str) -> str:
+  return next((i.state for i in status.islands if i.island == name), "")
+
+
+FAULTS: dict[str, Fault] = {
+  "SIGKILL of an island": kill_island,
+  "SIGKILL of two islands": kill_two_islands,
+  "an island flaps": flap,
+  "SIGKILL of the coordinator": kill_coordinator,
+  "coordinator's disk lost": lose_ledger,
+  "SIGKILL of the relay": kill_relay,
+  "SIGSTOP of an island": freeze,
+  "SIGSTOP, shorter than the lease": freeze_shortly,
+  "SIGSTOP of the coordinator": freeze_coordinator,
+  "TCP reset": reset,
+  "partition of an island": partition,
+  "one pair cut": cut_pair,
+  "an island nobody can call": hide_blobs,
+  "two islands join at once": join_twice,
+  "disk full": fill_disk,
+}
+# A ledger that was lost cannot say what was trained; a full disk is one island.
+NOT_SOAKED = "coordinator's disk lost", "disk full"
