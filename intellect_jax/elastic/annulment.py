@@ -69,7 +69,7 @@ class Annulments:
       self._held_at = now
       return
     here = [m for m in self._members.members.values() if m.session is not None]
-    patience = self._books.run.elastic.annul_patience
+    patience = self._books.elastic.annul_patience
     waited = now - self._held_at > patience
     if not waited or len(here) < self._quorum.needed(now):
       return
@@ -87,7 +87,7 @@ class Annulments:
     """What is missing; empty: nothing."""
     if not self._books.chain.records or self.is_held():
       return ""
-    patience = self._books.run.elastic.annul_patience
+    patience = self._books.elastic.annul_patience
     return (
       f"no island here has the state of record {self._books.chain.state};"
       f" annulled after {patience:g} s"

@@ -6,6 +6,7 @@ durable before anybody hears of it.
 
 from collections.abc import Sequence
 import dataclasses
+import types
 
 from ml_collections import ConfigDict
 
@@ -37,6 +38,7 @@ class Books:
 
   Attributes:
     run: the run half of the config as it holds for the next record.
+    elastic: its section `elastic`, which is read at every event.
     appended_at: when the newest record was written, in seconds.
   """
 
@@ -143,7 +145,8 @@ class Books:
     self.steering = Steering.of(self.chain.effective)
     records = len(self.chain.records)
     self.run = self.steering.run_at(self._started_run, records)
-    self._members.lease_seconds = self.run.elastic.lease_seconds
+    self.elastic = types.SimpleNamespace(**self.run.elastic)
+    self._members.lease_seconds = self.elastic.lease_seconds
 
   # ---------------------------------------------------------- evaluations
 

@@ -17,17 +17,25 @@ class Chain:
     log: record v at index v, as it was sealed.
     records: the same, opened.
     effective: those that count, in order: what was annulled is left out.
+    last_step: the newest step of those; an empty record if there is none.
+    state: number of the newest of those that made theta and b what they are.
   """
 
   def __init__(self, log: Sequence[pb.SealedRecord]):
     self.log = list(log)
     self.records = [pb.Record.FromString(sealed.body) for sealed in log]
-    self.effective = effective(self.records)
+    self._read(effective(self.records))
 
   def add(self, record: pb.Record, sealed: pb.SealedRecord) -> None:
     self.log.append(sealed)
     self.records.append(record)
-    self.effective = effective([*self.effective, record])
+    self._read(effective([*self.effective, record]))
+
+  def _read(self, counting: list[pb.Record]) -> None:
+    self.effective = counting
+    steps = (r for r in reversed(counting) if r.HasField("step"))
+    self.last_step = next(steps, pb.Record())
+    self.state = newest_state(counting).number
 
   def link(self, record: pb.Record, term: int) -> pb.SealedRecord:
     """Numbers and seals what is to be the next record."""
@@ -40,17 +48,6 @@ class Chain:
   def head(self) -> pb.Record:
     """The newest record; an empty one before the run has a state."""
     return self.records[-1] if self.records else pb.Record()
-
-  @property
-  def last_step(self) -> pb.Record:
-    """The newest step that counts; an empty record if there is none."""
-    steps = (r for r in reversed(self.effective) if r.HasField("step"))
-    return next(steps, pb.Record())
-
-  @property
-  def state(self) -> int:
-    """Number of the newest record that made theta and b what they are."""
-    return newest_state(self.effective).number
 
   def counting(self, number: int) -> int:
     """The number, or -1 if that record is annulled, or unknown."""

@@ -203,7 +203,7 @@ class Coordinator:
     """Lets time pass: leases run out, a deadline comes."""
     if self._stopped:
       return []
-    elastic = self.books.run.elastic
+    elastic = self.books.elastic
     lease, hang = elastic.lease_seconds, elastic.hang_seconds
     if now - self._ticked_at > lease / 2:  # this process was frozen
       self._members.renew_all(now)
@@ -340,7 +340,7 @@ class Coordinator:
   def _finish_without_the_late(self, now: float) -> None:
     """Who has the final state has left: nobody can catch up any more."""
     books = self.books
-    waited = now - books.appended_at > books.run.elastic.lease_seconds
+    waited = now - books.appended_at > books.elastic.lease_seconds
     if not self.final or not waited:
       return
     late = [

@@ -32,7 +32,7 @@ class Quorum:
 
   def needed(self, now: float) -> int:
     """Islands that a round needs: a minority waits, it may not be alone."""
-    elastic = self._books.run.elastic
+    elastic = self._books.elastic
     if now - self._enough_at > elastic.minority_patience:
       return elastic.min_islands
     return max(elastic.min_islands, self.half())
@@ -42,7 +42,7 @@ class Quorum:
     there, half = len(self._members.reachable()), self.half()
     if there >= half:
       return ""
-    patience = self._books.run.elastic.minority_patience
+    patience = self._books.elastic.minority_patience
     left = self._enough_at + patience - now
     return (
       f"{there} islands are here, and {half} are half of those that made"

@@ -121,7 +121,7 @@ class Rounds:
   ) -> None:
     """Two members cannot reach each other."""
     if self.round.fetch_failed(member.island, report):
-      self._forgive_at = now + self._books.run.elastic.fetch_patience
+      self._forgive_at = now + self._books.elastic.fetch_patience
       self.round.abandon()
 
   def dropped(self, member: Member) -> None:
@@ -154,7 +154,7 @@ class Rounds:
 
   def deadline(self) -> float:
     """When the round is planned without those who are late."""
-    elastic = self._books.run.elastic
+    elastic = self._books.elastic
     if not elastic.deadline or not self._window_seconds:
       return float("inf")
     seconds = list(self._window_seconds)
@@ -208,7 +208,7 @@ class Rounds:
     if not books.chain.records or books.head.final or books.steering.paused:
       return False
     inside = len(self._members.inside())
-    if books.head.number == 0 and inside < books.run.elastic.start_islands:
+    if books.head.number == 0 and inside < books.elastic.start_islands:
       return False
     return self.round.planned or not self.late() or now >= self.deadline()
 
@@ -269,7 +269,7 @@ class Rounds:
       return "finished"
     if books.steering.paused:
       return f"paused: {books.steering.paused}"
-    missing = books.run.elastic.start_islands - len(self._members.inside())
+    missing = books.elastic.start_islands - len(self._members.inside())
     if books.head.number == 0 and missing > 0:
       return f"waiting for {missing} more of start_islands"
     return self.round.describe(self.late())

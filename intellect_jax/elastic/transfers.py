@@ -118,7 +118,7 @@ class Transfers:
   def advance(self, now: float) -> None:
     """Finds somebody for those who wait."""
     self._find_initialiser()
-    patience = self._books.run.elastic.offer_patience
+    patience = self._books.elastic.offer_patience
     if now - self._donor_asked_at > patience:
       self._donor = ""  # it takes too long, and is a donor no more
     if self._stateless and not self._donor:
