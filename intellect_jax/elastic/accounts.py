@@ -6,7 +6,7 @@ settled as soon as no open attempt can use its work any more.
 """
 
 import collections
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 import dataclasses
 
 from intellect_jax.elastic import chain as chain_lib
@@ -145,26 +145,45 @@ class Accounts:
           self._committed[holder[:2]] -= window.tokens
           self._lose(holder.island, holder.incarnation, window.tokens, reason)
 
-  def take_over(self, chain: Chain, members: Iterable[Member]) -> None:
-    """Islands had records that this coordinator's disk has lost."""
+  def take_over(
+    self,
+    chain: Chain,
+    found: Iterable[pb.Record],
+    members: Collection[Member],
+  ) -> None:
+    """Islands had records that this coordinator's disk has lost.
+
+    Args:
+      chain: with those records.
+      found: those records.
+      members: of the run.
+    """
+    here = {m.island for m in members if m.session is not None}
+    for record in found:
+      for holder, window in chain_lib.windows_of(record):
+        if holder.island not in here and holder not in self.pool.leased:
+          # Who is not here cannot say how much it trained; if it turns out
+          # that something else was lost, it is counted when it comes back.
+          self._take_back(holder.island, holder.incarnation, window.tokens)
     self._read(chain, self.pool.leased)
     self.correct(members)
 
   def correct(self, members: Iterable[Member]) -> None:
     """What had been counted as lost may be in records taken over."""
-    corrected = False
     for member in members:
-      if member.session is None:
-        continue  # its own count is not known; it says so in its hello
-      excess = self.settled(member) - member.heartbeat.tokens_trained
-      for loss in reversed(self.losses):
-        who = loss.island, loss.incarnation
-        if who == (member.island, member.incarnation) and excess > 0:
-          found = min(excess, loss.tokens)
-          loss.tokens -= found
-          excess -= found
-          corrected = True
-    if corrected:
+      if member.session is not None:  # else its own count is not known
+        excess = self.settled(member) - member.heartbeat.tokens_trained
+        self._take_back(member.island, member.incarnation, excess)
+
+  def _take_back(self, island: str, incarnation: int, tokens: int) -> None:
+    """Some of what was counted as lost was not."""
+    before = tokens
+    for loss in reversed(self.losses):
+      if (loss.island, loss.incarnation) == (island, incarnation):
+        found = max(0, min(tokens, loss.tokens))
+        loss.tokens -= found
+        tokens -= found
+    if tokens != before:
       self._outbox.add(SaveLosses(list(self.losses)))
 
   # --------------------------------------------------------------- losses

@@ -122,7 +122,9 @@ class Books:
     for record, sealed in found:
       self._keep(record, sealed, now)
       self._announce(sealed)
-    self.accounts.take_over(self.chain, self._members.members.values())
+    records = [record for record, _ in found]
+    members = self._members.members.values()
+    self.accounts.take_over(self.chain, records, members)
     self._read_settings()
 
   def _keep(

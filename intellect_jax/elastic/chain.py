@@ -53,6 +53,12 @@ class Chain:
     """The number, or -1 if that record is annulled, or unknown."""
     return number if any(r.number == number for r in self.effective) else -1
 
+  def state_at(self, number: int) -> bytes:
+    """The hash of theta and b at a record that counts; empty: not known yet."""
+    later = (r for r in self.effective if r.number > number)
+    step = next((r.step for r in later if r.HasField("step")), pb.OuterStep())
+    return step.base_state
+
   def has(self, number: int, digest: bytes) -> bool:
     """Whether this very record is in the chain."""
     return number < len(self.log) and self.log[number].hash == digest

@@ -43,7 +43,7 @@ class Coordinator:
     self._outbox = outbox = Outbox(history.term, self._members)
     self.books = books = Books(run, history, self._members, outbox, now)
     self._quorum = Quorum(books, self._members, now)
-    self._transfers = Transfers(books, self._members, outbox, self._repair, now)
+    self._transfers = Transfers(books, self._members, outbox, self._repair)
     self._annulments = Annulments(
       books, self._members, self._quorum, self._transfers, outbox, now
     )
@@ -290,7 +290,7 @@ class Coordinator:
     if report.attempt:
       self.rounds.on_fetch_failed(member, report, now)
     else:  # a state, not a delta: ask somebody else
-      self._transfers.want(member.island)
+      self._transfers.could_not_fetch(member.island)
       if member.state is State.IN:  # nobody waits for it meanwhile
         member.state = State.JOINING
 

@@ -1,8 +1,10 @@
 """Who waits for theta and b, and who is asked to serve them. No I/O.
 
-The first island makes record 0's state; every other one is given a state that
-an island holds, as a blob (docs/protocol.md, 5 and 6). The island fetches it
-on its own and replays the log from there: nobody else waits meanwhile.
+The first island makes record 0's state. Every other one is given a state that
+several islands hold, as a blob that it may read from all of them at once: what
+stands at one record is the same bytes everywhere (docs/protocol.md, 5). It
+fetches it on its own and replays the log from there; nobody waits meanwhile,
+and when a donor dies it goes on from the others.
 """
 
 from collections.abc import Callable
@@ -12,9 +14,14 @@ from intellect_jax.elastic.membership import Member, Membership, State
 from intellect_jax.elastic.outbox import Outbox
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 
+_DONORS = 3  # asked at once
+_OFFER_SLACK = 0.5  # seconds that an offer waits for others, and half as long
+# again as it took itself
+_OFFER_AGE = 4  # records after which an offer is too old for a newcomer
+
 
 class Transfers:
-  """The islands without a state, and the donor that is asked for its own."""
+  """The islands without a state, and those that offer theirs."""
 
   def __init__(
     self,
@@ -22,23 +29,23 @@ class Transfers:
     members: Membership,
     outbox: Outbox,
     repair: Callable[[Member], None],
-    now: float,
   ):
     """Nobody waits yet.
 
     Args:
       repair: called with a donor whose state is not the run's.
     """
-    self._repair = repair
     self._books = books
     self._members = members
     self._outbox = outbox
-    self._donor = ""  # asked for its state
-    self._donor_asked_at = now
-    self._donors_asked = 0
+    self._repair = repair
     self._stateless: set[str] = set()  # islands that wait for a state
     self._told_to_wait: set[str] = set()  # of those: their own is of no use
     self._agreed = (-1, b"")  # record, and the hash of most members' state
+    self._asked: dict[str, float] = {}  # donors that have not answered; when
+    self._donors_asked = 0
+    self._offer_by = 0.0  # then those who wait hear of who has answered
+    self._offers: dict[str, pb.StateReady] = {}  # by donor
 
   # ------------------------------------------------------ who needs a state
 
@@ -50,9 +57,10 @@ class Transfers:
     """Whether it has no state of the run, as far as anybody knows."""
     return island in self._stateless | self._told_to_wait
 
-  def want(self, island: str) -> None:
-    """It asks for a state; one that is offered already may do."""
+  def could_not_fetch(self, island: str) -> None:
+    """What it was offered is not to be had, or its own state is annulled."""
     self._stateless.add(island)
+    self._offers.clear()
 
   def tell_to_wait(self, island: str) -> None:
     self._stateless.add(island)
@@ -65,13 +73,12 @@ class Transfers:
 
   def came(self, member: Member) -> None:
     """A new stream: the island may not have heard that it was asked."""
-    if self._donor == member.island:
-      self._donor = ""
+    self._asked.pop(member.island, None)
+    self._offers.pop(member.island, None)
 
   def gone(self, member: Member) -> None:
     """A member cannot be heard."""
-    if self._donor == member.island:
-      self._donor = ""
+    self.came(member)
     if member.session is None:
       self.has_one(member.island)  # if not, it says so again
 
@@ -79,7 +86,7 @@ class Transfers:
     """Most members have this state at `record`: others have diverged."""
     self._agreed = record, state
 
-  # ---------------------------------------------------------- who has a state
+  # ------------------------------------------------------ the first state
 
   def initialiser(self) -> Member | None:
     """Who has the initial state or was told to make it; None: nobody."""
@@ -88,46 +95,6 @@ class Transfers:
       if told or member.state is State.IN or self._books.head.number > 0:
         return member
     return None
-
-  def on_state_ready(
-    self, member: Member, ready: pb.StateReady, now: float
-  ) -> None:
-    """A member serves its state, or tells its hash."""
-    chain = self._books.chain
-    if not chain.records:
-      genesis = pb.Genesis(state=ready.state.id)
-      self._books.append(pb.Record(genesis=genesis), now)
-    elif ready.record == 0 and ready.state.id != chain.records[0].genesis.state:
-      reason = "its initial state differs from the run's"
-      self._outbox.refuse(member, reason)
-      return
-    member.state_record, member.state_hash = ready.record, ready.state.id
-    if ready.record == self._agreed[0] and ready.state.id != self._agreed[1]:
-      self._donor = ""
-      self._repair(member)
-    elif ready.state.parts:
-      self._donor = ""
-      restore = pb.Restore(record=ready.record, state=ready.state)
-      for island in sorted(self._stateless):
-        self._outbox.tell(island, pb.ToIsland(restore=restore))
-      self._told_to_wait -= self._stateless
-      self._stateless.clear()  # who cannot fetch it says so
-
-  # -------------------------------------------------------- who is asked
-
-  def advance(self, now: float) -> None:
-    """Finds somebody for those who wait."""
-    self._find_initialiser()
-    patience = self._books.elastic.offer_patience
-    if now - self._donor_asked_at > patience:
-      self._donor = ""  # it takes too long, and is a donor no more
-    if self._stateless and not self._donor:
-      self._ask_a_donor(now)
-
-  def _find_initialiser(self) -> None:
-    """Who was to make record 0 is gone: the next one in line makes it."""
-    if self.initialiser() is None:
-      self.initialise_again()
 
   def initialise_again(self) -> None:
     """One of those who wait makes record 0's state, the same bits once more."""
@@ -138,10 +105,79 @@ class Transfers:
       welcome = pb.Welcome(run_id=self._books.run_id, start=start)
       self._outbox.tell(island, pb.ToIsland(welcome=welcome))
 
-  def _ask_a_donor(self, now: float) -> None:
-    donors = sorted(self._members.reachable() - self._stateless)
-    if donors:
-      self._donor_asked_at = now
-      self._donor = donors[self._donors_asked % len(donors)]
+  # ---------------------------------------------------------- the donors
+
+  def on_state_ready(
+    self, member: Member, ready: pb.StateReady, now: float
+  ) -> None:
+    """A member serves its state, or tells its hash."""
+    chain, state = self._books.chain, ready.state
+    if not chain.records:
+      genesis = pb.Genesis(state=state.id)
+      self._books.append(pb.Record(genesis=genesis), now)
+    elif ready.record == 0 and state.id != chain.records[0].genesis.state:
+      reason = "its initial state differs from the run's"
+      self._outbox.refuse(member, reason)
+      return
+    member.state_record, member.state_hash = ready.record, state.id
+    asked_at = self._asked.pop(member.island, None)
+    if asked_at is not None:
+      patience = _OFFER_SLACK + (now - asked_at) / 2
+      self._offer_by = min(self._offer_by, now + patience)
+    known = chain.state_at(ready.record) or (
+      self._agreed[1] if ready.record == self._agreed[0] else state.id
+    )
+    if state.id != known:
+      self._offers.pop(member.island, None)
+      self._repair(member)
+    elif state.parts:
+      self._offers[member.island] = ready
+
+  def advance(self, now: float) -> None:
+    """Finds somebody for those who wait."""
+    if not self._stateless:
+      return
+    if self.initialiser() is None:  # who was to make record 0 is gone
+      self.initialise_again()
+    self._forget_the_old(now)
+    self._ask(now)
+    if self._offers and (now > self._offer_by or not self._asked):
+      self._offer()
+
+  def _forget_the_old(self, now: float) -> None:
+    """Offers of old states, and donors that take too long."""
+    chain, patience = self._books.chain, self._books.elastic.offer_patience
+    for donor, asked_at in list(self._asked.items()):
+      if now - asked_at > patience:
+        del self._asked[donor]
+    for donor, ready in list(self._offers.items()):
+      old = chain.head.number - ready.record > _OFFER_AGE
+      if old or chain.counting(ready.record) < 0:
+        del self._offers[donor]
+
+  def _ask(self, now: float) -> None:
+    """Asks members for their states, by turns, until there are enough."""
+    busy = self._asked.keys() | self._offers.keys()
+    free = sorted(self._members.reachable() - self._stateless - busy)
+    for _ in range(min(_DONORS - len(busy), len(free))):
+      donor = free.pop(self._donors_asked % len(free))
       self._donors_asked += 1
-      self._outbox.tell(self._donor, pb.ToIsland(offer_state=pb.OfferState()))
+      self._asked[donor] = now
+      self._offer_by = now + self._books.elastic.offer_patience
+      self._outbox.tell(donor, pb.ToIsland(offer_state=pb.OfferState()))
+
+  def _offer(self) -> None:
+    """Names to all who wait the state that most donors have, and the donors."""
+    by_state: dict[tuple[int, bytes], list[pb.StateReady]] = {}
+    for ready in self._offers.values():
+      by_state.setdefault((ready.record, ready.state.id), []).append(ready)
+    record, digest = max(by_state, key=lambda k: (len(by_state[k]), k[0]))
+    same = by_state[record, digest]
+    state = pb.Blob(id=digest, length=same[0].state.length)
+    for ready in same:
+      state.parts.extend(ready.state.parts)
+    restore = pb.ToIsland(restore=pb.Restore(record=record, state=state))
+    for island in sorted(self._stateless):
+      self._outbox.tell(island, restore)
+    self._told_to_wait -= self._stateless
+    self._stateless.clear()  # who cannot fetch it says so

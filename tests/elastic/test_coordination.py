@@ -187,6 +187,15 @@ class Driver:
     return self.machine.head
 
 
+def asked(driver: Driver, islands: str) -> list[str]:
+  """Those that were asked for their state since the last look."""
+  return [i for i in islands for _ in driver.take(i, "offer_state")]
+
+
+def donors_in(restore: pb.Restore) -> list[str]:
+  return [a for part in restore.state.parts for a in part.addresses]
+
+
 def lost(driver: Driver) -> int:
   return sum(loss.tokens for loss in driver.losses)
 
@@ -318,8 +327,8 @@ def test_a_diverged_minority_is_given_the_others_state():
   plan = driver.take("b", "plan")[-1]
   assert [m.island for m in plan.members] == ["b", "c"]
   assert [(x.island, x.tokens) for x in driver.losses] == [("a", TOKENS)]
-  (donor,) = [i for i in "bc" for _ in driver.take(i, "offer_state")]
-  driver.offer(donor, state=b"s")
+  for donor in asked(driver, "bc"):
+    driver.offer(donor, state=b"s")
   assert driver.take("a", "restore")[0].state.id == b"s"
 
 
@@ -329,13 +338,15 @@ def test_a_donor_that_has_diverged_itself_is_found_out():
   driver.commit("abcd")
   driver.propose("abd", window=2, state=b"s")
   driver.propose("c", window=2, state=b"x")
-  (donor,) = [i for i in "abd" for _ in driver.take(i, "offer_state")]
-  driver.offer(donor, state=b"y")
-  assert driver.take(donor, "welcome")[0].evicted
+  first, *others = asked(driver, "abd")
+  driver.offer(first, state=b"y")
+  assert driver.take(first, "welcome")[0].evicted
   assert driver.take("c", "restore") == []
-  (other,) = [i for i in "abd" for _ in driver.take(i, "offer_state")]
-  driver.offer(other, state=b"s")
-  assert driver.take("c", "restore")
+  for other in others:
+    driver.offer(other, state=b"s")
+  for island in "c" + first:
+    (restore,) = driver.take(island, "restore")
+    assert donors_in(restore) == others
 
 
 def test_a_tie_pauses_the_run_until_an_operator_settles_it():
@@ -477,31 +488,48 @@ def test_messages_of_a_replaced_process_are_ignored():
 # ------------------------------------------------------------------- state
 
 
-def test_one_donor_is_asked_once_and_the_next_when_it_fails():
+def test_a_newcomer_hears_of_several_donors_at_once():
   driver = Driver()
-  driver.begin("ab")
-  driver.hello("c")
-  assert driver.take("c", "welcome")[0].start == pb.Welcome.START_RESTORE
-  driver.wait(1.0, beating="abc")
-  asked = [i for i in "ab" for _ in driver.take(i, "offer_state")]
-  assert len(asked) == 1
-  driver.offer(asked[0])
-  driver.wait(1.0, beating="abc")
-  assert len(driver.take("c", "restore")) == 1
-  assert not [i for i in "ab" for _ in driver.take(i, "offer_state")]
-  driver.say("c", fetch_failed=pb.FetchFailed(peer=asked[0], reason="gone"))
-  (second,) = [i for i in "ab" for _ in driver.take(i, "offer_state")]
-  assert second != asked[0]
+  driver.begin("abcd")
+  driver.commit("abcd")
+  driver.hello("e")
+  assert driver.take("e", "welcome")[0].start == pb.Welcome.START_RESTORE
+  donors = asked(driver, "abcd")
+  assert len(donors) == 2  # and who made record 0 still offers that
+  driver.offer(donors[0], state=b"t")
+  assert driver.take("e", "restore") == []  # it waits a little for the other
+  driver.offer(donors[1], state=b"t")
+  (restore,) = driver.take("e", "restore")
+  assert (restore.record, donors_in(restore)) == (1, donors)
+  assert asked(driver, "abcd") == []
+  driver.hello("f")  # what is offered already serves for the next one too
+  assert driver.take("f", "restore") == [restore]
+  driver.say("e", fetch_failed=pb.FetchFailed(peer="b", reason="gone"))
+  assert len(asked(driver, "abcd")) == 3
 
 
-def test_another_donor_is_asked_when_one_dies():
+def test_a_donor_that_dies_leaves_the_others():
+  driver = Driver()
+  driver.begin("abc")
+  driver.commit("abc")
+  driver.hello("e")
+  first, second = asked(driver, "abc")
+  driver.offer(first, state=b"t")
+  driver.cut(second)
+  (restore,) = driver.take("e", "restore")
+  assert donors_in(restore) == [first]
+
+
+def test_an_offer_of_a_state_that_was_annulled_counts_no_more():
   driver = Driver()
   driver.begin("ab")
-  driver.hello("c")
-  (donor,) = [i for i in "ab" for _ in driver.take(i, "offer_state")]
-  driver.cut(donor)
-  (other,) = [i for i in "ab" for _ in driver.take(i, "offer_state")]
-  assert other != donor
+  driver.commit("ab")
+  driver.hello("e")
+  for donor in asked(driver, "ab"):
+    driver.offer(donor, state=b"t")
+  driver.control(rollback=pb.Rollback(to=0))
+  driver.hello("f")
+  assert driver.take("f", "restore")[-1].record == 0
 
 
 def test_when_the_initialiser_dies_the_next_one_initialises():
@@ -710,12 +738,19 @@ def test_who_waits_or_says_that_it_takes_long_does_not_hang(fields):
 
 def test_a_donor_has_only_so_much_time():
   driver = Driver(offer_patience=3.0)
-  driver.begin("ab")
-  driver.hello("c")
-  (donor,) = [i for i in "ab" for _ in driver.take(i, "offer_state")]
-  driver.wait(4.0, beating="abc")
-  (other,) = [i for i in "ab" for _ in driver.take(i, "offer_state")]
-  assert other != donor
+  driver.begin("abc")
+  driver.commit("abc")
+  driver.hello("e")
+  donors = asked(driver, "abc")
+  driver.offer(donors[0], state=b"t")
+  assert driver.take("e", "restore") == []
+  driver.wait(1.0, beating="abce")
+  (restore,) = driver.take("e", "restore")
+  assert donors_in(restore) == donors[:1]
+  driver.cut(donors[0])
+  driver.say("e", fetch_failed=pb.FetchFailed(peer="b", reason="gone"))
+  driver.wait(4.0, beating="abce")
+  assert set(asked(driver, "abc")) >= set("abc") - {donors[0]}
 
 
 def test_the_slow_are_told_the_closing_time_early_enough():

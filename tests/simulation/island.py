@@ -5,10 +5,9 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from intellect_jax.elastic import round as round_lib
-from intellect_jax.elastic import rpc
+from intellect_jax.elastic import rpc, shares
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.elastic.samples import Holder, take
-from intellect_jax.elastic.shares import addresses
 from simulation.invariants import (
   GENESIS,
   delta_id,
@@ -253,7 +252,8 @@ class Island:
       record = self.round.record
       if record is not None and record >= restore.record:
         return
-      donor = self.world.serving(self, restore.state.parts[0].addresses)
+      addresses = shares.addresses(restore.state)
+      donor = self.world.serving(self, addresses)
       log = self.world.log_for(self)
       served = any(d.state == (restore.record, restore.state.id) for d in donor)
       if not served or len(log) <= restore.record:
@@ -443,7 +443,7 @@ class Island:
   def reduce(self, plan: pb.Plan, index: int) -> None:
     share = plan.shares[index]
     for member in plan.members:
-      if not self.can_get(member.delta.id, addresses(member.delta)):
+      if not self.can_get(member.delta.id, shares.addresses(member.delta)):
         self.fail(plan.attempt, member.island)
         return
     deltas = [member.delta.id for member in plan.members]
@@ -464,7 +464,7 @@ class Island:
 
   def gather(self, action: round_lib.Gather) -> None:
     for share in action.shares:
-      sources = [*addresses(share.mean), *action.holders]
+      sources = [*shares.addresses(share.mean), *action.holders]
       if not self.can_get(share.mean.id, sources):
         if action.late:
           self.later((1.0, 1.0), lambda: self.retry(action.late))
