@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from intellect_jax.checkpoint.durable import DurableCheckpoints
-from intellect_jax.elastic import blobs, chain, rpc
+from intellect_jax.elastic import blobs, chain, reduce, rpc
 from intellect_jax.elastic.identity import Identity
 from intellect_jax.elastic.log import RecordLog
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
@@ -156,11 +156,12 @@ class Holdings:
     """
     values = np.empty(self.layout.size, np.float32)
     delta(self.outer.theta, params, self.layout, values)
-    codes = np.empty(self.mean_bytes, np.uint8)
-    self.codec.encode(values, codes)
-    chunk = blobs.chunk_bytes(len(codes), self.codec.block_bytes)
-    norm = math.sqrt(self.codec.squared_norm(codes))
-    return self.store.publish(codes, chunk), norm
+    step = reduce.PIECE_BLOCKS * self.codec.block
+    pieces = (values[i : i + step] for i in range(0, len(values), step))
+    chunk = blobs.chunk_bytes(self.mean_bytes, self.codec.block_bytes)
+    encoded = reduce.encode(self.codec, pieces, self.mean_bytes, chunk)
+    served = self.store.publish_hashed(encoded.manifest(chunk), encoded.codes)
+    return served, math.sqrt(encoded.squares[0])
 
   # -------------------------------------------------------- checkpoints
 

@@ -18,7 +18,7 @@ import numpy as np
 from intellect_jax.elastic import blobs
 from intellect_jax.elastic.actions import Gather
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
-from intellect_jax.outer.codec import Codec
+from intellect_jax.outer.codec import Codec, NotFiniteError
 
 PIECE_BLOCKS = 1024  # codec blocks at a time: 1 MiB of float32
 
@@ -58,14 +58,18 @@ def encode(
     chunk: bytes of the blob's chunks.
 
   Raises:
-    NotFiniteError: naming the index in its piece.
+    NotFiniteError: naming the index in the vector.
     ValueError: if the pieces are not as long as that.
   """
   codes = np.empty(length, np.uint8)
   hashes, squares, done, hashed = [], 0.0, 0, 0
   for piece in pieces:
     part = codes[done:][: piece.size // codec.block * codec.block_bytes]
-    codec.encode(piece, part)
+    try:
+      codec.encode(piece, part)
+    except NotFiniteError as error:
+      index = done // codec.block_bytes * codec.block + error.index
+      raise NotFiniteError(index, error.value) from None
     squares += codec.squared_norm(part)
     done += len(part)
     while hashed < done and (hashed + chunk <= done or done == length):

@@ -19,6 +19,7 @@ class NotFiniteError(ValueError):
 
   Attributes:
     index: its position in the encoded range.
+    value: NaN or an infinity.
   """
 
   def __init__(self, index: int, value: float):
@@ -26,7 +27,7 @@ class NotFiniteError(ValueError):
       f"Value {index} is {value}, and what is not finite has no code. It never"
       " enters a mean: look at the losses and gradient norms before it."
     )
-    self.index = index
+    self.index, self.value = index, value
 
 
 class Codec(Protocol):

@@ -7,10 +7,11 @@ import threading
 import time
 
 import grpc
+import numpy as np
 import pytest
 
 from benchmarks.fault_proxy import FaultProxy
-from intellect_jax.elastic import rpc
+from intellect_jax.elastic import blobs, rpc
 
 _METHOD = "/test/Attend"
 _BAR = 3.0  # seconds
@@ -74,3 +75,29 @@ def test_a_patient_side_keeps_a_connection_that_was_only_slow():
     ends.proxy.partition()
     with pytest.raises(queue.Empty):
       ends.broken.get(timeout=_BAR)
+
+
+def test_a_fetch_goes_on_elsewhere_within_the_bar():
+  """However patient it is: the connection is found dead."""
+  credentials = rpc.LOOPBACK.for_lease(3)
+  with contextlib.ExitStack() as stack:
+    stores = [blobs.BlobStore(upload_mbit=400), blobs.BlobStore()]
+    ways = []
+    for store in stores:
+      blob = store.publish(np.zeros(20 << 20, np.uint8), 1 << 20)
+      server = rpc.server(threads=2, credentials=credentials)
+      stack.callback(server.stop, grace=None)
+      store.add_to(server)
+      ways.append(rpc.listen(server, "127.0.0.1:0", credentials))
+    proxy = stack.enter_context(FaultProxy(ways[0]))
+    fetcher = blobs.Fetcher(credentials, patience=60)
+    stack.enter_context(contextlib.closing(fetcher))
+    chunks = fetcher.fetch(
+      [proxy.address, ways[1]], blob.id, 0, blob.length, threading.Event()
+    )
+    next(chunks)
+    proxy.partition()
+    cut = time.monotonic()
+    list(chunks)
+    assert time.monotonic() - cut < _BAR
+    assert stores[1].bytes_sent > 0

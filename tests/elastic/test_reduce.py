@@ -10,7 +10,7 @@ import pytest
 from intellect_jax.elastic import blobs, reduce, rpc
 from intellect_jax.elastic import round as round_lib
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
-from intellect_jax.outer.codec import make_codec
+from intellect_jax.outer.codec import NotFiniteError, make_codec
 
 BLOCKS = 300
 TOKENS = {"a": 1000, "b": 300, "c": 77}  # unlike, so that order and w show
@@ -164,3 +164,32 @@ def test_a_cancelled_reduction_stops():
     cancelled.set()
     with pytest.raises(blobs.Cancelled):
       islands.exchanges["a"].reduce_share(islands.plan, 0, cancelled)
+
+
+@pytest.mark.parametrize("name", ["int8", "float32"])
+@pytest.mark.parametrize("cuts", [[], [1], [1, 7, 100, 299]])
+def test_encoding_in_pieces_is_encoding_the_whole(name, cuts):
+  codec = make_codec(name)
+  values = np.random.default_rng(0).standard_normal(BLOCKS * 256, np.float32)
+  whole = np.empty(BLOCKS * codec.block_bytes, np.uint8)
+  codec.encode(values, whole)
+  chunk = blobs.chunk_bytes(len(whole), codec.block_bytes)
+  pieces = np.split(values, np.multiply(cuts, codec.block).astype(int))
+  encoded = reduce.encode(codec, pieces, len(whole), chunk)
+  np.testing.assert_array_equal(encoded.codes, whole)
+  assert encoded.manifest(chunk) == blobs.Manifest.of(whole, chunk)
+  assert np.isclose(encoded.squares[0], codec.squared_norm(whole), rtol=1e-12)
+
+
+def test_a_value_without_a_code_is_named_by_its_place_in_the_vector():
+  codec, values = make_codec("int8"), np.zeros(8 * 256, np.float32)
+  values[1000] = np.inf
+  with pytest.raises(NotFiniteError) as raised:
+    reduce.encode(codec, np.split(values, 4), 8 * codec.block_bytes, 1 << 20)
+  assert (raised.value.index, raised.value.value) == (1000, np.inf)
+
+
+def test_pieces_that_end_early_are_refused():
+  codec, pieces = make_codec("int8"), [np.zeros(256, np.float32)]
+  with pytest.raises(ValueError, match="260"):
+    reduce.encode(codec, pieces, 2 * codec.block_bytes, 1 << 20)
