@@ -151,6 +151,8 @@ def island_config() -> ml_collections.ConfigDict:
     dict(
       every=1,  # records between two durable checkpoints; 0: at the end
       keep=2,  # newest checkpoints to keep
+      remote="",  # URL of copies, as s3://bucket/folder (extra: remote)
+      remote_patience=600.0,  # seconds that who leaves goes on copying
     )
   )
   # Where blobs are served, host:port; port 0 takes any free one. Empty: nobody

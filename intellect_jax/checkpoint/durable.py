@@ -10,6 +10,7 @@ the newest step.)
   12/                     record 12
     manifest.json         run id, record, meta, size of every file
     outer/  inner/        theta and momentum; parameters and optimizer state
+    chain                 what the caller gave as `files`, as it is
   13.saving…              not finished; removed by whoever opens the directory
   11.old                  no longer wanted; likewise
   10.torn                 was damaged, moved aside for a new save of record 10
@@ -85,13 +86,20 @@ def read_outer(directory: str | os.PathLike, oldest: bool = False) -> Outer:
 class DurableCheckpoints:
   """The checkpoints of one island in one directory."""
 
-  def __init__(self, directory: str | os.PathLike, run_id: str, keep: int):
+  def __init__(
+    self,
+    directory: str | os.PathLike,
+    run_id: str,
+    keep: int,
+    published: Callable[[int], None] = lambda record: None,
+  ):
     """Opens `directory`, makes it if needed, and clears unfinished saves.
 
     Args:
       directory: local; of one island, and of one process at a time.
       run_id: of the run that the checkpoints belong to.
       keep: newest checkpoints to keep, at least 1.
+      published: called in the background with each record that is now whole.
 
     Raises:
       UserError: if the directory has checkpoints of another run.
@@ -104,6 +112,7 @@ class DurableCheckpoints:
     self._directory = pathlib.Path(directory).absolute()
     self._run_id = run_id
     self._keep = keep
+    self._published = published
     self._directory.mkdir(parents=True, exist_ok=True)
     for manifest in self._whole().values():
       if manifest["run_id"] != run_id:
@@ -132,6 +141,7 @@ class DurableCheckpoints:
     inner: PyTree,
     meta: dict[str, Any],
     before: Callable[[], None] = lambda: None,
+    files: dict[str, bytes] | None = None,
   ) -> None:
     """Starts to save; returns when everything has been copied.
 
@@ -147,6 +157,7 @@ class DurableCheckpoints:
       meta: what else belongs to the state, as JSON.
       before: called in the background when all is written; what it does is
         done before the checkpoint counts.
+      files: small files that belong to it, by name; see `file`.
 
     Raises:
       Exception: whatever stopped the save before, such as a full disk.
@@ -167,7 +178,7 @@ class DurableCheckpoints:
       ),
     )
     self._publishing = self._thread.submit(
-      self._publish, saving, manifest, before
+      self._publish, saving, manifest, before, dict(files or {})
     )
 
   def latest(self) -> int | None:
@@ -185,7 +196,7 @@ class DurableCheckpoints:
     """Numbers of the whole checkpoints, the newest first."""
     return sorted(self._whole(warn=True), reverse=True)
 
-  def bytes(self) -> dict[int, int]:
+  def sizes(self) -> dict[int, int]:
     """Size of each whole checkpoint, by record."""
     return {n: sum(m["files"].values()) for n, m in self._whole().items()}
 
@@ -195,7 +206,7 @@ class DurableCheckpoints:
     Waits first for the save before.
     """
     self.wait()
-    sizes = self.bytes()
+    sizes = self.sizes()
     for number in sorted(sizes)[:-1]:
       if sum(sizes.values()) <= room:
         return
@@ -263,9 +274,12 @@ class DurableCheckpoints:
     saving: pathlib.Path,
     manifest: dict[str, Any],
     before: Callable[[], None],
+    extra: dict[str, bytes],
   ) -> None:
     """Completes a save: from `N.saving` to `N`, then drops old ones."""
     self._orbax.wait_until_finished()
+    for name, data in extra.items():
+      (saving / name).write_bytes(data)
     files = [path for path in saving.rglob("*") if path.is_file()]
     manifest["files"] = {
       str(path.relative_to(saving)): path.stat().st_size for path in files
@@ -278,6 +292,12 @@ class DurableCheckpoints:
     older = sorted(n for n in self._whole() if n <= manifest["record"])
     for number in older[: -self._keep]:
       self.drop(number)
+    self._published(manifest["record"])
+
+  def file(self, record: int, name: str) -> bytes | None:
+    """One of the `files` of a checkpoint, if it has that."""
+    path = self._directory / str(record) / name
+    return path.read_bytes() if path.exists() else None
 
   def drop(self, number: int) -> None:
     """Removes a checkpoint."""

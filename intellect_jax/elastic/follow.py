@@ -139,7 +139,7 @@ class Follower:
       final=record.final,
     )
     self._evaluation.take_turn(members)
-    if held.is_checkpoint():
+    if held.saves.is_due(record):
       with self._news.busy("saving", held.slow_seconds):
         held.save(state)
     return state

@@ -1,21 +1,20 @@
-"""What an island holds: theta and b, the log, checkpoints, served blobs."""
+"""What an island holds: theta and b, the log, and what of it others may have."""
 
 import concurrent.futures
 import math
 import threading
 from typing import Any
 
-from absl import logging
 import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from intellect_jax.checkpoint.durable import DurableCheckpoints
-from intellect_jax.elastic import blobs, chain, reduce, rpc
+from intellect_jax.elastic import blobs, reduce, rpc
 from intellect_jax.elastic.identity import Identity
 from intellect_jax.elastic.log import RecordLog
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.elastic.restore import StateFetch
+from intellect_jax.elastic.saves import Saves
 from intellect_jax.elastic.shelf import MeanShelf
 from intellect_jax.elastic.state import OuterState
 from intellect_jax.errors import UserError
@@ -49,8 +48,7 @@ class Holdings:
     """Opens what the workdir has.
 
     Raises:
-      UserError: if it has checkpoints of another run, or island.disk_gb is
-        too small for this model.
+      UserError: see `Saves`.
     """
     self._run = run
     self._run_id = run_id
@@ -63,20 +61,23 @@ class Holdings:
     self.record = pb.Record()
     self.log = RecordLog(identity.workdir / "log")
     self.log.open()
-    self.checkpoints = DurableCheckpoints(
-      identity.workdir / "checkpoints", run_id, island.checkpoint.keep
-    )
-    self._every = island.checkpoint.every
-    self._log_bound = int(island.log_gb * 1e9)
-    self._disk_bound = int(island.disk_gb * 1e9)
-    self._checkpoint_bytes = self.outer.bytes + sum(
-      leaf.size * leaf.dtype.itemsize
-      for leaf in jax.tree.leaves(train_step.abstract_state)
-    )
-    self._check_caps(island)
     self.store = blobs.BlobStore(island.upload_mbit)
     self.shelf = MeanShelf(
       self.store, self.log, self.codec.block_bytes, self.mean_bytes
+    )
+    self._state_bytes = self.outer.bytes + sum(
+      leaf.size * leaf.dtype.itemsize
+      for leaf in jax.tree.leaves(train_step.abstract_state)
+    )
+    self.saves = Saves(
+      island,
+      identity.island,
+      run_id,
+      identity.workdir,
+      self.log,
+      self.shelf,
+      self._state_bytes,
+      self.mean_bytes,
     )
     self.fetcher = blobs.Fetcher(
       credentials, run.elastic.fetch_patience, island.download_mbit
@@ -93,23 +94,13 @@ class Holdings:
   @property
   def slow_seconds(self) -> float:
     """What anything with all of an island's state may take, on any host."""
-    return _SLOW_SECONDS + self._checkpoint_bytes / _SLOW_RATE
-
-  def _check_caps(self, island: ConfigDict) -> None:
-    least = 2 * self._checkpoint_bytes + self.mean_bytes
-    if 0 < self._disk_bound < least:
-      raise UserError(
-        f"island.disk_gb is {island.disk_gb:g}, but this model's checkpoints"
-        f" take {self._checkpoint_bytes / 1e9:.3g} each, and two of them and a"
-        f" mean must fit: {least / 1e9:.3g}. Raise it by"
-        " --config.island.disk_gb=…, or set 0 for no cap."
-      )
+    return _SLOW_SECONDS + self._state_bytes / _SLOW_RATE
 
   def close(self) -> None:
     self._closing.set()
     self.fetcher.close()
     self._hasher.shutdown(wait=False, cancel_futures=True)
-    self.checkpoints.close()
+    self.saves.close()
 
   # -------------------------------------------------------- theta and b
 
@@ -165,32 +156,12 @@ class Holdings:
 
   # -------------------------------------------------------- checkpoints
 
-  def is_checkpoint(self) -> bool:
-    """Whether the record is one to save at."""
-    due = self._every > 0 and self.record.number % self._every == 0
-    full = self.log.bytes(self.oldest) > self._log_bound
-    return self.record.final or due or full
-
   def save(self, state: TrainState) -> None:
-    """Starts to save everything; the log before is no longer needed.
-
-    A disk that is full costs the checkpoint, and not the island.
-    """
-    try:
-      self._save(state)
-    except OSError as error:
-      number = self.record.number
-      logging.error("No checkpoint at record %d: %s", number, error)
-
-  def _save(self, state: TrainState) -> None:
-    number = self.record.number
-    sealed = self.log.record(number)
+    """Starts to save everything; the log before is no longer needed."""
+    sealed = self.log.record(self.record.number)
     assert sealed is not None
-    self._make_room()
-    self.checkpoints.save(
-      number,
-      self.outer.theta,
-      self.outer.momentum,
+    self.saves.save(
+      self.outer,
       state,
       dict(
         run_id=self._run_id,
@@ -198,73 +169,40 @@ class Holdings:
         record_hash=sealed.hash.hex(),
         committed_tokens=self.record.total_tokens,
       ),
-      # After a power loss a checkpoint without its record is of no use.
-      before=lambda: self.log.sync(number),
     )
-
-  def _make_room(self) -> None:
-    """Drops what is beyond the caps, so that one more checkpoint fits."""
-    log_bound = self._log_bound
-    if self._disk_bound:
-      free = self._disk_bound - self._checkpoint_bytes
-      self.checkpoints.keep_within(free - self.log.bytes(self.oldest))
-      left = free - sum(self.checkpoints.bytes().values())
-      log_bound = min(log_bound, max(0, left))
-    self.shelf.trim(before=self.oldest, bound=log_bound)
-
-  @property
-  def oldest(self) -> int:
-    """Record that its own checkpoints and log reach back to."""
-    oldest = self.checkpoints.oldest()
-    return self.record.number if oldest is None else oldest
 
   def restore(
     self, replay: bool = True, to: int | None = None
   ) -> TrainState | None:
     """Back to the newest whole checkpoint that counts; None if there is none.
 
+    One that is far away is fetched if it is newer than what is here, at a
+    start; and if there is none here.
+
     Args:
       replay: go on through the log. Adam's moments stay as they were saved.
-      to: the newest record to stand at; None: any. Checkpoints of later ones
-        are of no use any more, and removed, as are those of annulled records.
+      to: the newest record to stand at; None: any.
     """
-    try:
-      self.checkpoints.wait()
-    except OSError as error:
-      logging.error("The newest checkpoint was not saved: %s", error)
-    annulled = self._annulled()
-    for number in self.checkpoints.numbers():
-      if number in annulled or (to is not None and number > to):
-        self.checkpoints.drop(number)
-        continue
-      inner = self._restore(number)
-      if inner is None:
-        continue
-      if replay:
-        for record in self.log.after(number):
-          if to is not None and record.number > to:
-            break
-          self.apply(record)
-      return TrainState(self.place_theta(), inner.opt_state)
-    return None
+    state = self._restore_here(replay, to)
+    stands = self.record.number if state is not None else -1
+    wanted = state is None or to is None
+    if wanted and self.saves.fetch_newer(stands, to):
+      state = self._restore_here(replay, to)
+    return state
 
-  def _annulled(self) -> set[int]:
-    records = self.log.records()
-    counting = {record.number for record in chain.effective(records)}
-    return {r.number for r in records if r.number not in counting}
-
-  def _restore(self, number: int) -> TrainState | None:
-    """Stands at one checkpoint, if the log has its record."""
-    saved = self.checkpoints.restore(
-      self._train_step.abstract_state, self.layout.size, number
-    )
-    sealed = self.log.record(number)
-    if sealed is None or sealed.hash.hex() != saved.meta["record_hash"]:
-      logging.warning("The log lacks record %d of a checkpoint.", number)
+  def _restore_here(self, replay: bool, to: int | None) -> TrainState | None:
+    abstract, size = self._train_step.abstract_state, self.layout.size
+    found = next(self.saves.find(abstract, size, to), None)
+    if found is None:
       return None
-    both = np.concatenate([saved.theta, saved.momentum])
-    self.stand_at(pb.Record.FromString(sealed.body), both)
-    return saved.inner
+    record, saved = found
+    self.stand_at(record, np.concatenate([saved.theta, saved.momentum]))
+    following = self.log.after(record.number) if replay else ()
+    for record in following:
+      if to is not None and record.number > to:
+        break
+      self.apply(record)
+    return TrainState(self.place_theta(), saved.inner.opt_state)
 
   # ---------------------------------------------------- for other islands
 

@@ -114,8 +114,8 @@ class RecordLog:
 
   # -------------------------------------------------------------- to read
 
-  def bytes(self, start: int = 0) -> int:
-    """On the disk, of records from `start` on and their means."""
+  def size(self, start: int = 0) -> int:
+    """Bytes on the disk, of records from `start` on and their means."""
     return sum(
       path.stat().st_size
       for path in self._folder.iterdir()

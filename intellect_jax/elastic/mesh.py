@@ -221,7 +221,7 @@ class ElasticDeviceMesh:
       self._run.elastic.lease_seconds,
       self._island.threads,
       self._held.offer,
-      lambda: self._held.oldest,
+      lambda: self._held.saves.oldest(self.record),
       self._identity.saw_term,
     )
 
@@ -255,7 +255,7 @@ class ElasticDeviceMesh:
     if self._news.finished:
       return
     self._evaluation.wait()
-    self._held.checkpoints.wait()
+    self._held.saves.wait()
     state = pb.Blob(id=self._held.state_hash())
     self._agent.say(state_ready=pb.StateReady(record=self.record, state=state))
     self._agent.beat()

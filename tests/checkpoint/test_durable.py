@@ -351,7 +351,7 @@ def test_old_checkpoints_make_room(directory):
     for record in (1, 2, 3):
       save(checkpoints, record)
     checkpoints.wait()
-    sizes = checkpoints.bytes()
+    sizes = checkpoints.sizes()
     assert sorted(sizes) == [1, 2, 3] and min(sizes.values()) > 8 * SIZE
     checkpoints.keep_within(sum(sizes.values()))
     assert checkpoints.numbers() == [3, 2, 1]

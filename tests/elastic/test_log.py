@@ -169,4 +169,4 @@ def test_the_oldest_means_beyond_a_bound_go(folder):
   assert log.trim(before=3, bound=2 * size) == [1]
   assert log.trim(before=3, bound=2 * size - 1) == [2]
   assert log.trim(before=3, bound=0) == []
-  assert log.bytes(3) >= size > log.bytes() - log.bytes(3)
+  assert log.size(3) >= size > log.size() - log.size(3)
