@@ -112,7 +112,6 @@ class _Relays:
       # At the port of before: islands have it in the addresses of their blobs.
       self._port = int(before.read_text()) if before.exists() else 0
       self._start()
-      self.told = [f":{self._port}"]
     elif RELAY.value != "none":
       self.told = rpc.split_list(RELAY.value)
 
@@ -135,6 +134,7 @@ class _Relays:
       address = self._process.stdout.readline().strip()
       if address:
         _, self._port = rpc.split_address(address)
+        self.told[:] = [f":{self._port}"]
         return
     raise UserError(
       f"The relay cannot listen on {self._host}; it has said why above. Start"

@@ -17,6 +17,7 @@ import grpc
 
 from intellect_jax.elastic import chain, reduce, rpc
 from intellect_jax.elastic import round as round_lib
+from intellect_jax.elastic.describe import relays_at
 from intellect_jax.elastic.log import RecordLog
 from intellect_jax.elastic.news import News
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
@@ -48,6 +49,7 @@ class Agent:
     offer_state: Callable[[], pb.StateReady],
     oldest: Callable[[], int],
     on_term: Callable[[int], None],
+    use_relays: Callable[[list[str]], bool],
   ):
     """Prepares; nothing runs yet.
 
@@ -62,11 +64,14 @@ class Agent:
       offer_state: snapshots and publishes this island's state.
       oldest: record that its checkpoints and log reach back to.
       on_term: called with a newly seen higher term, to persist it.
+      use_relays: called with the relays that a coordinator names; returns
+        whether others reach this island in other ways now.
     """
     self.news = news
     self._hello = hello
     self._term = term
     self._on_term = on_term
+    self._use_relays = use_relays
     self._exchange = exchange
     self._log = log
     self._shelf = shelf
@@ -235,6 +240,7 @@ class Agent:
       hello.record_hash = sealed.hash if sealed is not None else b""
       hello.head = record + max(0, len(self._log.records(record)) - 1)
     hello.tokens_trained = self.news.heartbeat.tokens_trained
+    hello.addresses[:] = self._exchange.store.addresses
     hello.ClearField("leases")
     hello.leases.extend(self._grants.values())
     hello.tokens_open = self.news.heartbeat.tokens_open
@@ -305,6 +311,9 @@ class Agent:
       self.news.silent_since = time.monotonic()
 
   def _on_welcome(self, welcome: pb.Welcome) -> None:
+    relays = relays_at(self._stream.coordinator, welcome.relays)
+    if relays and self._use_relays(relays):
+      self._say_hello()  # with other addresses than it was welcomed with
     self._ready = False
     self._hello.run_id = welcome.run_id
     with self.news.changed:

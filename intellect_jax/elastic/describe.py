@@ -1,6 +1,6 @@
 """What a newcomer asks a coordinator before it builds a model."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 import itertools
 import time
 
@@ -52,7 +52,11 @@ def _checked(description: pb.Description, address: str) -> pb.Description:
       f" this island {rpc.PROTOCOL_VERSION}. Run the same version of"
       " intellect_jax on both."
     )
-  host = address.rpartition(":")[0]
-  relays = [host + r if r.startswith(":") else r for r in description.relays]
-  description.relays[:] = relays
+  description.relays[:] = relays_at(address, description.relays)
   return description
+
+
+def relays_at(coordinator: str, relays: Iterable[str]) -> list[str]:
+  """Relays as a coordinator at host:port names them; ":port" is at its host."""
+  host = coordinator.rpartition(":")[0]
+  return [host + relay if relay.startswith(":") else relay for relay in relays]

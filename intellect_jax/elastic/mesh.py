@@ -223,6 +223,7 @@ class ElasticDeviceMesh:
       self._held.offer,
       lambda: self._held.saves.oldest(self.record),
       self._identity.saw_term,
+      self._reach.use,
     )
 
   def _await_state(self, restored: TrainState | None) -> TrainState:

@@ -39,8 +39,11 @@ class Reach:
     Raises:
       UserError: if there is no way.
     """
+    self._store = store
+    self._island = island
+    self._credentials = credentials
     self._server: grpc.Server | None = None
-    self._links: list[RelayLink] = []
+    self._links: dict[str, RelayLink] = {}  # by relay
     if listen:
       self._server = rpc.server(_SERVE_THREADS, credentials)
       store.add_to(self._server)
@@ -54,13 +57,31 @@ class Reach:
         " coordinator names no relay through which others could reach it."
         " Start the coordinator without --relay=none, or listen on host:port."
       )
-    for relay in relays:
-      self._links.append(RelayLink(relay, island, store, credentials))
-      store.addresses.append(blobs.relayed(relay, island))
+    self._direct = list(store.addresses)
+    self.use(relays)
     logging.info("Others reach %s at %s", island, ", ".join(store.addresses))
 
+  def use(self, relays: Sequence[str]) -> bool:
+    """Goes on with these relays, and no others. Whether that is a change.
+
+    Blobs that are published from now on name them.
+    """
+    if list(self._links) == list(relays):
+      return False
+    island, store = self._island, self._store
+    for gone in self._links.keys() - set(relays):
+      self._links.pop(gone).close()
+    self._links = {
+      relay: self._links.get(relay)
+      or RelayLink(relay, island, store, self._credentials)
+      for relay in relays
+    }
+    relayed = [blobs.relayed(relay, island) for relay in relays]
+    store.addresses = self._direct + relayed
+    return True
+
   def close(self) -> None:
-    for link in self._links:
+    for link in self._links.values():
       link.close()
     if self._server is not None:
       self._server.stop(grace=0.5).wait()

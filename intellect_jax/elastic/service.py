@@ -238,6 +238,8 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
     for action in actions:
       match action:
         case actions_lib.Tell(session, message):
+          if message.HasField("welcome"):
+            message.welcome.relays.extend(self._relays)
           self._send(session, message)
         case actions_lib.Close(session):
           self._end(session)

@@ -44,8 +44,9 @@ class ControlStream:
       heard: posted with each message.
       broke: posted when it has ended.
     """
-    self._channels = [rpc.channel(a, credentials) for a in coordinators]
-    self._stub = pb_grpc.CoordinatorStub(self._channels[0])
+    self.coordinator = coordinators[0]  # host:port of who is attended now
+    self._channels = {a: rpc.channel(a, credentials) for a in coordinators}
+    self._stub = pb_grpc.CoordinatorStub(self._channels[self.coordinator])
     self._post = post
     self._opened = opened
     self._heard = heard
@@ -66,7 +67,7 @@ class ControlStream:
     if outgoing is not None:
       outgoing.put(_END)
     self._thread.join(timeout=5)
-    for channel in self._channels:
+    for channel in self._channels.values():
       channel.close()
 
   def send(self, message: pb.FromIsland) -> None:
@@ -86,9 +87,10 @@ class ControlStream:
   def _attend(self) -> None:
     """Keeps the stream open; each break is told to the owner."""
     pause = _BACKOFF[0]
-    for channel in itertools.cycle(self._channels):
+    for address, channel in itertools.cycle(self._channels.items()):
       if self._closing.is_set():
         return
+      self.coordinator = address
       self._stub = pb_grpc.CoordinatorStub(channel)
       outgoing: queue.Queue = queue.Queue()
       self._post(lambda q=outgoing: self._open(q))

@@ -65,6 +65,7 @@ def agent_of(service, coordinators: list[str], folder) -> Agent:
     offer_state=pb.StateReady,
     oldest=lambda: 0,
     on_term=lambda term: None,
+    use_relays=lambda relays: False,
   )
 
 

@@ -78,6 +78,11 @@ def agent(coordinator, tmp_path):
   log.open()
   log.keep(genesis())
   beats = iter(range(1_000_000))
+
+  def use_relays(relays: list[str]) -> bool:
+    before, store.addresses = store.addresses, [f"{r}/ada" for r in relays]
+    return store.addresses != before
+
   made = Agent(
     News(),
     pb.Hello(island="ada", incarnation=3, has_state=True, record=0),
@@ -93,6 +98,7 @@ def agent(coordinator, tmp_path):
     offer_state=pb.StateReady,
     oldest=lambda: next(beats),
     on_term=lambda term: None,
+    use_relays=use_relays,
   )
   made.start()
   yield made
@@ -105,6 +111,19 @@ def test_a_changed_lease_is_renewed_in_time(coordinator, agent):
   agent.renew_every(0.4)
   told = [coordinator.hear("heartbeat").oldest for _ in range(5)]
   assert told == sorted(set(told))
+
+
+def test_other_relays_in_a_welcome_are_other_addresses(coordinator, agent):
+  assert not coordinator.hear("hello").addresses
+  welcome = pb.Welcome(relays=[":7601", "r.org:1"])
+  coordinator.says.put(dict(welcome=welcome))
+  host = coordinator.address.rpartition(":")[0]
+  reached_at = [f"{host}:7601/ada", "r.org:1/ada"]
+  assert coordinator.hear("hello").addresses == reached_at
+  coordinator.says.put(dict(welcome=welcome))
+  coordinator.says.put(_BREAK)
+  coordinator.hear("hello")
+  assert coordinator.heard["hello"].empty()  # the same relays are no news
 
 
 def test_hello_names_what_is_leased_and_not_decided(coordinator, agent):

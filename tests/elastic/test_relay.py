@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from intellect_jax.elastic import blobs, relay, restore, rpc
+from intellect_jax.elastic import blobs, reach, relay, restore, rpc
 
 CHUNK = 64 << 10
 LENGTH = 100 * CHUNK + 100
@@ -51,6 +51,22 @@ def fetch(fetcher, addresses, blob, start=0, stop=None) -> bytes:
   never = threading.Event()
   chunks = fetcher.fetch(addresses, blob.id, start, stop, never)
   return b"".join(chunk for _, chunk in chunks)
+
+
+def test_an_island_goes_over_to_other_relays(hub, fetcher):
+  store = blobs.BlobStore()
+  with (
+    contextlib.closing(relay.Relay("127.0.0.1:0")) as other,
+    contextlib.closing(
+      reach.Reach(store, "ada", "", "", [hub.address], "", rpc.LOOPBACK)
+    ) as ways,
+  ):
+    assert not ways.use([hub.address])
+    assert ways.use([other.address])
+    wait_until(lambda: other.islands == ["ada"] and not hub.islands)
+    assert store.addresses == [blobs.relayed(other.address, "ada")]
+    blob = store.publish(some_bytes(), CHUNK)
+    assert fetch(fetcher, store.addresses, blob) == some_bytes().tobytes()
 
 
 @pytest.mark.parametrize("name", ["a", "an island/with: odd name"])

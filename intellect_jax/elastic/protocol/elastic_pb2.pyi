@@ -471,7 +471,7 @@ class ToIsland(_message.Message):
     def __init__(self, term: _Optional[int] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., restore: _Optional[_Union[Restore, _Mapping]] = ..., offer_state: _Optional[_Union[OfferState, _Mapping]] = ..., lease_grant: _Optional[_Union[LeaseGrant, _Mapping]] = ..., plan: _Optional[_Union[Plan, _Mapping]] = ..., fix: _Optional[_Union[Fix, _Mapping]] = ..., record: _Optional[_Union[SealedRecord, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., ask_records: _Optional[_Union[AskRecords, _Mapping]] = ..., closing: _Optional[_Union[Closing, _Mapping]] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("run_id", "head", "start", "evicted")
+    __slots__ = ("run_id", "head", "start", "evicted", "relays")
     class Start(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         START_UNSPECIFIED: _ClassVar[Welcome.Start]
@@ -486,11 +486,13 @@ class Welcome(_message.Message):
     HEAD_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
     EVICTED_FIELD_NUMBER: _ClassVar[int]
+    RELAYS_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     head: int
     start: Welcome.Start
     evicted: bool
-    def __init__(self, run_id: _Optional[str] = ..., head: _Optional[int] = ..., start: _Optional[_Union[Welcome.Start, str]] = ..., evicted: _Optional[bool] = ...) -> None: ...
+    relays: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, run_id: _Optional[str] = ..., head: _Optional[int] = ..., start: _Optional[_Union[Welcome.Start, str]] = ..., evicted: _Optional[bool] = ..., relays: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Refusal(_message.Message):
     __slots__ = ("reason",)
