@@ -61,6 +61,13 @@ class Rounds:
     self.round = CoordinatorRound(self._block_bytes)
     self._proposed_after: dict[str, float] = {}  # seconds
     self._closing_told: set[str] = set()
+    self._awaited = self._known()
+
+  def _known(self) -> set[str]:
+    """Who is waited for: others than newcomers, for whom nobody stops."""
+    inside = {member.island for member in self._members.inside()}
+    last = self._books.chain.last_step.step.members
+    return inside | {member.island for member in last}
 
   # --------------------------------------------------- what members say
 
@@ -148,9 +155,11 @@ class Rounds:
     self._try_to_plan(now)
 
   def late(self) -> list[str]:
-    """Members that have not proposed."""
+    """Members that have not proposed, newcomers since the last record apart."""
     inside = {m.island for m in self._members.inside()}
-    return sorted(inside - set(self.round.proposals))
+    first = not self._books.chain.last_step.step.members
+    awaited = inside if first else inside & self._awaited or inside
+    return sorted(awaited - set(self.round.proposals))
 
   def deadline(self) -> float:
     """When the round is planned without those who are late."""

@@ -248,6 +248,21 @@ def test_a_round_waits_for_all_who_are_in_but_not_longer_than_their_lease():
   assert [m.island for m in plan.members] == ["a"]
 
 
+def test_nobody_waits_for_the_first_window_of_a_newcomer():
+  driver = Driver()
+  driver.begin("ab")
+  driver.commit("ab")
+  driver.hello("c", record=1)
+  driver.say("c", ready=pb.Ready(record=1))
+  driver.propose("a", window=2)
+  assert driver.machine.status(0.0).phase == "waiting for proposals of b"
+  driver.propose("b", window=2)
+  driver.prepare("ab", driver.reduce("ab"))
+  assert [m.island for m in driver.machine.head.step.members] == ["a", "b"]
+  driver.propose("ab", window=3)  # from now on it is waited for
+  assert driver.machine.status(0.0).phase == "waiting for proposals of c"
+
+
 def test_a_deadline_comes_from_past_rounds_and_leaves_out_the_late():
   driver = Driver(deadline=True, deadline_ratio=1.5)
   driver.begin("ab")
