@@ -69,7 +69,10 @@ class Accounts:
     self._read(chain, leases)
 
   def _read(self, chain: Chain, leases: Leases) -> None:
-    """Takes from the chain what it has committed; other leases go on."""
+    """Takes from the chain what it has committed; other leases go on.
+
+    A lease of what is committed by another has been void ever since.
+    """
     windows = chain_lib.committed_windows(chain.effective)
     self._committed = collections.Counter()
     for holder, window in windows:
@@ -79,6 +82,8 @@ class Accounts:
       h: i for h, i in leases.items() if not subtract(i, subtract(i, used))
     }
     self.pool = SamplePool(used, free)
+    if void := [holder for holder in leases if holder not in free]:
+      self._outbox.add(EndLeases(void, None))
 
   # ------------------------------------------------------------ questions
 

@@ -1,17 +1,22 @@
 """The coordinator's memory: terms, records, leases, losses. SQLite on disk.
 
+Samples that were leased and not consumed are noted when they come back, for
+audits alone: `python -m intellect_jax.audit`.
+
 What is written here is durable when the call returns (WAL, synchronous=FULL):
 a record is written first and announced after.
 """
 
+from collections.abc import Sequence
 import json
 import pathlib
 import sqlite3
 import uuid
 
+from intellect_jax.elastic import chain
 from intellect_jax.elastic.books import History
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
-from intellect_jax.elastic.samples import Holder, Interval
+from intellect_jax.elastic.samples import Holder, Interval, subtract
 from intellect_jax.errors import UserError
 
 _SCHEMA = """
@@ -23,6 +28,8 @@ CREATE TABLE IF NOT EXISTS records (
 CREATE TABLE IF NOT EXISTS leases (
   island TEXT, incarnation INTEGER, window INTEGER, samples TEXT NOT NULL,
   PRIMARY KEY (island, incarnation, window));
+CREATE TABLE IF NOT EXISTS returned (
+  island TEXT, incarnation INTEGER, window INTEGER, samples TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS losses (
   island TEXT, incarnation INTEGER, tokens INTEGER, cause TEXT);
 CREATE TABLE IF NOT EXISTS evaluations (
@@ -133,11 +140,8 @@ class Ledger:
       "INSERT INTO records VALUES (?, ?, ?)",
       (record.number, sealed.body, sealed.hash),
     )
-    for member in record.step.members:
-      for window in member.windows:
-        self._end_lease(
-          Holder(member.island, member.incarnation, window.number)
-        )
+    for holder, window in chain.windows_of(record):
+      self._end_lease(holder, chain.intervals(window))
     self._db.execute("COMMIT")
 
   def save_lease(self, holder: Holder, samples: list[Interval]) -> None:
@@ -168,11 +172,19 @@ class Ledger:
     )
     self._db.execute("COMMIT")
 
-  def _end_lease(self, holder: Holder) -> None:
-    self._db.execute(
-      "DELETE FROM leases WHERE island = ? AND incarnation = ? AND window = ?",
-      holder,
-    )
+  def _end_lease(
+    self, holder: Holder, consumed: Sequence[Interval] = ()
+  ) -> None:
+    where = "WHERE island = ? AND incarnation = ? AND window = ?"
+    leased = self._db.execute(f"SELECT samples FROM leases {where}", holder)
+    for (samples,) in leased.fetchall():
+      back = subtract([(a, b) for a, b in json.loads(samples)], list(consumed))
+      if back:
+        self._db.execute(
+          "INSERT INTO returned VALUES (?, ?, ?, ?)",
+          (*holder, json.dumps(back)),
+        )
+    self._db.execute(f"DELETE FROM leases {where}", holder)
 
   def save_evaluation(self, record: int, loss: float) -> None:
     self._db.execute("INSERT INTO evaluations VALUES (?, ?)", (record, loss))

@@ -58,7 +58,7 @@ def test_a_run_finds_its_tokenizer_and_no_other(folder, tmp_path):
   with pytest.raises(UserError, match=r"has digest .* ids would mean other"):
     tokenizer_of(run, folder)
   run.data.tokenizer = str(path)
-  with pytest.raises(UserError, match="is the path .*must be the name"):
+  with pytest.raises(UserError, match=r"is the path .*must be the name"):
     tokenizer_of(run, folder)
 
 

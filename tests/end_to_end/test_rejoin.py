@@ -2,10 +2,12 @@
 
 from processes import wait_until
 
+from intellect_jax.audit import audit, read
+
 WINDOW = 2048  # tokens
 
 
-def test_back_with_a_workdir_and_new_without_one(world):
+def test_back_with_a_workdir_and_new_without_one(world, tmp_path):
   coordinator = world.coordinator(
     "elastic.start_islands=3",
     "elastic.min_islands=2",
@@ -51,3 +53,9 @@ def test_back_with_a_workdir_and_new_without_one(world):
   assert restored_from(blinks)[-1] == "checkpoint"
   # The others no longer have the means that it would have to replay.
   assert restored_from(sleeps)[-2:] == ["checkpoint", "other islands"]
+
+  # Of all that was leased, every sample is committed once or came back.
+  books, logs = read(tmp_path)
+  assert {"stays", "sleeps", "blinks", "late"} == set(logs)
+  report = audit(books, logs)
+  assert not report.faults and report.tokens == records[-1].total_tokens

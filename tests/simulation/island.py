@@ -335,7 +335,8 @@ class Island:
       few = early or self.world.random.random() < 0.2
       used = take(leased, 1 if few else SAMPLES)
       tokens = SAMPLE_TOKENS * sum(stop - start for start, stop in used)
-      window = pb.Window(number=grant.window, tokens=tokens)
+      steps = tokens // SAMPLE_TOKENS  # of one sample each
+      window = pb.Window(number=grant.window, steps=steps, tokens=tokens)
       for start, stop in used:
         window.samples.add(start=start, stop=stop)
       self.trained += tokens

@@ -1,5 +1,6 @@
 """A coordinator of the simulation: the real machine, a disk, an operator."""
 
+from collections.abc import Sequence
 import copy
 import dataclasses
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ from intellect_jax.elastic.books import History
 from intellect_jax.elastic.coordination import Coordinator
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.elastic.recovery import TERMS, Recovery
-from intellect_jax.elastic.samples import Holder, Interval
+from intellect_jax.elastic.samples import Holder, Interval, subtract
 
 if TYPE_CHECKING:
   from simulation.world import World
@@ -24,14 +25,19 @@ class Ledger:
   log: list[pb.SealedRecord] = dataclasses.field(default_factory=list)
   leases: dict[Holder, list[Interval]] = dataclasses.field(default_factory=dict)
   losses: list[pb.Loss] = dataclasses.field(default_factory=list)
+  returned: list[Interval] = dataclasses.field(default_factory=list)
 
   def copy(self) -> "Ledger":
     return Ledger(
-      self.term, list(self.log), dict(self.leases), copy.copy(self.losses)
+      self.term,
+      list(self.log),
+      dict(self.leases),
+      copy.copy(self.losses),
+      list(self.returned),
     )
 
-  def end(self, holder: Holder) -> None:
-    self.leases.pop(holder, None)
+  def end(self, holder: Holder, consumed: Sequence[Interval] = ()) -> None:
+    self.returned += subtract(self.leases.pop(holder, []), list(consumed))
 
 
 class Seat:
@@ -163,8 +169,8 @@ class Seat:
     world.invariants.check_appended(record, sealed, held)
     assert record.number == len(self.disk.log)
     self.disk.log.append(sealed)
-    for holder, _ in chain.windows_of(record):
-      self.disk.end(holder)
+    for holder, window in chain.windows_of(record):
+      self.disk.end(holder, chain.intervals(window))
     if record.HasField("step") and record.term == self.disk.term:
       self._check_settled()
 
