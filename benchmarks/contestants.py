@@ -106,7 +106,7 @@ def loop(config: ConfigDict, scanned: bool) -> Steps:
     with mesh:
       state = mesh.state
       for batch in mesh.batches():
-        state, metrics = step(state, batch, mesh.schedule_position())
+        state, metrics = step(state, batch, mesh.schedule())
         state = mesh.after_step(state, metrics)
         report.take(mesh.events)
         yield state, metrics

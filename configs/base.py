@@ -70,6 +70,9 @@ def run_config() -> ml_collections.ConfigDict:
       learning_rate=4e-4,  # peak, AdamW [D]
       warmup_tokens=0,  # linear, over global tokens [P 9]
       decay_tokens=0,  # 1 - sqrt, over the last global tokens of the run
+      # Over which who comes to a run under way ramps up its own rate: Adam's
+      # moments are new there, as at the start of a run [P 9].
+      joiner_warmup_steps=10,
       beta1=0.9,  # [I1]
       beta2=0.95,  # [I1]
       epsilon=1e-8,
@@ -135,6 +138,7 @@ def island_config() -> ml_collections.ConfigDict:
   )
   island.inner = ml_collections.ConfigDict(
     dict(
+      window_steps=0,  # inner steps a window here; 0: run.outer.inner_steps
       microbatch=0,  # sequences a forward pass; 0: the whole batch
       loss_chunk=0,  # positions whose logits exist at once; 0: all
       paced_step_seconds=0.0,  # tests: a real step, then wait for the pace

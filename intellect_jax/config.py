@@ -233,6 +233,13 @@ def validate_island(run: ConfigDict, island: ConfigDict) -> None:
     microbatch,
     f"0 or a divisor of run.inner.batch_size={batch}",
   )
+  for name, value in (
+    ("run.inner.joiner_warmup_steps", run.inner.joiner_warmup_steps),
+    ("island.inner.window_steps", island.inner.window_steps),
+    ("island.log_gb", island.log_gb),
+    ("island.disk_gb", island.disk_gb),
+  ):
+    _require(value >= 0, name, value, "not negative")
   chunk, length = island.inner.loss_chunk, run.data.sequence_length
   _require(
     chunk >= 0 and (chunk == 0 or length % chunk == 0),

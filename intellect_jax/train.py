@@ -120,7 +120,7 @@ def main() -> None:
     state = mesh.state
     for batch in mesh.batches():
       profile.before_step(state)
-      state, metrics = train_step(state, batch, mesh.schedule_position())
+      state, metrics = train_step(state, batch, mesh.schedule())
       state = mesh.after_step(state, metrics)
       report.take(mesh.events)
     report.finish(mesh)

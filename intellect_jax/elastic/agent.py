@@ -330,8 +330,12 @@ class Agent:
         self._say_ready()
     elif welcome.start == pb.Welcome.START_RESTORE:
       self._forget_state()
-    elif welcome.start == pb.Welcome.START_INITIALISE and self._genesis:
-      self._send(self._genesis)  # it may not have been heard
+    elif welcome.start == pb.Welcome.START_INITIALISE:
+      if self._genesis and record is not None:
+        self._send(self._genesis)  # it may not have been heard
+      else:
+        with self.news.changed:
+          self.news.initialise = True
     for request in self._unanswered.values():
       self._send(request)
 

@@ -52,7 +52,7 @@ class Diary:
       told.add(record=record, loss=loss)
       del told[:-_EVALUATIONS_TOLD]
 
-  def step(self, metrics: dict[str, jax.Array], position: int) -> None:
+  def step(self, metrics: dict[str, jax.Array], position: float) -> None:
     """An inner step of the open window was dispatched, and is counted."""
     assert self._windows.open is not None
     self._step = dict(

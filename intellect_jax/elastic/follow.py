@@ -1,5 +1,6 @@
 """How the training thread follows the run: proposes, waits, merges, gives up."""
 
+from collections.abc import Callable
 import time
 
 from absl import logging
@@ -24,7 +25,7 @@ class Follower:
   """Between the agent, which knows the run, and the training loop.
 
   Attributes:
-    outer: run.outer, as an operator has it for the next record.
+    run: the run half, as an operator has it for the next record.
     stopping: the island is asked to hand in what it has, and to end.
   """
 
@@ -39,10 +40,12 @@ class Follower:
     agent: Agent,
     diary: Diary,
     evaluation: Evaluation,
+    initialise: Callable[[], TrainState],
   ):
-    self.outer = run.outer
+    """`initialise` makes the initial state, and stands there."""
+    self.run = run
     self.stopping = False
-    self._run = run
+    self._started_run = run
     self._island = island
     self._incarnation = incarnation
     self._held = held
@@ -52,6 +55,7 @@ class Follower:
     self._news: News = agent.news
     self._diary = diary
     self._evaluation = evaluation
+    self._initialise = initialise
     self._steering = Steering()
     self._lease_seconds = run.elastic.lease_seconds
 
@@ -61,7 +65,7 @@ class Follower:
     with self._news.busy("encoding", held.slow_seconds):
       delta, norm = held.publish_delta(state.params)
     self._diary.hand_in_seconds = time.monotonic() - began
-    if self.outer.max_ahead_steps > 0:
+    if self.run.outer.max_ahead_steps > 0:
       self._merger.proposed(state.params)
     self._agent.propose(
       pb.Proposal(
@@ -97,6 +101,8 @@ class Follower:
     news = self._news
     if news.annulled is not None:
       state = self._go_back(state)
+    if news.initialise and not self._agent.standing:
+      state = self._give_up(self._initialise(), "its state was lost")
     while news.adopted:
       state = self._merge(state, news.adopted.popleft())
     while news.restores:  # its own state is void, or too far behind
@@ -201,8 +207,8 @@ class Follower:
 
   def _obey(self) -> None:
     """What an operator changed may hold from the next record on."""
-    run = self._steering.run_at(self._run, self._held.record.number + 1)
-    self.outer = run.outer
+    next_record = self._held.record.number + 1
+    self.run = run = self._steering.run_at(self._started_run, next_record)
     self._windows.max_carry = run.outer.max_carry
     self._held.fetcher.patience = run.elastic.fetch_patience
     if run.elastic.lease_seconds != self._lease_seconds:

@@ -5,7 +5,7 @@ The training loop talks to this one object and to nothing else of the run:
     with ElasticDeviceMesh(…) as mesh:        # joins, restores, or initialises
       state = mesh.state
       for batch in mesh.batches():            # leased data, until the end
-        state, metrics = train_step(state, batch, mesh.schedule_position())
+        state, metrics = train_step(state, batch, mesh.schedule())
         state = mesh.after_step(state, metrics)
 
 How islands agree stands in `round.py`; what becomes of an island's parameters
@@ -36,7 +36,7 @@ from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.elastic.reach import Reach
 from intellect_jax.elastic.windows import Windows
 from intellect_jax.inner.step import TrainState, TrainStep
-from intellect_jax.outer.schedule import position
+from intellect_jax.outer.schedule import Schedule, position, warm_up
 
 
 class ElasticDeviceMesh:
@@ -96,6 +96,7 @@ class ElasticDeviceMesh:
     self._windows = Windows(
       run.inner.batch_size, run.data.sequence_length, run.outer.max_carry
     )
+    self._moments_are_new = False  # since it joined a run under way
     self._news = News()
     self._diary = Diary(self.island, self._held, self._windows, self._news)
     self._meter = self._diary.meter
@@ -157,21 +158,19 @@ class ElasticDeviceMesh:
       self._agent,
       self._diary,
       self._evaluation,
+      self._initialise,
     )
     welcome = self._say_hello()
     if welcome is None:  # the run is over
       return
     self._identity.joined(self._run_id)
-    if welcome.start == pb.Welcome.START_INITIALISE:
-      self.state = join.initial_state(
-        self._run, self._train_step, self._weights
-      )
-      join.initialise(self._held, self._agent, self.state)
-    elif welcome.start == pb.Welcome.START_RESTORE:
-      self.state = self._await_state(restored)
-    else:
+    if welcome.start == pb.Welcome.START_GO_ON:
       assert restored is not None
       self.state = restored
+    else:
+      self.state = self._await_state(restored)
+    if self.state is None:
+      return
     self._catch_up(welcome.head)
     self._follower.steer()
     self._held.save(self.state)
@@ -226,16 +225,30 @@ class ElasticDeviceMesh:
       self._reach.use,
     )
 
-  def _await_state(self, restored: TrainState | None) -> TrainState:
-    """Waits for theta and b from an island that has them."""
+  def _await_state(self, restored: TrainState | None) -> TrainState | None:
+    """Waits for theta and b from islands that have them, or makes them.
+
+    Returns:
+      Where to start from; None if the run is over.
+    """
     news = self._news
-    while True:
-      news.wait(lambda: len(news.restores) > 0, "a state")
+    while news.wait(lambda: news.initialise or bool(news.restores), "a state"):
+      if news.initialise:
+        return self._initialise()
       if self._follower.take_over(news.restores.popleft()):
-        break
-    if restored is None:
-      return self._train_step.from_params(self._held.host_theta())
-    return restored._replace(params=self._held.place_theta())
+        if restored is None:
+          self._moments_are_new = self.record > 0
+          return self._train_step.from_params(self._held.host_theta())
+        return restored._replace(params=self._held.place_theta())
+    return None
+
+  def _initialise(self) -> TrainState:
+    """Makes the initial state, or makes it again if it was lost."""
+    self._news.initialise = False
+    with self._news.busy("initialising", self._held.slow_seconds):
+      state = join.initial_state(self._run, self._train_step, self._weights)
+      join.initialise(self._held, self._agent, state)
+    return state
 
   def _catch_up(self, head: int) -> None:
     """Applies what was committed while this island was not there."""
@@ -302,11 +315,15 @@ class ElasticDeviceMesh:
     """Asks to hand in the open window and to end. Safe in signal handlers."""
     self._follower.stopping = True
 
-  def schedule_position(self) -> int:
-    """Where the run stands, in tokens of the swarm (docs/protocol.md, 9)."""
-    record = self._held.record
+  def schedule(self) -> Schedule:
+    """Where the run stands, for the learning rate (docs/protocol.md, 9)."""
+    record, run = self._held.record, self._follower.run
     own = self._windows.tokens_uncommitted
-    return position(record.total_tokens, own, record.islands)
+    scale = 1.0
+    if self._moments_are_new:
+      scale = warm_up(self._windows.steps, run.inner.joiner_warmup_steps)
+    where = position(record.total_tokens, own, record.islands)
+    return Schedule(where, run.tokens, scale)
 
   def after_step(
     self, state: TrainState, metrics: dict[str, jax.Array]
@@ -320,7 +337,7 @@ class ElasticDeviceMesh:
     Returns:
       The state to go on from; `state` itself unless a record was merged.
     """
-    outer, windows = self._follower.outer, self._windows
+    outer, windows = self._follower.run.outer, self._windows
     steps = self._count(metrics)
     asked = self._news.hand_in > self.record and not windows.proposed
     done = steps == windows.length or asked or self._follower.stopping
@@ -343,16 +360,17 @@ class ElasticDeviceMesh:
   def _count(self, metrics: dict[str, jax.Array]) -> int:
     """Counts a step of the open window; returns the window's steps."""
     self._diary.step_done()  # the step before: it is done, this costs no wait
-    position = self.schedule_position()
+    where = self.schedule().position
     steps = self._windows.step()
-    self._diary.step(metrics, position)
+    self._diary.step(metrics, where)
     if steps == max(1, self._windows.length // 2):
       self._request_lease(self._windows.next)
     return steps
 
   def _request_lease(self, window: int) -> None:
-    batch = self._run.inner.batch_size
-    self._agent.request_lease(window, self._follower.outer.inner_steps * batch)
+    steps = self._island.inner.window_steps
+    steps = steps or self._follower.run.outer.inner_steps
+    self._agent.request_lease(window, steps * self._run.inner.batch_size)
 
   def _lease(self, window: int) -> list[samples.Interval] | None:
     """The samples of a window; None if it is time to end."""

@@ -19,6 +19,7 @@ class News:
     evicted: since the training thread last looked.
     hand_in: record that what is trained had better be proposed for.
     restores: states that others offer.
+    initialise: it is to make the initial state.
     leases: samples by window.
     adopted: records to apply, in order.
     annulled: the record that it stood at, which no longer counts, and the
@@ -36,6 +37,7 @@ class News:
     self.evicted = False
     self.hand_in = 0
     self.restores: collections.deque[pb.Restore] = collections.deque()
+    self.initialise = False
     self.leases: dict[int, list[Interval]] = {}
     self.adopted: collections.deque[pb.Record] = collections.deque()
     self.annulled: tuple[int, int] | None = None
@@ -48,7 +50,7 @@ class News:
   @property
   def any(self) -> bool:
     """Whether there is something that changes this island's state."""
-    came = bool(self.adopted) or bool(self.restores)
+    came = bool(self.adopted) or bool(self.restores) or self.initialise
     return came or self.evicted or self.annulled is not None
 
   def wait(

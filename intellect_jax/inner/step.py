@@ -20,6 +20,7 @@ from intellect_jax.inner.optimizer import (
   make_optimizer,
 )
 from intellect_jax.model import llama, sharding
+from intellect_jax.outer.schedule import Schedule
 
 Batch = Mapping[str, Any]  # of BxL arrays, see TrainStep
 
@@ -88,9 +89,9 @@ class TrainStep:
       for name in ("tokens", "targets", "segment_ids", "positions")
     }
     batch["weights"] = jax.ShapeDtypeStruct(shape, jnp.float32)
-    position = jax.ShapeDtypeStruct((), jnp.float32)
+    schedule = jax.ShapeDtypeStruct((len(Schedule._fields),), jnp.float32)
     with jax.sharding.use_abstract_mesh(self._mesh.abstract_mesh):
-      return self._jitted.trace(self.abstract_state, batch, position)
+      return self._jitted.trace(self.abstract_state, batch, schedule)
 
   @functools.cached_property
   def _compiled(self) -> jax.stages.Compiled:
@@ -135,14 +136,15 @@ class TrainStep:
     return jax.block_until_ready(self._copy(params))
 
   def __call__(
-    self, state: TrainState, batch: Batch, position: float
+    self, state: TrainState, batch: Batch, schedule: Schedule | float
   ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One update. `state` is donated: its arrays are gone afterwards.
 
     Args:
       state: from `init`, `from_params` or the last call.
       batch: arrays of the host.
-      position: schedule position, in tokens of the swarm.
+      schedule: where the run stands; or its position alone, in tokens of the
+        swarm, in a run that ends at run.tokens.
 
     Returns:
       The next state, and scalars on the device: loss (mean nats a token),
@@ -150,19 +152,22 @@ class TrainStep:
     """
     start = time.monotonic()
     batch = jax.device_put(dict(batch), self._batch_sharding)
-    result = self._compiled(state, batch, np.float32(position))
+    if not isinstance(schedule, Schedule):
+      schedule = Schedule(schedule, self._run.tokens)
+    result = self._compiled(state, batch, np.array(schedule, np.float32))
     if self._pace_seconds:
       jax.block_until_ready(result)
       time.sleep(max(0.0, start + self._pace_seconds - time.monotonic()))
     return result
 
-  def _step(self, state, batch, position):
-    inner = self._run.inner
+  def _step(self, state, batch, schedule):
+    inner, where = self._run.inner, Schedule(*schedule)
     grads, metrics = self._gradient(state.params, batch)
     updates, opt_state = self._optimizer.update(
       grads, state.opt_state, state.params
     )
-    rate = learning_rate(inner, self._run.tokens, position)
+    rate = learning_rate(inner, where.total_tokens, where.position)
+    rate *= where.scale
     params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
     metrics |= dict(grad_norm=optax.tree.norm(grads), learning_rate=rate)
     return TrainState(params, opt_state), metrics

@@ -1,5 +1,23 @@
 """Figures that follow from counts: schedule position, payload reduction."""
 
+from typing import NamedTuple
+
+
+class Schedule(NamedTuple):
+  """Where an inner step stands, for its learning rate."""
+
+  position: float  # tokens of the swarm by then; see `position`
+  total_tokens: float  # where the run ends and the rate reaches 0
+  scale: float = 1.0  # factor on the rate, of a joiner that warms up
+
+
+def warm_up(steps: int, warmup_steps: int) -> float:
+  """The scale of a joiner's rate after `steps` of its own: linear, up to 1.
+
+  Its first updates follow one gradient each: Adam's moments are new.
+  """
+  return min(1.0, (steps + 1) / warmup_steps) if warmup_steps else 1.0
+
 
 def position(committed_tokens: int, own_tokens: int, members: int) -> int:
   """Where a run stands, in tokens, for schedules of the learning rate.

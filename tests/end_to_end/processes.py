@@ -223,6 +223,13 @@ class World:
     self._processes.append(Process(name, arguments, self.folder / name))
     return self._processes[-1]
 
+  def control(self, coordinator: Coordinator, *words: str) -> str:
+    """What an operator does; returns what the command said."""
+    where = f"--coordinator={coordinator.address}"
+    status, said = command("control", where, *words)
+    assert status == 0, said
+    return said
+
   def simulate(self, coordinator: Coordinator) -> list[str]:
     """State hashes at all records, by one process that plays all islands."""
     ledger = coordinator.workdir / "ledger.sqlite"

@@ -50,7 +50,7 @@ def test_one_island_follows_adamw(tmp_path):
     )
     state = mesh.state
     for batch in mesh.batches():
-      state, metrics = step(state, batch, mesh.schedule_position())
+      state, metrics = step(state, batch, mesh.schedule())
       losses.append(float(metrics["loss"]))
       record = mesh.record
       state = mesh.after_step(state, metrics)

@@ -9,11 +9,7 @@ def test_what_an_operator_changes_is_in_the_records(world):
   ada = world.island("ada", coordinator)
 
   def control(*words: str) -> str:
-    status, said = command(
-      "control", f"--coordinator={coordinator.address}", *words
-    )
-    assert status == 0, said
-    return said
+    return world.control(coordinator, *words)
 
   wait_until(lambda: coordinator.swarm().record >= 1, ada, coordinator)
   control("pause", "--reason=to look at the data")

@@ -1,6 +1,6 @@
 """Everything an island had is gone but its copies far away: the run goes on."""
 
-from processes import command, wait_until
+from processes import wait_until
 
 
 def test_a_new_island_goes_on_from_the_copy_of_a_lost_one(world, tmp_path):
@@ -15,7 +15,7 @@ def test_a_new_island_goes_on_from_the_copy_of_a_lost_one(world, tmp_path):
   lost = coordinator.swarm().record
   bo = world.island("bo", coordinator, remote, "--config.island.log_gb=0.001")
   wait_until(lambda: coordinator.swarm().record > lost + 2, bo, coordinator)
-  command("control", f"--coordinator={coordinator.address}", "finish")
+  world.control(coordinator, "finish")
   for process in (bo, coordinator):
     process.must_end_well()
   assert {event["source"] for event in bo.metrics("restored")} == {"checkpoint"}

@@ -10,22 +10,16 @@ def test_all_islands_go_back_to_their_own_checkpoints(world):
   keep = "--config.island.checkpoint.keep=100"
   islands = [world.island(name, coordinator, keep) for name in ("ada", "bo")]
 
-  def control(*words: str) -> str:
-    where = f"--coordinator={coordinator.address}"
-    status, said = command("control", where, *words)
-    assert status == 0, said
-    return said
-
   def wait_for_record(number: int) -> None:
     reached = lambda: coordinator.swarm().record >= number  # noqa: E731
     wait_until(reached, coordinator, *islands)
 
   wait_for_record(4)
-  control("rollback", "--to=2", "--reason=the loss went up")
+  world.control(coordinator, "rollback", "--to=2", "--reason=the loss went up")
   annulments = [r for r in coordinator.records() if r.HasField("annulment")]
   (annulment,) = annulments
   wait_for_record(annulment.number + 2)
-  control("finish")
+  world.control(coordinator, "finish")
   for process in [*islands, coordinator]:
     process.must_end_well()
 

@@ -13,6 +13,7 @@ from intellect_jax import config
 from intellect_jax.errors import UserError
 from intellect_jax.inner.step import EvalStep, TrainStep
 from intellect_jax.model import sharding
+from intellect_jax.outer.schedule import Schedule
 
 POSITION = 2048.0  # tokens; past the warm-up
 COMPILED = "/jax/core/compile/backend_compile_duration"  # an event of JAX
@@ -67,6 +68,26 @@ def train(step, steps):
 def whole():
   """The step that others are compared with: one device, one batch."""
   return make_step()
+
+
+def test_a_joiner_takes_smaller_steps(whole):
+  """Half the scale is half the way."""
+
+  def way(schedule):
+    before = whole.init(jax.random.key(0))
+    first = jax.device_get(before.params)
+    after, metrics = whole(before, some_batch(), schedule)
+    moved = jax.tree.map(np.subtract, jax.device_get(after.params), first)
+    return moved, float(metrics["learning_rate"])
+
+  tokens = float(tiny().run.tokens)
+  full, rate = way(Schedule(POSITION, tokens))
+  half, half_rate = way(Schedule(POSITION, tokens, 0.5))
+  assert half_rate == rate / 2
+  chex.assert_trees_all_close(
+    jax.tree.map(lambda x: 2 * x, half), full, atol=1e-6
+  )
+  assert way(POSITION)[1] == rate
 
 
 @pytest.fixture(scope="module")
