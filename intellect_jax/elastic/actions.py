@@ -44,6 +44,15 @@ class SaveLease:
 
 
 @dataclasses.dataclass(frozen=True)
+class SaveProcess:
+  """Who holds a place in the run: a copied workdir has another process."""
+
+  island: str
+  incarnation: int
+  process: bytes
+
+
+@dataclasses.dataclass(frozen=True)
 class EndLeases:
   """Leases that ended without a record, and what was lost with them."""
 
@@ -83,6 +92,7 @@ CoordinatorAction = (
   | Close
   | Append
   | SaveLease
+  | SaveProcess
   | EndLeases
   | SaveLosses
   | SaveEvaluation

@@ -7,7 +7,7 @@ wait for a state (docs/protocol.md, 5 and 6).
 
 from intellect_jax.elastic import chain as chain_lib
 from intellect_jax.elastic import rpc
-from intellect_jax.elastic.actions import Close
+from intellect_jax.elastic.actions import Close, SaveProcess
 from intellect_jax.elastic.annulment import Annulments
 from intellect_jax.elastic.books import Books
 from intellect_jax.elastic.membership import Member, Membership, State
@@ -82,6 +82,9 @@ class Admission:
     if previous is not None and previous.session not in (None, session):
       self._outbox.add(Close(previous.session))
     self.met.add(hello.island)
+    who = hello.incarnation, hello.process
+    if previous is None or who != (previous.incarnation, previous.process):
+      self._outbox.add(SaveProcess(hello.island, *who))
     member, replaced, evicted = self._members.admit(hello, session, now)
     if replaced is not None:
       books.accounts.depart(replaced, "its process was replaced by a newer one")

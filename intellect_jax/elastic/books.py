@@ -30,6 +30,10 @@ class History:
   leases: Leases = dataclasses.field(default_factory=dict)
   losses: list[pb.Loss] = dataclasses.field(default_factory=list)
   evaluations: dict[int, float] = dataclasses.field(default_factory=dict)
+  # By island and incarnation: random bytes, which a copied workdir has not.
+  processes: dict[tuple[str, int], bytes] = dataclasses.field(
+    default_factory=dict
+  )
   recovered: bool = False  # from the islands: leases are theirs to tell
 
 
@@ -69,7 +73,8 @@ class Books:
     for island, incarnation in [*took_part, *(h[:2] for h in history.leases)]:
       newest[island] = max(incarnation, newest.get(island, 0))
     for island, incarnation in newest.items():
-      members.expect(island, incarnation, now)
+      process = history.processes.get((island, incarnation), b"")
+      members.expect(island, incarnation, now, process)
     leases = {
       holder: intervals
       for holder, intervals in history.leases.items()

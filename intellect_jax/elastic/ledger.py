@@ -28,6 +28,8 @@ CREATE TABLE IF NOT EXISTS records (
 CREATE TABLE IF NOT EXISTS leases (
   island TEXT, incarnation INTEGER, window INTEGER, samples TEXT NOT NULL,
   PRIMARY KEY (island, incarnation, window));
+CREATE TABLE IF NOT EXISTS processes (
+  island TEXT PRIMARY KEY, incarnation INTEGER, process BLOB);
 CREATE TABLE IF NOT EXISTS returned (
   island TEXT, incarnation INTEGER, window INTEGER, samples TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS losses (
@@ -104,6 +106,12 @@ class Ledger:
         Holder(*row[:3]): [(a, b) for a, b in json.loads(row[3])]
         for row in self._db.execute("SELECT * FROM leases")
       },
+      processes={
+        (island, incarnation): process
+        for island, incarnation, process in self._db.execute(
+          "SELECT * FROM processes"
+        )
+      },
       losses=[
         pb.Loss(island=a, incarnation=b, tokens=c, cause=d)
         for a, b, c, d in self._db.execute("SELECT * FROM losses")
@@ -148,6 +156,12 @@ class Ledger:
     self._db.execute(
       "INSERT OR REPLACE INTO leases VALUES (?, ?, ?, ?)",
       (*holder, json.dumps(samples)),
+    )
+
+  def save_process(self, island: str, incarnation: int, process: bytes) -> None:
+    self._db.execute(
+      "INSERT OR REPLACE INTO processes VALUES (?, ?, ?)",
+      (island, incarnation, process),
     )
 
   def end_leases(self, holders: list[Holder], loss: pb.Loss | None) -> None:

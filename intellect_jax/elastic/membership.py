@@ -47,10 +47,12 @@ class Membership:
     self.lease_seconds = lease_seconds
     self.members: dict[str, Member] = {}
 
-  def expect(self, island: str, incarnation: int, now: float) -> Member:
+  def expect(
+    self, island: str, incarnation: int, now: float, process: bytes = b""
+  ) -> Member:
     """Holds a place for a member of before the coordinator's restart."""
     self.members[island] = Member(
-      island, incarnation, b"", None, State.IN, now + self.lease_seconds
+      island, incarnation, process, None, State.IN, now + self.lease_seconds
     )
     return self.members[island]
 

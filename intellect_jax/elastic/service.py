@@ -257,6 +257,8 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
           self._ledger.end_leases(holders, loss)
         case actions_lib.SaveLosses(losses):
           self._ledger.save_losses(losses)
+        case actions_lib.SaveProcess(island, incarnation, process):
+          self._ledger.save_process(island, incarnation, process)
         case actions_lib.SaveEvaluation(record, loss):
           self._ledger.save_evaluation(record, loss)
         case actions_lib.Warn(text):

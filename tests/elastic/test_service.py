@@ -142,10 +142,15 @@ def test_a_restarted_coordinator_has_the_log_and_the_next_term(tmp_path):
       stream.say(hello=hello())
       stream.say(state_ready=state_ready())
       first = stream.hear("record")
+      stream.say(lease_request=pb.LeaseRequest(window=0, samples=4))
+      stream.hear("lease_grant")
   with contextlib.closing(CoordinatorService(run_config(), tmp_path)) as made:
     assert made.description().term == 2
+    state = dict(has_state=True, record=0, record_hash=first.hash)
+    with contextlib.closing(Stream(made.address)) as copied:
+      copied.say(hello=hello(run_id=run_id, process=b"q", **state), term=1)
+      assert "was copied" in copied.hear("refusal").reason
     with contextlib.closing(Stream(made.address)) as stream:
-      state = dict(has_state=True, record=0, record_hash=first.hash)
       stream.say(hello=hello(run_id=run_id, **state), term=1)
       assert stream.hear("welcome").start == pb.Welcome.START_GO_ON
 
