@@ -96,7 +96,14 @@ def _overwrite(config: ConfigDict, values: dict, path: str) -> None:
     if isinstance(config[key], ConfigDict):
       _overwrite(config[key], value, f"{path}.{key}")
     else:
-      config[key] = value
+      config[key] = _tuples(value)
+
+
+def _tuples(value):
+  """Lists as the tuples that JSON made them of, at any depth."""
+  if isinstance(value, list):
+    return tuple(_tuples(item) for item in value)
+  return value
 
 
 def validate(config: ConfigDict) -> None:
