@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.up-to-date
 SWARM := $(BIN)/python -m intellect_jax.swarm --config=configs/demo.py
-PROTO := intellect_jax/elastic/protocol/elastic.proto
+PROTO := intellect_jax/elastic/protocol/*.proto
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run demo-kill test test-extras chaos soak simulate \
@@ -60,7 +60,7 @@ lint: setup  ## Check format, style and types
 	$(BIN)/ruff check
 	$(BIN)/pyright
 
-proto: setup  ## Generate the messages from elastic.proto again
+proto: setup  ## Generate the messages from the .proto files again
 	$(BIN)/python -m grpc_tools.protoc -I . \
 	  --python_out=. --pyi_out=. --grpc_python_out=. $(PROTO)
 

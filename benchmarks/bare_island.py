@@ -40,10 +40,13 @@ from intellect_jax import config as config_lib
 from intellect_jax.elastic import blobs, reduce, rpc
 from intellect_jax.elastic.actions import Gather
 from intellect_jax.elastic.agent import Agent
+from intellect_jax.elastic.crew import Crew
 from intellect_jax.elastic.describe import describe
 from intellect_jax.elastic.identity import Identity
+from intellect_jax.elastic.inner import InnerNetwork
 from intellect_jax.elastic.log import RecordLog
 from intellect_jax.elastic.news import News
+from intellect_jax.elastic.part import Part
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.elastic.reach import Reach
 from intellect_jax.elastic.restore import StateFetch
@@ -159,9 +162,6 @@ class BareIsland:
     self._log.open()
     store = blobs.BlobStore()
     self._store = store
-    self._shelf = MeanShelf(
-      store, self._log, codec.block_bytes, self._mean_bytes
-    )
     self._fetcher = blobs.Fetcher(credentials, run.elastic.fetch_patience)
     self._coming = StateFetch(self._fetcher, self._outer.bytes)
     self._reach = Reach(
@@ -182,8 +182,13 @@ class BareIsland:
       process=self._identity.process,
       addresses=store.addresses,
     )
-    self._exchange = Watched(
-      codec, store, self._fetcher, tell=tell, faults=self.faults
+    part = Part(
+      Watched(codec, store, self._fetcher, tell=tell, faults=self.faults),
+      MeanShelf(store, self._log, codec.block_bytes, self._mean_bytes),
+      self._log,
+      self._mean_bytes,
+      InnerNetwork(),
+      self._offer,
     )
     self._news = News()
     self._agent = Agent(
@@ -192,14 +197,13 @@ class BareIsland:
       self._identity.term,
       coordinators,
       credentials,
-      self._exchange,
+      Crew(part),
       self._log,
-      self._shelf,
-      self._mean_bytes,
       run.elastic.lease_seconds,
       options.threads,
-      self._offer,
+      lambda: self._record.number,
       self._identity.saw_term,
+      self._reach.use,
     )
     self._offered = b""
 

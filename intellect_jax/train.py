@@ -6,6 +6,11 @@
 Alone, the island is its own coordinator. In a swarm the run half of the config
 comes from the coordinator, and only --config.island.… fields are set here. An
 interrupted run goes on where it was: start it again with the same workdir.
+
+An island that spans hosts is one such process on each, with one workdir that
+all of them see. Slurm tells them who they are; elsewhere they are told:
+
+  … --process_count=2 --process_id=1 --island_coordinator=first-host:7700
 """
 
 import contextlib
@@ -20,10 +25,13 @@ from intellect_jax import config as config_lib
 from intellect_jax.data.index import GlobalIndex
 from intellect_jax.data.texts import identify
 from intellect_jax.data.tokenizer import keep_file, tokenizer_of
-from intellect_jax.elastic import rpc
+from intellect_jax.elastic import rpc, team
 from intellect_jax.elastic.describe import describe
+from intellect_jax.elastic.host import Host
 from intellect_jax.elastic.identity import Identity
+from intellect_jax.elastic.mate import Mate
 from intellect_jax.elastic.mesh import ElasticDeviceMesh
+from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.elastic.service import CoordinatorService
 from intellect_jax.errors import UserError
 from intellect_jax.inner.step import EvalStep, TrainStep
@@ -43,6 +51,20 @@ COORDINATOR = flags.DEFINE_string(
 )
 INIT_FROM = command.define_init_from()
 INSECURE = command.define_insecure()
+PROCESS_COUNT = flags.DEFINE_integer(
+  "process_count",
+  1,
+  "Processes of this island, one a host; 0: as many as Slurm has started.",
+  lower_bound=0,
+)
+PROCESS_ID = flags.DEFINE_integer(
+  "process_id", None, "Which of them this is, from 0; none: as Slurm counts."
+)
+ISLAND_COORDINATOR = flags.DEFINE_string(
+  "island_coordinator",
+  None,
+  "host:port of the island's process 0, for the others; none: as Slurm says.",
+)
 PROFILE_STEPS = flags.DEFINE_string(
   "profile_steps",
   "",
@@ -56,42 +78,54 @@ def main() -> None:
   workdir = command.path(WORKDIR)
   credentials = rpc.Credentials(insecure=INSECURE.value)
   coordinators = rpc.split_list(COORDINATOR.value or "")
+  island, data = config.island, config.island.data
+  set_up_jax(island)
   description = None
   with contextlib.ExitStack() as stack:
+    crew = stack.enter_context(
+      team.join(
+        PROCESS_COUNT.value or None, PROCESS_ID.value, ISLAND_COORDINATOR.value
+      )
+    )
     # What can be wrong with the settings shows before anything is written.
-    if coordinators:
-      patience = config.island.connect_patience
+    if coordinators and crew.leads:
+      patience = island.connect_patience
       description = describe(coordinators, credentials, patience)
-    if description is None:
+    if coordinators:
+      description = _told(crew, description)
+      run = _run_half(config, description)
+    else:
       identify(config)
       run = config.run
-    else:
-      run = _run_half(config, description)
     credentials = credentials.for_lease(run.elastic.lease_seconds)
-    config_lib.validate_island(run, config.island)
-    profile = stack.enter_context(
-      Profile(workdir / "profile", PROFILE_STEPS.value)
-    )
-    data = config.island.data
+    config_lib.validate_island(run, island)
     tokenizer = tokenizer_of(run, data.folder)
     index = GlobalIndex(run.data, tokenizer, data)
     if weights is not None:
       weights.check(run, data.folder)
-    set_up_jax(config.island)
-    devices = sharding.make_mesh(
-      config.island.mesh.fsdp, config.island.mesh.tensor
-    )
-    train_step = TrainStep(run, config.island, devices)
+    devices = sharding.make_mesh(island.mesh.fsdp, island.mesh.tensor)
+    train_step = TrainStep(run, island, devices)
+    crew.check_shared(workdir)
+    start = run, island, crew, workdir, train_step, index, weights, credentials
+    if not crew.leads:
+      _follow(*start)
+      return
 
-    identity = Identity(workdir, config.island.name)
+    profile = stack.enter_context(
+      Profile(workdir / "profile", PROFILE_STEPS.value)
+    )
+    identity = Identity(workdir, island.name)
     stack.callback(identity.close)
     if description is None:
       service = CoordinatorService(run, workdir / "coordinator")
       stack.callback(service.close)
       coordinators, description = [service.address], service.description()
     identity.check_run(description.run_id)
+    crew.same(identity.island.encode())
+    crew.same(coordinators[0].encode())
+    _told(crew, description)
     keep_file(run.data.tokenizer, data.folder, workdir)
-    speed = Speed(run, config.island, devices.local_devices)
+    speed = Speed(run, island, list(devices.devices.flat))
     report = stack.enter_context(IslandReport(workdir, run, speed))
     report.compiled(train_step.compile())
     kernels.compile_all()
@@ -99,16 +133,17 @@ def main() -> None:
     mesh = stack.enter_context(
       ElasticDeviceMesh(
         run,
-        config.island,
+        island,
         identity,
         train_step,
         index,
-        _evaluator(run, config.island, devices, index),
+        _evaluator(run, island, sharding.local_mesh(devices), index),
         coordinators,
         description,
         credentials,
         alone=not COORDINATOR.value,
         weights=weights,
+        team=crew,
       )
     )
     for signum in (signal.SIGINT, signal.SIGTERM):
@@ -124,6 +159,40 @@ def main() -> None:
       state = mesh.after_step(state, metrics)
       report.take(mesh.events)
     report.finish(mesh)
+
+
+def _follow(
+  run, island, crew, workdir, train_step, index, weights, credentials
+) -> None:
+  """What a process other than the first does: what that one wants."""
+  mate = Mate(crew.same().decode())
+  coordinator = crew.same().decode()
+  description = _told(crew, None)
+  train_step.compile()
+  kernels.compile_all()
+  with Host(
+    run,
+    island,
+    crew,
+    mate.island,
+    workdir,
+    description.run_id,
+    train_step,
+    index,
+    weights,
+    credentials,
+    mate.add_to,
+  ) as host:
+    mate.part = host.part
+    host.open(list(description.relays), coordinator)
+    crew.each(host.inner.address)
+    mate.follow(host.replica)
+
+
+def _told(crew: team.Team, description: pb.Description | None):
+  """The description that process 0 has, on every process."""
+  own = b"" if description is None else description.SerializeToString()
+  return pb.Description.FromString(crew.same(own))
 
 
 def _run_half(config, description):

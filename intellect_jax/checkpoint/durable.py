@@ -95,8 +95,11 @@ class DurableCheckpoints:
   ):
     """Opens `directory`, makes it if needed, and clears unfinished saves.
 
+    All processes of an island call everything here, in the same order; each
+    writes its part of the arrays, and process 0 the rest.
+
     Args:
-      directory: local; of one island, and of one process at a time.
+      directory: of one island at a time; all its processes see it.
       run_id: of the run that the checkpoints belong to.
       keep: newest checkpoints to keep, at least 1.
       published: called in the background with each record that is now whole.
@@ -131,7 +134,8 @@ class DurableCheckpoints:
     )
     self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
     self._publishing: concurrent.futures.Future | None = None
-    self._clear_unfinished()
+    if _leads():
+      self._clear_unfinished()
 
   def save(
     self,
@@ -167,8 +171,9 @@ class DurableCheckpoints:
     chex.assert_type([theta, momentum], np.float32)
     manifest = dict(run_id=self._run_id, record=record, size=theta.size)
     manifest["meta"] = json.loads(json.dumps(meta))  # a copy of our own
-    self._clear_unfinished()
-    self._move_torn_aside(record)
+    if _leads():
+      self._clear_unfinished()
+      self._move_torn_aside(record)
     saving = self._directory / f"{record}.saving"
     self._orbax.save(
       saving,
@@ -180,6 +185,10 @@ class DurableCheckpoints:
     self._publishing = self._thread.submit(
       self._publish, saving, manifest, before, dict(files or {})
     )
+
+  def meta(self, record: int) -> dict[str, Any]:
+    """What was saved beside the state, in a whole checkpoint."""
+    return self._whole()[record]["meta"]
 
   def latest(self) -> int | None:
     """Number of the newest whole checkpoint by now; None if there is none.
@@ -206,7 +215,7 @@ class DurableCheckpoints:
     Waits first for the save before.
     """
     self.wait()
-    sizes = self.sizes()
+    sizes = self.sizes() if _leads() else {}
     for number in sorted(sizes)[:-1]:
       if sum(sizes.values()) <= room:
         return
@@ -277,7 +286,10 @@ class DurableCheckpoints:
     extra: dict[str, bytes],
   ) -> None:
     """Completes a save: from `N.saving` to `N`, then drops old ones."""
-    self._orbax.wait_until_finished()
+    self._orbax.wait_until_finished()  # all parts are there
+    if not _leads():
+      before()
+      return
     for name, data in extra.items():
       (saving / name).write_bytes(data)
     files = [path for path in saving.rglob("*") if path.is_file()]
@@ -334,6 +346,11 @@ class DurableCheckpoints:
 
   def _whole(self, warn: bool = False) -> dict[int, dict[str, Any]]:
     return _whole(self._directory, warn)
+
+
+def _leads() -> bool:
+  """Whether this process tidies up after the others."""
+  return jax.process_index() == 0
 
 
 def _whole(directory: pathlib.Path, warn: bool) -> dict[int, dict[str, Any]]:

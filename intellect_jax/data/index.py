@@ -86,7 +86,10 @@ class GlobalIndex:
     return self.sources[self._mixture[index][0]]
 
   def batches(
-    self, intervals: Sequence[Interval], batch_size: int
+    self,
+    intervals: Sequence[Interval],
+    batch_size: int,
+    rows: Interval | None = None,
   ) -> Iterator[Sample]:
     """Returns the samples of `intervals`, in that order, as host batches.
 
@@ -98,9 +101,11 @@ class GlobalIndex:
     Args:
       intervals: which samples; batches run on from one into the next.
       batch_size: samples in a batch.
+      rows: which of each batch are wanted, as by a process that feeds only its
+        own devices; None: all.
 
     Returns:
-      An iterator of dicts as `PackedSamples` describes them, [batch_size, L].
+      An iterator of dicts as `PackedSamples` describes them, [rows, L].
 
     Raises:
       ValueError: if an interval has no beginning or end among the indices, or
@@ -115,8 +120,10 @@ class GlobalIndex:
       )
     if not samples:
       return iter(())
-    leased = grain.MapDataset.source(_Leased(self, intervals)).batch(batch_size)
-    dataset = leased.to_iter_dataset(PREFETCH)
+    first, last = rows or (0, batch_size)
+    leased = _Leased(self, intervals, batch_size, first, last)
+    dataset = grain.MapDataset.source(leased).batch(last - first)
+    dataset = dataset.to_iter_dataset(PREFETCH)
     if self._workers:
       dataset = dataset.mp_prefetch(
         grain.MultiprocessingOptions(self._workers, per_worker_buffer_size=2)
@@ -168,17 +175,29 @@ class GlobalIndex:
 
 
 class _Leased:
-  """The samples of intervals, numbered from 0."""
+  """Rows of the batches of intervals: their samples, numbered from 0."""
 
-  def __init__(self, whole: GlobalIndex, intervals: Sequence[Interval]):
+  def __init__(
+    self,
+    whole: GlobalIndex,
+    intervals: Sequence[Interval],
+    batch_size: int,
+    first: int,
+    last: int,
+  ):
+    """Of each batch, rows [first, last)."""
     self._whole = whole
+    self._batch_size = batch_size
+    self._first, self._rows = first, last - first
     self._starts = [start for start, _ in intervals]
     self._ends = np.cumsum([stop - start for start, stop in intervals])
 
   def __len__(self) -> int:
-    return int(self._ends[-1])
+    return int(self._ends[-1]) // self._batch_size * self._rows
 
   def __getitem__(self, index: int) -> Sample:
+    batch, row = divmod(index, self._rows)
+    index = batch * self._batch_size + self._first + row
     k = int(np.searchsorted(self._ends, index, side="right"))
     before = int(self._ends[k - 1]) if k else 0
     return self._whole[self._starts[k] + index - before]

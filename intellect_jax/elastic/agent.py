@@ -15,13 +15,13 @@ import time
 from absl import logging
 import grpc
 
-from intellect_jax.elastic import chain, reduce, rpc
+from intellect_jax.elastic import chain, rpc
 from intellect_jax.elastic import round as round_lib
+from intellect_jax.elastic.crew import Crew
 from intellect_jax.elastic.describe import relays_at
 from intellect_jax.elastic.log import RecordLog
 from intellect_jax.elastic.news import News
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
-from intellect_jax.elastic.shelf import MeanShelf
 from intellect_jax.elastic.stream import ControlStream
 from intellect_jax.elastic.work import ExchangeWork
 from intellect_jax.errors import UserError
@@ -40,13 +40,10 @@ class Agent:
     term: int,
     coordinators: Sequence[str],
     credentials: rpc.Credentials,
-    exchange: reduce.Exchange,
+    crew: Crew,
     log: RecordLog,
-    shelf: MeanShelf,
-    mean_bytes: int,
     lease_seconds: float,
     threads: int,
-    offer_state: Callable[[], pb.StateReady],
     oldest: Callable[[], int],
     on_term: Callable[[int], None],
     use_relays: Callable[[list[str]], bool],
@@ -59,9 +56,10 @@ class Agent:
         it stands, and are renewed at each reconnection.
       term: the highest that this island has seen.
       coordinators: host:port of each; the next is tried when one is gone.
-      mean_bytes: length of an encoded mean.
+      crew: the island's processes, which do the exchange work.
+      log: of the records.
+      lease_seconds: how long the others wait for a sign of life.
       threads: of exchange work.
-      offer_state: snapshots and publishes this island's state.
       oldest: record that its checkpoints and log reach back to.
       on_term: called with a newly seen higher term, to persist it.
       use_relays: called with the relays that a coordinator names; returns
@@ -72,11 +70,9 @@ class Agent:
     self._term = term
     self._on_term = on_term
     self._use_relays = use_relays
-    self._exchange = exchange
+    self._crew = crew
     self._log = log
-    self._shelf = shelf
     self._heartbeat_seconds = lease_seconds / _BEATS_A_LEASE
-    self._offer_state = offer_state
     self._oldest = oldest
     start = hello.record if hello.has_state else None
     self._round = round_lib.IslandRound(hello.island, start)
@@ -99,9 +95,7 @@ class Agent:
     )
     self._hands = ExchangeWork(
       hello.island,
-      exchange,
-      shelf,
-      mean_bytes,
+      crew,
       threads,
       self._tell_round,
       self.news.fail,
@@ -201,8 +195,7 @@ class Agent:
     done = threading.Event()
 
     def step() -> None:
-      for sealed in log:
-        self._log.keep(sealed)
+      self._crew.write(log)
       self._carry_out(self._round.stand(record))
       self._decided()
       self._read_log(record + 1)
@@ -240,7 +233,7 @@ class Agent:
       hello.record_hash = sealed.hash if sealed is not None else b""
       hello.head = record + max(0, len(self._log.records(record)) - 1)
     hello.tokens_trained = self.news.heartbeat.tokens_trained
-    hello.addresses[:] = self._exchange.store.addresses
+    hello.addresses[:] = self._crew.addresses()
     hello.ClearField("leases")
     hello.leases.extend(self._grants.values())
     hello.tokens_open = self.news.heartbeat.tokens_open
@@ -288,9 +281,10 @@ class Agent:
       heartbeat.activity = self.news.waiting_for
       heartbeat.busy_seconds = 0
     heartbeat.oldest = self._oldest()
-    heartbeat.bytes_sent = self._exchange.store.bytes_sent
-    heartbeat.bytes_relayed = self._exchange.store.bytes_relayed
-    heartbeat.bytes_received = self._exchange.fetcher.bytes_received
+    sent, relayed, received = self._crew.traffic()
+    heartbeat.bytes_sent = sent
+    heartbeat.bytes_relayed = relayed
+    heartbeat.bytes_received = received
     self._send(pb.FromIsland(heartbeat=heartbeat))
 
   def _hear(self, message: pb.ToIsland) -> None:
@@ -360,7 +354,7 @@ class Agent:
       return
 
     def work() -> None:
-      ready = self._offer_state()
+      ready = self._crew.offer()
       self.say(state_ready=ready)
 
     self._hands.submit(work)
@@ -449,7 +443,7 @@ class Agent:
             self.news.hand_in = number
             self.news.changed.notify_all()
         case round_lib.Keep(sealed):
-          self._shelf.keep(sealed)
+          self._crew.write([sealed])
         case round_lib.Diverged(record, to):
           self._forget_state()
           self._ready, self._deciding = False, True
@@ -458,8 +452,7 @@ class Agent:
             self.news.changed.notify_all()
 
   def _adopt(self, record: pb.Record, sealed: pb.SealedRecord) -> None:
-    self._shelf.adopt(sealed)
-    self._hands.submit(self._log.sync, record.number)
+    self._crew.adopt(sealed)
     if record.HasField("step"):  # else it is proposed again
       self._hands.withdraw_delta()
     for holder, _ in chain.windows_of(record):

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from intellect_jax.elastic.crew import Crew
 from intellect_jax.elastic.holdings import Holdings
 from intellect_jax.elastic.meter import Meter
 from intellect_jax.elastic.news import News
@@ -26,10 +27,18 @@ class Diary:
     hand_in_seconds: of the newest encoding.
   """
 
-  def __init__(self, island: str, held: Holdings, windows: Windows, news: News):
+  def __init__(
+    self,
+    island: str,
+    held: Holdings,
+    crew: Crew,
+    windows: Windows,
+    news: News,
+  ):
     self.events: collections.deque[Event] = collections.deque()
     self.hand_in_seconds = 0.0
-    self.meter = Meter(held.store, held.fetcher)
+    self.meter = Meter(crew)
+    self._crew = crew
     self._island = island
     self._held = held
     self._windows = windows
@@ -110,6 +119,7 @@ class Diary:
   def summary(self) -> dict[str, Any]:
     """This island's figures, under the names of summary.json."""
     held, windows, meter = self._held, self._windows, self.meter
+    sent, relayed, received = self._crew.traffic(anew=True)
     return dict(
       island=self._island,
       islands=[self._island],
@@ -122,9 +132,9 @@ class Diary:
       tokens_committed=windows.tokens_committed,
       tokens_lost=windows.tokens_lost,
       theta_hash={self._island: held.state_hash().hex()},
-      bytes_sent={self._island: held.store.bytes_sent},
-      bytes_relayed={self._island: held.store.bytes_relayed},
-      bytes_received={self._island: held.fetcher.bytes_received},
+      bytes_sent={self._island: sent},
+      bytes_relayed={self._island: relayed},
+      bytes_received={self._island: received},
       codec_bytes_sent=meter.codec_bytes,
       train_seconds=meter.train_seconds,
       blocked_seconds=meter.blocked_seconds,

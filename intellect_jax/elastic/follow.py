@@ -8,15 +8,15 @@ from ml_collections import ConfigDict
 
 from intellect_jax.elastic import chain, join
 from intellect_jax.elastic.agent import Agent
+from intellect_jax.elastic.crew import Crew
 from intellect_jax.elastic.diary import Diary
 from intellect_jax.elastic.evaluation import Evaluation
 from intellect_jax.elastic.holdings import Holdings
-from intellect_jax.elastic.merge import Merger
 from intellect_jax.elastic.news import News
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
+from intellect_jax.elastic.protocol import island_pb2 as ipb
 from intellect_jax.elastic.steering import Steering
 from intellect_jax.elastic.windows import Windows
-from intellect_jax.inner.step import TrainState
 
 _STOP_PATIENCE = 20.0  # seconds to hand in a window before leaving without
 
@@ -36,11 +36,11 @@ class Follower:
     incarnation: int,
     held: Holdings,
     windows: Windows,
-    merger: Merger,
+    crew: Crew,
     agent: Agent,
     diary: Diary,
     evaluation: Evaluation,
-    initialise: Callable[[], TrainState],
+    initialise: Callable[[], None],
   ):
     """`initialise` makes the initial state, and stands there."""
     self.run = run
@@ -50,7 +50,7 @@ class Follower:
     self._incarnation = incarnation
     self._held = held
     self._windows = windows
-    self._merger = merger
+    self._crew = crew
     self._agent = agent
     self._news: News = agent.news
     self._diary = diary
@@ -59,14 +59,13 @@ class Follower:
     self._steering = Steering()
     self._lease_seconds = run.elastic.lease_seconds
 
-  def propose(self, state: TrainState) -> None:
+  def propose(self) -> None:
     """Freezes the delta, encodes it once, publishes and proposes it."""
     held, began = self._held, time.monotonic()
+    keep_x = self.run.outer.max_ahead_steps > 0
     with self._news.busy("encoding", held.slow_seconds):
-      delta, norm = held.publish_delta(state.params)
+      delta, norm = self._crew.propose_delta(keep_x)
     self._diary.hand_in_seconds = time.monotonic() - began
-    if self.run.outer.max_ahead_steps > 0:
-      self._merger.proposed(state.params)
     self._agent.propose(
       pb.Proposal(
         base=held.record.number,
@@ -77,7 +76,7 @@ class Follower:
       )
     )
 
-  def await_record(self, state: TrainState) -> TrainState:
+  def await_record(self) -> None:
     """Waits until the proposal is decided, if there is one."""
     news = self._news
     while self._windows.proposed and not news.finished:
@@ -93,49 +92,56 @@ class Follower:
       if not came and stopping:
         logging.warning("Leaving with a window that was not committed.")
         break
-      state = self.merge_news(state)
-    return state
+      self.merge_news()
 
-  def merge_news(self, state: TrainState) -> TrainState:
+  def merge_news(self) -> None:
     """Merges all records that have come; gives up what is void."""
     news = self._news
     if news.annulled is not None:
-      state = self._go_back(state)
+      self._go_back()
     if news.initialise and not self._agent.standing:
-      state = self._give_up(self._initialise(), "its state was lost")
+      self._initialise()
+      self._give_up("its state was lost")
     while news.adopted:
-      state = self._merge(state, news.adopted.popleft())
+      self._merge(news.adopted.popleft())
     while news.restores:  # its own state is void, or too far behind
       offer = news.restores.popleft()
       wanted = (
         not self._agent.standing or offer.record > self._held.record.number
       )
       if wanted and self.take_over(offer):
-        state = self._give_up(state, "its state was not the others'")
+        self._give_up("its state was not the others'")
     if news.evicted:
       news.evicted = False
-      state = self._give_up(state, "evicted while it was silent")
+      self._give_up("evicted while it was silent")
     self._diary.stands()
-    return state
 
-  def _merge(self, state: TrainState, record: pb.Record) -> TrainState:
+  def _merge(self, record: pb.Record) -> None:
     """Applies a record to theta and b, and what follows from it to x."""
-    held = self._held
-    if record.number <= self._held.record.number:
-      return state  # of before the state that it was restored to
+    held, windows = self._held, self._windows
+    if record.number <= held.record.number:
+      return  # of before the state that it was restored to
     if not record.HasField("step"):
-      held.apply(record)
+      self._crew.order(ipb.Order(merge=ipb.Merge(record=record)))
       self.steer()
-      return state
-    included = self._is_in(record)
+      return
+    included, lost = self._is_in(record), False
+    anchor = ipb.Merge.ANCHOR_X
     if included:
       self._diary.meter.exchanged(record.step, self._island)
+      windows.commit()
+      if windows.ahead:
+        anchor = ipb.Merge.ANCHOR_FROZEN
+    else:
+      lost = windows.carry()
+      if windows.tokens_uncommitted and not lost:
+        anchor = ipb.Merge.ANCHOR_THETA
+    merge = ipb.Merge(record=record, anchor=anchor)
     with self._news.busy("merging", held.slow_seconds):
-      params, lost = self._merger.merge(state.params, record, included)
-    state = TrainState(params, state.opt_state)
+      self._crew.order(ipb.Order(merge=merge))
     self._obey()
     if lost:
-      state = self._give_up(state, "left out of too many records")
+      self._give_up("left out of too many records")
     members = [member.island for member in record.step.members]
     self._diary.note(
       "record",
@@ -147,26 +153,25 @@ class Follower:
     self._evaluation.take_turn(members)
     if held.saves.is_due(record):
       with self._news.busy("saving", held.slow_seconds):
-        held.save(state)
-    return state
+        self._crew.order(ipb.Order(save=ipb.Save()))
 
-  def _go_back(self, state: TrainState) -> TrainState:
+  def _go_back(self) -> None:
     """Where it stood was annulled: to its own state from before that."""
     with self._news.changed:
       annulled, self._news.annulled = self._news.annulled, None
     if annulled is None or self._agent.standing:
-      return state  # another island's state has come meanwhile
+      return  # another island's state has come meanwhile
     record, to = annulled
     logging.warning("Record %d was annulled; back to %d.", record, to)
     with self._news.busy("going back", self._held.slow_seconds):
-      own = join.go_back(self._held, self._agent, record, to)
-    if own is None:
-      return state
+      went = join.go_back(self._crew, self._held, self._agent, record, to)
+    if not went:
+      return
     undone = max(to, self._held.record.number) + 1
     self._windows.annul(self._committed(self._held.log.records(undone)))
     self._diary.note("restored", source="checkpoint")
     self.steer()
-    return self._give_up(own, f"record {record} was annulled")
+    self._give_up(f"record {record} was annulled")
 
   def _committed(self, records: list[pb.Record]) -> int:
     """Tokens of this process in these records."""
@@ -178,19 +183,19 @@ class Follower:
       if holder[:2] == own
     )
 
-  def _give_up(self, state: TrainState, cause: str) -> TrainState:
+  def _give_up(self, cause: str) -> None:
     """Goes back to theta; what is not committed is lost."""
     dropped = self._windows.drop()
     if dropped:
       self._agent.drop(dropped, cause)
       self._diary.note("lost", cause=cause)
-    return state._replace(params=self._held.place_theta())
+    self._crew.order(ipb.Order(revert=ipb.Revert()))
 
   def take_over(self, offer: pb.Restore) -> bool:
     """Stands at a state that another island serves. Whether it could."""
     before = self._held.record.number
     with self._news.busy("fetching a state", self._held.slow_seconds):
-      records = join.take_over(self._held, self._agent, offer)
+      records = join.take_over(self._crew, self._held, self._agent, offer)
     if records is None:
       return False
     for record in records:

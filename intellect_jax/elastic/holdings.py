@@ -1,7 +1,7 @@
 """What an island holds: theta and b, the log, and what of it others may have."""
 
 import concurrent.futures
-import math
+import pathlib
 import threading
 from typing import Any
 
@@ -9,19 +9,16 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from intellect_jax.elastic import blobs, reduce, rpc
-from intellect_jax.elastic.identity import Identity
+from intellect_jax.elastic import blobs, rpc
 from intellect_jax.elastic.log import RecordLog
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
-from intellect_jax.elastic.restore import StateFetch
 from intellect_jax.elastic.saves import Saves
 from intellect_jax.elastic.shelf import MeanShelf
 from intellect_jax.elastic.state import OuterState
-from intellect_jax.errors import UserError
+from intellect_jax.elastic.team import Team
 from intellect_jax.inner.step import TrainState, TrainStep
 from intellect_jax.model.huggingface import tensor_names
 from intellect_jax.outer.codec import make_codec
-from intellect_jax.outer.delta import delta
 from intellect_jax.outer.layout import Layout
 
 _SLOW_SECONDS = 60.0  # that anything may take on a host that is busy
@@ -40,12 +37,24 @@ class Holdings:
     self,
     run: ConfigDict,
     island: ConfigDict,
-    identity: Identity,
+    name: str,
+    team: Team,
+    workdir: pathlib.Path,
     train_step: TrainStep,
     run_id: str,
     credentials: rpc.Credentials,
   ):
     """Opens what the workdir has.
+
+    Args:
+      run: the run half of the config.
+      island: this island's half.
+      name: of the island.
+      team: its processes; each has a log of its own.
+      workdir: of the island; all processes write its checkpoints there.
+      train_step: compiled already, or not.
+      run_id: of the run.
+      credentials: for channels.
 
     Raises:
       UserError: see `Saves`.
@@ -59,7 +68,7 @@ class Holdings:
     self.mean_bytes = self.layout.blocks * self.codec.block_bytes
     self.outer = OuterState(self.layout.size)
     self.record = pb.Record()
-    self.log = RecordLog(identity.workdir / "log")
+    self.log = RecordLog(team.folder(workdir) / "log")
     self.log.open()
     self.store = blobs.BlobStore(island.upload_mbit)
     self.shelf = MeanShelf(
@@ -71,13 +80,14 @@ class Holdings:
     )
     self.saves = Saves(
       island,
-      identity.island,
+      name,
       run_id,
-      identity.workdir,
+      workdir,
       self.log,
       self.shelf,
       self._state_bytes,
       self.mean_bytes,
+      team.leads,
     )
     self.fetcher = blobs.Fetcher(
       credentials, run.elastic.fetch_patience, island.download_mbit
@@ -88,19 +98,20 @@ class Holdings:
     self._loader = threading.Thread(
       target=self.shelf.load, args=(self._closing,), name="shelf", daemon=True
     )
-    self._coming: StateFetch | None = None  # another island's theta and b
     self._offered = b""  # id of the state that is served to newcomers
+
+  def close(self, wait: bool = True) -> None:
+    """`wait`: for the newest checkpoint."""
+    self._closing.set()
+    self.fetcher.close()
+    self._hasher.shutdown(wait=False, cancel_futures=True)
+    if wait:
+      self.saves.close()
 
   @property
   def slow_seconds(self) -> float:
     """What anything with all of an island's state may take, on any host."""
     return _SLOW_SECONDS + self._state_bytes / _SLOW_RATE
-
-  def close(self) -> None:
-    self._closing.set()
-    self.fetcher.close()
-    self._hasher.shutdown(wait=False, cancel_futures=True)
-    self.saves.close()
 
   # -------------------------------------------------------- theta and b
 
@@ -139,21 +150,6 @@ class Holdings:
     """Theta as parameters on the mesh."""
     return self._train_step.place(self.host_theta())
 
-  def publish_delta(self, params: Any) -> tuple[pb.Blob, float]:
-    """Encodes theta - params once, and serves it until it is withdrawn.
-
-    Returns:
-      The blob, and the norm of the decoded delta.
-    """
-    values = np.empty(self.layout.size, np.float32)
-    delta(self.outer.theta, params, self.layout, values)
-    step = reduce.PIECE_BLOCKS * self.codec.block
-    pieces = (values[i : i + step] for i in range(0, len(values), step))
-    chunk = blobs.chunk_bytes(self.mean_bytes, self.codec.block_bytes)
-    encoded = reduce.encode(self.codec, pieces, self.mean_bytes, chunk)
-    served = self.store.publish_hashed(encoded.manifest(chunk), encoded.codes)
-    return served, math.sqrt(encoded.squares[0])
-
   # -------------------------------------------------------- checkpoints
 
   def save(self, state: TrainState) -> None:
@@ -171,35 +167,40 @@ class Holdings:
       ),
     )
 
-  def restore(
-    self, replay: bool = True, to: int | None = None
-  ) -> TrainState | None:
-    """Back to the newest whole checkpoint that counts; None if there is none.
+  def resumable(self, to: int | None = None) -> int | None:
+    """Record of the newest whole checkpoint that counts; None if there is none.
+
+    One that is far away is fetched if it is newer than what is here, at a
+    start; and if there is none here.
 
     One that is far away is fetched if it is newer than what is here, at a
     start; and if there is none here.
 
     Args:
-      replay: go on through the log. Adam's moments stay as they were saved.
       to: the newest record to stand at; None: any.
     """
-    state = self._restore_here(replay, to)
-    stands = self.record.number if state is not None else -1
-    wanted = state is None or to is None
-    if wanted and self.saves.fetch_newer(stands, to):
-      state = self._restore_here(replay, to)
-    return state
+    newest = self.saves.newest(to)
 
-  def _restore_here(self, replay: bool, to: int | None) -> TrainState | None:
+    def reach() -> int:
+      if newest is None:
+        return -1
+      return max((r.number for r in self.log.after(newest)), default=newest)
+
+    wanted = newest is None or to is None
+    if wanted and self.saves.fetch_newer(reach, to):
+      newest = self.saves.newest(to)
+    return newest
+
+  def restore(self, checkpoint: int, to: int) -> TrainState:
+    """Back to a checkpoint, and on through the log as far as record `to`.
+
+    Adam's moments stay as they were saved.
+    """
     abstract, size = self._train_step.abstract_state, self.layout.size
-    found = next(self.saves.find(abstract, size, to), None)
-    if found is None:
-      return None
-    record, saved = found
+    record, saved = self.saves.restore(abstract, size, checkpoint)
     self.stand_at(record, np.concatenate([saved.theta, saved.momentum]))
-    following = self.log.after(record.number) if replay else ()
-    for record in following:
-      if to is not None and record.number > to:
+    for record in self.log.after(checkpoint):
+      if record.number > to:
         break
       self.apply(record)
     return TrainState(self.place_theta(), saved.inner.opt_state)
@@ -217,23 +218,3 @@ class Holdings:
     self._offered = manifest.id
     state = self.store.publish_hashed(manifest, data)
     return pb.StateReady(record=record, state=state)
-
-  def fetch(self, blob: pb.Blob, cancelled: threading.Event) -> np.ndarray:
-    """Fetches theta and b, float32 [2 * size], as another island offers them.
-
-    Raises:
-      UserError: if they are of another model.
-      blobs.FetchError: if they cannot be had.
-    """
-    length = self.outer.bytes
-    if blob.length != length:
-      raise UserError(
-        f"The run's state has {blob.length} bytes, but this model's has"
-        f" {length}: the configs differ. Start without --config."
-      )
-    if self._coming is None:
-      self._coming = StateFetch(self.fetcher, length)
-    addresses = [a for part in blob.parts for a in part.addresses]
-    data = self._coming.fetch(blob.id, addresses, cancelled)
-    self._coming = None
-    return data.view(np.float32)

@@ -6,58 +6,70 @@ a new one, if it is the first.
 
 from absl import logging
 import grpc
-import jax
-from ml_collections import ConfigDict
-import numpy as np
 
-from intellect_jax.checkpoint.pretrained import Weights
 from intellect_jax.elastic import blobs, chain
 from intellect_jax.elastic.agent import Agent
+from intellect_jax.elastic.crew import Crew
 from intellect_jax.elastic.holdings import Holdings
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
+from intellect_jax.elastic.protocol import island_pb2 as ipb
 from intellect_jax.errors import UserError
-from intellect_jax.inner.step import TrainState, TrainStep
 
 
-def initialise(held: Holdings, agent: Agent, state: TrainState) -> None:
-  """Makes record 0's state; every other island fetches these very bits."""
-  theta = held.layout.flatten(state.params)
-  both = np.concatenate([theta, np.zeros_like(theta)])
-  held.stand_at(pb.Record(islands=1), both)
-  agent.initialised(held.offer())
-  agent.news.wait(lambda: len(agent.news.adopted) > 0, "record 0")
+def resume(
+  crew: Crew, held: Holdings, replay: bool = True, to: int | None = None
+) -> bool:
+  """Goes back to the newest whole checkpoint that counts. Whether there is one.
+
+  Args:
+    crew: the island's processes.
+    held: of this one.
+    replay: go on through the log.
+    to: the newest record to stand at; None: any.
+  """
+  checkpoint = held.resumable(to)
+  if checkpoint is None:
+    return False
+  record = checkpoint
+  if replay:
+    reach = crew.reach(checkpoint)
+    record = reach if to is None else min(reach, to)
+  restore = ipb.RestoreCheckpoint(checkpoint=checkpoint, record=record)
+  crew.order(ipb.Order(restore=restore))
+  return True
 
 
-def initial_state(
-  run: ConfigDict, train_step: TrainStep, weights: Weights | None
-) -> TrainState:
-  """Random, or from given weights; always with zero moments.
+def initialise(crew: Crew, agent: Agent) -> None:
+  """Makes record 0's state; every other island fetches these very bits.
 
   Raises:
     UserError: if the run starts from weights that this island has not.
   """
-  if not run.init_from:
-    return train_step.init(jax.random.key(run.seed))
-  if weights is None:
-    raise UserError(
-      f"This run starts from given weights ({run.init_from[:12]}…), and this"
-      " island is its first. Start it with --init-from=FOLDER, as the"
-      " coordinator was; the islands after it need no folder."
-    )
-  return train_step.from_params(weights.read(train_step.abstract_state.params))
+  crew.order(ipb.Order(initialise=ipb.Initialise()))
+  agent.initialised(crew.offer())
+  agent.news.wait(lambda: len(agent.news.adopted) > 0, "record 0")
 
 
 def take_over(
-  held: Holdings, agent: Agent, offer: pb.Restore
+  crew: Crew, held: Holdings, agent: Agent, offer: pb.Restore
 ) -> list[pb.Record] | None:
-  """Stands at a state that another island serves.
+  """Stands at a state that another island serves; x becomes its theta.
 
   Returns:
     The records up to there; None if the state could not be fetched, which the
     coordinator is told.
+
+  Raises:
+    UserError: if it is a state of another model.
   """
+  length = held.outer.bytes
+  if offer.state.length != length:
+    raise UserError(
+      f"The run's state has {offer.state.length} bytes, but this model's has"
+      f" {length}: the configs differ. Start without --config."
+    )
   try:
-    both = held.fetch(offer.state, agent.closing)
+    fetched = crew.fetch(offer.state, agent.closing)
   except blobs.FetchError as error:
     logging.warning("Could not fetch a state: %s", error)
     failed = pb.FetchFailed(peer=error.peer, reason=error.reason)
@@ -66,33 +78,36 @@ def take_over(
   log = agent.get_log()[: offer.record + 1]
   agent.stand_at(offer.record, log)
   records = [pb.Record.FromString(sealed.body) for sealed in log]
-  held.stand_at(records[-1], both)
+  stand = ipb.Stand(record=records[-1], fetched=fetched)
+  crew.order(ipb.Order(stand=stand))
   return records
 
 
 def go_back(
-  held: Holdings, agent: Agent, record: int, to: int
-) -> TrainState | None:
+  crew: Crew, held: Holdings, agent: Agent, record: int, to: int
+) -> bool:
   """Stands at a state of this island's own, from before `record`.
 
+  With the moments of the checkpoint. If it has none, the coordinator is told.
+
   Args:
+    crew: the island's processes.
+    held: of this one.
+    agent: speaks with the coordinator.
     record: that it stood at, and that does not count.
     to: the newest of its own that does; -1: what the coordinator's log says.
 
   Returns:
-    The state there, with the moments of the checkpoint; None if it has none,
-    which the coordinator is told.
+    Whether it has such a state.
   """
-  state = None
   if to < 0:
     to = _last_in_common(held, agent)
-  if to >= 0:
-    state = held.restore(to=to)
-  if state is None:
-    agent.stand_nowhere(f"record {record}, at which it stands, was annulled")
-  else:
+  went = to >= 0 and resume(crew, held, to=to)
+  if went:
     agent.stand_at(held.record.number)
-  return state
+  else:
+    agent.stand_nowhere(f"record {record}, at which it stands, was annulled")
+  return went
 
 
 def _last_in_common(held: Holdings, agent: Agent) -> int:

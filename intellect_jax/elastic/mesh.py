@@ -23,17 +23,18 @@ import numpy as np
 from intellect_jax import config as config_lib
 from intellect_jax.checkpoint.pretrained import Weights
 from intellect_jax.data.index import GlobalIndex
-from intellect_jax.elastic import join, reduce, rpc, samples
+from intellect_jax.elastic import join, rpc, samples
 from intellect_jax.elastic.agent import Agent
+from intellect_jax.elastic.crew import Crew
 from intellect_jax.elastic.diary import Diary, Event
 from intellect_jax.elastic.evaluation import Evaluation
 from intellect_jax.elastic.follow import Follower
-from intellect_jax.elastic.holdings import Holdings
+from intellect_jax.elastic.host import Host
 from intellect_jax.elastic.identity import Identity
-from intellect_jax.elastic.merge import Merger
 from intellect_jax.elastic.news import News
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
-from intellect_jax.elastic.reach import Reach
+from intellect_jax.elastic.protocol import island_pb2 as ipb
+from intellect_jax.elastic.team import Team
 from intellect_jax.elastic.windows import Windows
 from intellect_jax.inner.step import TrainState, TrainStep
 from intellect_jax.outer.schedule import Schedule, position, warm_up
@@ -61,6 +62,7 @@ class ElasticDeviceMesh:
     credentials: rpc.Credentials = rpc.LOOPBACK,
     alone: bool = False,
     weights: Weights | None = None,
+    team: Team | None = None,
   ):
     """Opens what the workdir has; joins when entered.
 
@@ -77,28 +79,41 @@ class ElasticDeviceMesh:
       alone: no other island will come: a restart goes back to the checkpoint
         and repeats what came after it, exactly.
       weights: that the run starts from, if it does and this island has them.
+      team: the island's processes, of which this one leads; None: only this.
 
     Raises:
       UserError: if the workdir has checkpoints of another run.
     """
     self._run, self._island = run, island
-    self._train_step = train_step
-    self._index = index
     self._alone = alone
-    self._weights = weights
     self._identity = identity
     self._coordinators, self._credentials = coordinators, credentials
     self._relays = list(description.relays)
     self._run_id = description.run_id
-    self._held = Holdings(
-      run, island, identity, train_step, description.run_id, credentials
+    self._team = team or Team()
+    self._host = Host(
+      run,
+      island,
+      self._team,
+      identity.island,
+      identity.workdir,
+      description.run_id,
+      train_step,
+      index,
+      weights,
+      credentials,
     )
+    self._held = self._host.held
+    mates = self._team.each(self._host.inner.address)[1:]
+    self._crew = Crew(self._host.part, self._host.replica, mates, credentials)
     self._windows = Windows(
       run.inner.batch_size, run.data.sequence_length, run.outer.max_carry
     )
     self._moments_are_new = False  # since it joined a run under way
     self._news = News()
-    self._diary = Diary(self.island, self._held, self._windows, self._news)
+    self._diary = Diary(
+      self.island, self._held, self._crew, self._windows, self._news
+    )
     self._meter = self._diary.meter
     self._evaluation = Evaluation(
       evaluate, self.island, self._held, self._diary
@@ -128,33 +143,24 @@ class ElasticDeviceMesh:
   def __enter__(self) -> "ElasticDeviceMesh":
     try:
       self._enter()
-    except BaseException:
-      self.__exit__()
+    except BaseException as error:
+      self.__exit__(type(error), error, None)
       raise
     return self
 
   def _enter(self) -> None:
-    restored = self._held.restore(replay=not self._alone)
-    if restored is not None:
+    resumed = join.resume(self._crew, self._held, replay=not self._alone)
+    if resumed:
       self._diary.note("restored", source="checkpoint")
-    self._reach = Reach(
-      self._held.store,
-      self.island,
-      self._island.listen,
-      self._island.advertise,
-      self._relays,
-      self._coordinators[0],
-      self._credentials,
-    )
-    self._held.serve_log()
-    self._agent = self._make_agent(has_state=restored is not None)
+    self._host.open(self._relays, self._coordinators[0])
+    self._agent = self._make_agent(has_state=resumed)
     self._follower = Follower(
       self._run,
       self.island,
       self._identity.incarnation,
       self._held,
       self._windows,
-      Merger(self._held, self._windows, self._train_step),
+      self._crew,
       self._agent,
       self._diary,
       self._evaluation,
@@ -165,15 +171,13 @@ class ElasticDeviceMesh:
       return
     self._identity.joined(self._run_id)
     if welcome.start == pb.Welcome.START_GO_ON:
-      assert restored is not None
-      self.state = restored
-    else:
-      self.state = self._await_state(restored)
-    if self.state is None:
+      assert resumed
+    elif not self._await_state(resumed):
       return
     self._catch_up(welcome.head)
     self._follower.steer()
-    self._held.save(self.state)
+    self._crew.order(ipb.Order(save=ipb.Save()))
+    self.state = self._crew.replica.state
     if self.record == 0:
       self._evaluation.take_turn([self.island])
     self._meter.start()
@@ -201,7 +205,7 @@ class ElasticDeviceMesh:
       island=self.island,
       incarnation=self._identity.incarnation,
       process=self._identity.process,
-      addresses=self._held.store.addresses,
+      addresses=self._crew.addresses(),
       place=self._island.place,
       has_state=has_state,
       record=self.record,
@@ -213,42 +217,36 @@ class ElasticDeviceMesh:
       self._identity.term,
       self._coordinators,
       self._credentials,
-      reduce.Exchange(self._held.codec, self._held.store, self._held.fetcher),
+      self._crew,
       self._held.log,
-      self._held.shelf,
-      self._held.mean_bytes,
       self._run.elastic.lease_seconds,
       self._island.threads,
-      self._held.offer,
       lambda: self._held.saves.oldest(self.record),
       self._identity.saw_term,
-      self._reach.use,
+      self._host.use_relays,
     )
 
-  def _await_state(self, restored: TrainState | None) -> TrainState | None:
+  def _await_state(self, resumed: bool) -> bool:
     """Waits for theta and b from islands that have them, or makes them.
 
     Returns:
-      Where to start from; None if the run is over.
+      Whether there is a state to start from; False if the run is over.
     """
     news = self._news
     while news.wait(lambda: news.initialise or bool(news.restores), "a state"):
       if news.initialise:
-        return self._initialise()
+        self._initialise()
+        return True
       if self._follower.take_over(news.restores.popleft()):
-        if restored is None:
-          self._moments_are_new = self.record > 0
-          return self._train_step.from_params(self._held.host_theta())
-        return restored._replace(params=self._held.place_theta())
-    return None
+        self._moments_are_new = not resumed and self.record > 0
+        return True
+    return False
 
-  def _initialise(self) -> TrainState:
+  def _initialise(self) -> None:
     """Makes the initial state, or makes it again if it was lost."""
     self._news.initialise = False
     with self._news.busy("initialising", self._held.slow_seconds):
-      state = join.initial_state(self._run, self._train_step, self._weights)
-      join.initialise(self._held, self._agent, state)
-    return state
+      join.initialise(self._crew, self._agent)
 
   def _catch_up(self, head: int) -> None:
     """Applies what was committed while this island was not there."""
@@ -262,7 +260,7 @@ class ElasticDeviceMesh:
         lambda: newest() >= head or bool(news.restores or news.annulled),
         f"the log up to record {head}",
       )
-      self.state = self._follower.merge_news(self.state)
+      self._follower.merge_news()
 
   def _leave(self) -> None:
     """Saves, reports the state hash, and says goodbye."""
@@ -278,16 +276,14 @@ class ElasticDeviceMesh:
     self._agent.say(leave=pb.Leave(reason=reason))
     self._agent.flush()
 
-  def __exit__(self, *_) -> None:
+  def __exit__(self, kind, error, trace) -> None:
     """Ends what was started; also after a failure half-way."""
     agent = getattr(self, "_agent", None)
     if agent is not None:
       agent.close()
-    reach = getattr(self, "_reach", None)
-    if reach is not None:
-      reach.close()
+    self._crew.close(failure="" if error is None else str(error) or repr(error))
     self._evaluation.close()
-    self._held.close()
+    self._host.__exit__(kind, error, trace)
 
   # -------------------------------------------------------- the inner loop
 
@@ -301,7 +297,12 @@ class ElasticDeviceMesh:
       if lease is None:
         break
       window = self._windows.start(lease)
-      for batch in self._index.batches(lease, self._run.inner.batch_size):
+      told = pb.LeaseGrant(window=window.number)
+      told.samples.extend(pb.Interval(start=a, stop=b) for a, b in lease)
+      self._crew.tell(ipb.Order(window=told))
+      for batch in self._crew.replica.batches(lease):
+        step = ipb.Step(**self.schedule()._asdict())
+        self._crew.tell(ipb.Order(step=step))
         yield batch
         if self._windows.open is not window or self._over():
           break
@@ -347,15 +348,17 @@ class ElasticDeviceMesh:
     jax.block_until_ready(state)
     self._diary.step_done()
     self._meter.trained()
-    state = self._follower.merge_news(state)
+    replica = self._crew.replica
+    replica.state = state
+    self._follower.merge_news()
     if done or far_ahead:
-      state = self._follower.await_record(state)
+      self._follower.await_record()
     if done and windows.open is not None and not self._over():
-      self._follower.propose(state)
+      self._follower.propose()
       if outer.max_ahead_steps == 0 or self._follower.stopping:
-        state = self._follower.await_record(state)
+        self._follower.await_record()
     self._meter.blocked()
-    return state
+    return replica.state
 
   def _count(self, metrics: dict[str, jax.Array]) -> int:
     """Counts a step of the open window; returns the window's steps."""

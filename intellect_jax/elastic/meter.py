@@ -3,7 +3,7 @@
 import time
 from typing import Any
 
-from intellect_jax.elastic import blobs
+from intellect_jax.elastic.crew import Crew
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 
 
@@ -13,8 +13,8 @@ class Meter:
   compute_utilization = training / (training + blocked), compilation excluded.
   """
 
-  def __init__(self, store: blobs.BlobStore, fetcher: blobs.Fetcher):
-    self._store, self._fetcher = store, fetcher
+  def __init__(self, crew: Crew):
+    self._crew = crew
     self.train_seconds = 0.0
     self.blocked_seconds = 0.0
     self.rounds = 0  # that this island was part of
@@ -54,11 +54,12 @@ class Meter:
 
   def figures(self) -> dict[str, Any]:
     """Figures that go into every event."""
+    sent, _, received = self._crew.traffic()
     return dict(
       train_seconds=self.train_seconds,
       blocked_seconds=self.blocked_seconds,
-      bytes_sent=self._store.bytes_sent,
-      bytes_received=self._fetcher.bytes_received,
+      bytes_sent=sent,
+      bytes_received=received,
     )
 
   @property

@@ -198,7 +198,7 @@ def addresses_for_others(
     given = [part.strip() for part in advertise.split(",")]
     return [_with_port(part, port) for part in given if part]
   if host in ("0.0.0.0", "::"):
-    host = _own_host(towards)
+    host = own_host(towards)
   return [join_address(host, port)]
 
 
@@ -213,7 +213,7 @@ def _with_port(host: str, port: int) -> str:
   return join_address(host, port)
 
 
-def _own_host(towards: str) -> str:
+def own_host(towards: str) -> str:
   """This host's address on the way to another one. Sends nothing."""
   try:
     family, kind, _, _, target = socket.getaddrinfo(

@@ -1,6 +1,6 @@
 """An island's checkpoints: here, far away, and within the caps of its disk."""
 
-from collections.abc import Iterator
+from collections.abc import Callable
 import pathlib
 from typing import Any
 
@@ -33,6 +33,7 @@ class Saves:
     shelf: MeanShelf,
     checkpoint_bytes: int,
     mean_bytes: int,
+    leads: bool = True,
   ):
     """Opens what the workdir has.
 
@@ -45,6 +46,7 @@ class Saves:
       shelf: of the means in it.
       checkpoint_bytes: what one checkpoint takes.
       mean_bytes: what one mean takes.
+      leads: this process of the island copies what all have saved.
 
     Raises:
       UserError: if it has checkpoints of another run, island.disk_gb is too
@@ -67,7 +69,7 @@ class Saves:
       )
     folder, keep = workdir / "checkpoints", island.checkpoint.keep
     self._remote = None
-    if island.checkpoint.remote:
+    if island.checkpoint.remote and leads:
       url = island.checkpoint.remote
       self._remote = RemoteCheckpoints(url, run_id, name, folder, keep)
     self._here = DurableCheckpoints(folder, run_id, keep, self._published)
@@ -151,14 +153,10 @@ class Saves:
     oldest = self._here.oldest()
     return record if oldest is None else oldest
 
-  def find(
-    self, abstract_inner: Any, size: int, to: int | None
-  ) -> Iterator[tuple[pb.Record, Restored]]:
-    """Yields the checkpoints here that count, and their records, newest first.
+  def newest(self, to: int | None) -> int | None:
+    """Record of the newest checkpoint here that counts.
 
     Args:
-      abstract_inner: see `DurableCheckpoints.restore`.
-      size: likewise.
       to: the newest record of any use; None: any. Checkpoints of later ones
         are removed, as are those of annulled records.
     """
@@ -168,10 +166,26 @@ class Saves:
       if number in annulled or (to is not None and number > to):
         self._here.drop(number)
         continue
-      saved = self._here.restore(abstract_inner, size, number)
-      record = self._record(number, saved.meta["record_hash"])
-      if record is not None:
-        yield record, saved
+      digest = self._here.meta(number)["record_hash"]
+      if self._record(number, digest) is not None:
+        return number
+    return None
+
+  def restore(
+    self, abstract_inner: Any, size: int, number: int
+  ) -> tuple[pb.Record, Restored]:
+    """One of the checkpoints here, and its record.
+
+    Args:
+      abstract_inner: see `DurableCheckpoints.restore`.
+      size: likewise.
+      number: from `newest`; all processes of an island name the same.
+    """
+    self._wait_here()
+    saved = self._here.restore(abstract_inner, size, number)
+    record = self._record(number, saved.meta["record_hash"])
+    assert record is not None, f"checkpoint {number} has lost its record"
+    return record, saved
 
   def _annulled(self) -> set[int]:
     records = self._log.records()
@@ -197,8 +211,8 @@ class Saves:
     except DecodeError:
       return []
 
-  def fetch_newer(self, than: int, to: int | None) -> bool:
-    """Brings the newest copy from far away here, if it is newer than `than`.
+  def fetch_newer(self, than: Callable[[], int], to: int | None) -> bool:
+    """Brings the newest copy from far away here, if it is newer than `than()`.
 
     Returns:
       Whether there is one now. That the remote fails is no reason to wait.
@@ -207,7 +221,7 @@ class Saves:
       return False
     try:
       for copy in self._remote.copies():
-        if copy.record <= than:
+        if copy.record <= than():
           return False
         if to is None or copy.record <= to:
           logging.info("Fetching checkpoint %d from afar.", copy.record)

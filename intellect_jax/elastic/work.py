@@ -11,11 +11,10 @@ from absl import logging
 
 from intellect_jax.elastic import blobs, reduce
 from intellect_jax.elastic import round as round_lib
+from intellect_jax.elastic.crew import Crew
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
-from intellect_jax.elastic.shelf import MeanShelf
 
 _LATE_RETRY = 1.0  # seconds before a committed mean is asked for again
-_GATHERERS = 8  # threads, at least: they mostly wait for the network
 
 # What the round is to hear, in the thread that owns it.
 Tell = Callable[
@@ -29,9 +28,7 @@ class ExchangeWork:
   def __init__(
     self,
     island: str,
-    exchange: reduce.Exchange,
-    shelf: MeanShelf,
-    mean_bytes: int,
+    crew: Crew,
     threads: int,
     tell: Tell,
     fail: Callable[[Exception], None],
@@ -40,17 +37,13 @@ class ExchangeWork:
 
     Args:
       island: this one.
-      exchange: of what it serves and can fetch.
-      shelf: where gathered means go.
-      mean_bytes: length of an encoded mean.
+      crew: the island's processes, which do the work.
       threads: of work.
       tell: what the round is to hear.
       fail: told of what only a programmer can mend.
     """
     self._island = island
-    self._exchange = exchange
-    self._shelf = shelf
-    self._mean_bytes = mean_bytes
+    self._crew = crew
     self._tell = tell
     self._fail = fail
     self._cancelled = threading.Event()  # of the open attempt
@@ -59,9 +52,6 @@ class ExchangeWork:
     self._share = b""  # id of the share that was reduced last
     self._workers = concurrent.futures.ThreadPoolExecutor(
       threads, thread_name_prefix="exchange"
-    )
-    self._gatherers = concurrent.futures.ThreadPoolExecutor(
-      max(threads, _GATHERERS), thread_name_prefix="gather"
     )
 
   def submit(self, work: Callable, *arguments) -> None:
@@ -77,7 +67,6 @@ class ExchangeWork:
     self._closing.set()
     self._cancelled.set()
     self._workers.shutdown(wait=False, cancel_futures=True)
-    self._gatherers.shutdown(wait=False, cancel_futures=True)
 
   # ---------------------------------------------- in the agent's thread
 
@@ -97,12 +86,14 @@ class ExchangeWork:
     self._delta = blob_id
 
   def withdraw_delta(self) -> None:
-    self._exchange.store.withdraw(self._delta)
+    if self._delta:
+      self._crew.withdraw(self._delta)
     self._delta = b""
 
   def _withdraw_share(self) -> None:
     """The share of the attempt before: who needs it has the whole mean."""
-    self._exchange.store.withdraw(self._share)
+    if self._share:
+      self._crew.withdraw(self._share)
     self._share = b""
 
   # ------------------------------------------------- in threads of its own
@@ -110,17 +101,8 @@ class ExchangeWork:
   def _reduce(
     self, plan: pb.Plan, index: int, cancelled: threading.Event
   ) -> None:
-    exchange = self._exchange
     try:
-      share = exchange.reduce_share(plan, index, cancelled)
-      chunk = blobs.chunk_bytes(self._mean_bytes, exchange.codec.block_bytes)
-      mean = exchange.store.publish_hashed(share.manifest(chunk), share.codes)
-      report = pb.ShareReduced(
-        attempt=plan.attempt,
-        share=index,
-        mean=mean,
-        squared_norms=share.squares,
-      )
+      report = self._crew.reduce(plan, index, cancelled)
       self._share = report.mean.id
       self._tell(lambda round: round.reduced(report))
     except Exception as error:
@@ -130,13 +112,8 @@ class ExchangeWork:
     self, action: round_lib.Gather, cancelled: threading.Event
   ) -> None:
     try:
-      attempt = action.attempt
-      into = self._shelf.open(attempt)
-      manifests = self._exchange.gather(
-        action, into, cancelled, self._gatherers.submit
-      )
-      self._shelf.put(attempt, action.shares, into, manifests)
-      self._tell(lambda round: round.gathered(attempt))
+      self._crew.gather(action, cancelled)
+      self._tell(lambda round: round.gathered(action.attempt))
     except Exception as error:
       if action.late and not isinstance(error, blobs.Cancelled):
         logging.info("Record %d has no mean yet: %s", action.late, error)

@@ -126,13 +126,19 @@ class TrainStep:
     params = self.place(params)
     return TrainState(params, zero_moments(params))
 
+  @functools.cached_property
+  def rows(self) -> tuple[int, int]:
+    """[first, last) of a batch: what this process feeds to its devices."""
+    return sharding.local_rows(self._mesh, self._run.inner.batch_size)
+
   def place(self, params: llama.Params) -> llama.Params:
     """A copy of `params` (numpy or jax) on the mesh, complete on return.
 
-    On CPUs jax.device_put shares the memory of numpy arrays, whatever
-    `may_alias` says; who then changes them in place changes the model too.
+    Each process of an island passes the same, whole. On CPUs JAX shares the
+    memory of numpy arrays, whatever `may_alias` says; who then changes them in
+    place would change the model too.
     """
-    params = jax.device_put(params, self.state_shardings.params)
+    params = jax.tree.map(_placed, params, self.state_shardings.params)
     return jax.block_until_ready(self._copy(params))
 
   def __call__(
@@ -142,7 +148,7 @@ class TrainStep:
 
     Args:
       state: from `init`, `from_params` or the last call.
-      batch: arrays of the host.
+      batch: arrays of the host; of an island of several processes, `rows`.
       schedule: where the run stands; or its position alone, in tokens of the
         swarm, in a run that ends at run.tokens.
 
@@ -151,7 +157,13 @@ class TrainStep:
       grad_norm (before the clip), learning_rate, max_logit.
     """
     start = time.monotonic()
-    batch = jax.device_put(dict(batch), self._batch_sharding)
+    size = self._run.inner.batch_size
+    batch = {
+      name: jax.make_array_from_process_local_data(
+        self._batch_sharding, x_BxL, (size, *x_BxL.shape[1:])
+      )
+      for name, x_BxL in batch.items()
+    }
     if not isinstance(schedule, Schedule):
       schedule = Schedule(schedule, self._run.tokens)
     result = self._compiled(state, batch, np.array(schedule, np.float32))
@@ -209,6 +221,12 @@ class TrainStep:
     return jnp.moveaxis(x_bxMxL, 1, 0)
 
 
+def _placed(x, sharding: NamedSharding) -> jax.Array:
+  if isinstance(x, jax.Array):
+    return jax.device_put(x, sharding)
+  return jax.make_array_from_callback(x.shape, sharding, x.__getitem__)
+
+
 class EvalStep:
   """Mean negative log-likelihood of held-out batches."""
 
@@ -237,7 +255,8 @@ class EvalStep:
         sharding.check_batch(
           "A batch of evaluation", len(batch["tokens"]), self._mesh
         )
-        sums.append(self._jitted(params, dict(batch)))
+        batch = jax.device_put(dict(batch), self._batch_sharding)
+        sums.append(self._jitted(params, batch))
     nll, count = np.array(jax.device_get(sums), np.float64).sum(axis=0)
     return float(nll / count)
 

@@ -9,6 +9,7 @@ product (Megatron). Change the table to change the layout; XLA's partitioner
 from __future__ import annotations
 
 from collections.abc import Sequence
+import itertools
 import math
 from typing import TYPE_CHECKING, Any, cast
 
@@ -110,6 +111,33 @@ def param_shardings(c: LlamaConfig, mesh: Mesh | AbstractMesh):
 def batch_sharding(mesh: Mesh) -> NamedSharding:
   """Of everything BxL: sequences over fsdp."""
   return NamedSharding(mesh, spec("batch"))
+
+
+def local_rows(mesh: Mesh, batch_size: int) -> tuple[int, int]:
+  """[first, last): the sequences of a batch that this process's devices need.
+
+  Raises:
+    UserError: if they are not neighbours.
+  """
+  places = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
+  slices = [place[0] for place in places.values() if place is not None]
+  ordered = sorted({rows.indices(batch_size)[:2] for rows in slices})
+  for (_, stop), (start, _) in itertools.pairwise(ordered):
+    if start != stop:
+      raise UserError(
+        "The devices of a host are no neighbours on the mesh's fsdp axis, so"
+        " that no run of a batch is theirs. Choose island.mesh.tensor so that"
+        " it divides the devices of each host."
+      )
+  return ordered[0][0], ordered[-1][1]
+
+
+def local_mesh(mesh: Mesh) -> Mesh:
+  """Such a mesh of this process's own devices; `mesh`, if they are all."""
+  local, tensor = mesh.local_devices, mesh.shape["tensor"]
+  if len(local) == mesh.size:
+    return mesh
+  return make_mesh(tensor=math.gcd(tensor, len(local)), devices=local)
 
 
 def check_batch(name: str, sequences: int, mesh: Mesh) -> None:

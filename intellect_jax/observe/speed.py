@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 import math
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from intellect_jax.inner import flops
@@ -21,7 +22,8 @@ class Speed:
     self._c = LlamaConfig.of(run.model, island.model)
     self._length = run.data.sequence_length
     self._tokens_a_step = run.inner.batch_size * self._length
-    self._devices = devices
+    own = jax.process_index()
+    self._devices = [d for d in devices if d.process_index == own]
     self._peak = sum(flops.peak_flops(d.device_kind) for d in devices)
     self._last: tuple[int, float] | None = None  # step and train_seconds
 

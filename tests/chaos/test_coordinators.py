@@ -9,9 +9,12 @@ from benchmarks.fault_proxy import FaultProxy
 from intellect_jax import config as config_lib
 from intellect_jax.elastic import blobs, reduce, rpc
 from intellect_jax.elastic.agent import Agent
+from intellect_jax.elastic.crew import Crew
 from intellect_jax.elastic.describe import describe
+from intellect_jax.elastic.inner import InnerNetwork
 from intellect_jax.elastic.log import RecordLog
 from intellect_jax.elastic.news import News
+from intellect_jax.elastic.part import Part
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.elastic.service import CoordinatorService
 from intellect_jax.elastic.shelf import MeanShelf
@@ -48,21 +51,24 @@ def agent_of(service, coordinators: list[str], folder) -> Agent:
     process=b"p",
     addresses=["127.0.0.1:1"],
   )
-  exchange = reduce.Exchange(codec, store, blobs.Fetcher(rpc.LOOPBACK, 1))
-  shelf = MeanShelf(store, log, codec.block_bytes, codec.block_bytes)
+  part = Part(
+    reduce.Exchange(codec, store, blobs.Fetcher(rpc.LOOPBACK, 1)),
+    MeanShelf(store, log, codec.block_bytes, codec.block_bytes),
+    log,
+    codec.block_bytes,
+    InnerNetwork(),
+    pb.StateReady,
+  )
   return Agent(
     News(),
     hello,
     term=0,
     coordinators=coordinators,
     credentials=rpc.LOOPBACK,
-    exchange=exchange,
+    crew=Crew(part),
     log=log,
-    shelf=shelf,
-    mean_bytes=codec.block_bytes,
     lease_seconds=3,
     threads=1,
-    offer_state=pb.StateReady,
     oldest=lambda: 0,
     on_term=lambda term: None,
     use_relays=lambda relays: False,

@@ -9,8 +9,11 @@ import pytest
 
 from intellect_jax.elastic import blobs, chain, reduce, rpc
 from intellect_jax.elastic.agent import Agent
+from intellect_jax.elastic.crew import Crew
+from intellect_jax.elastic.inner import InnerNetwork
 from intellect_jax.elastic.log import RecordLog
 from intellect_jax.elastic.news import News
+from intellect_jax.elastic.part import Part
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.elastic.protocol import elastic_pb2_grpc as pb_grpc
 from intellect_jax.elastic.shelf import MeanShelf
@@ -83,19 +86,24 @@ def agent(coordinator, tmp_path):
     before, store.addresses = store.addresses, [f"{r}/ada" for r in relays]
     return store.addresses != before
 
+  part = Part(
+    reduce.Exchange(codec, store, blobs.Fetcher(rpc.LOOPBACK, 1)),
+    MeanShelf(store, log, codec.block_bytes, codec.block_bytes),
+    log,
+    codec.block_bytes,
+    InnerNetwork(),
+    pb.StateReady,
+  )
   made = Agent(
     News(),
     pb.Hello(island="ada", incarnation=3, has_state=True, record=0),
     term=0,
     coordinators=[coordinator.address],
     credentials=rpc.LOOPBACK,
-    exchange=reduce.Exchange(codec, store, blobs.Fetcher(rpc.LOOPBACK, 1)),
+    crew=Crew(part),
     log=log,
-    shelf=MeanShelf(store, log, codec.block_bytes, codec.block_bytes),
-    mean_bytes=codec.block_bytes,
     lease_seconds=3600,
     threads=1,
-    offer_state=pb.StateReady,
     oldest=lambda: next(beats),
     on_term=lambda term: None,
     use_relays=use_relays,

@@ -1,0 +1,262 @@
+"""One process's part in what its island does with bytes.
+
+Of everything that travels, each process of an island encodes, reduces, serves
+and fetches a run of whole chunks, so that the exchange uses the network card of
+every host. An island of one process has one part: all of it.
+
+What is fetched comes in two legs: each process fetches its part from other
+islands, then the parts are swapped inside, and every process has the whole.
+"""
+
+from collections.abc import Callable
+import concurrent.futures
+import contextlib
+import dataclasses
+import threading
+
+import numpy as np
+
+from intellect_jax.elastic import blobs, reduce
+from intellect_jax.elastic.actions import Gather
+from intellect_jax.elastic.inner import InnerNetwork
+from intellect_jax.elastic.log import RecordLog
+from intellect_jax.elastic.protocol import elastic_pb2 as pb
+from intellect_jax.elastic.protocol import island_pb2 as ipb
+from intellect_jax.elastic.restore import StateFetch
+from intellect_jax.elastic.shares import addresses
+from intellect_jax.elastic.shelf import MeanShelf
+
+_GATHERERS = 8  # threads: they mostly wait for the network
+
+
+@dataclasses.dataclass
+class _Coming:
+  """Bytes on their way here."""
+
+  data: np.ndarray  # uint8, of all processes' parts
+  cuts: list[tuple[int, int]]  # by process
+  shared: bytes  # id of the blob by which the others get this part
+  manifests: dict[bytes, blobs.Manifest] = dataclasses.field(
+    default_factory=dict
+  )  # of shares, as far as they came from other islands
+
+
+class Part:
+  """Carries out tasks (island.proto), in any thread.
+
+  Attributes:
+    mean_bytes: length of an encoded mean, and of an encoded delta.
+    block_bytes: of an encoded codec block.
+    chunk: bytes of their chunks.
+  """
+
+  def __init__(
+    self,
+    exchange: reduce.Exchange,
+    shelf: MeanShelf,
+    log: RecordLog,
+    mean_bytes: int,
+    inner: InnerNetwork,
+    offer: Callable[[], pb.StateReady],
+  ):
+    """Prepares.
+
+    Args:
+      exchange: with other islands, of what is served and can be fetched.
+      shelf: where gathered means go.
+      log: of the records.
+      mean_bytes: length of an encoded mean, and of an encoded delta.
+      inner: the network inside the island.
+      offer: snapshots and publishes theta and b.
+    """
+    self._exchange = exchange
+    self._shelf = shelf
+    self._records = log
+    self.mean_bytes = mean_bytes
+    self.block_bytes = exchange.codec.block_bytes
+    self.chunk = blobs.chunk_bytes(mean_bytes, self.block_bytes)
+    self._inner = inner
+    self._offer_state = offer
+    self._kept: dict[bytes, tuple[int, np.ndarray]] = {}  # start, encoded part
+    self._coming: dict[bytes, _Coming] = {}
+    self._state: StateFetch | None = None
+    self._threads = concurrent.futures.ThreadPoolExecutor(
+      _GATHERERS, thread_name_prefix="gather"
+    )
+
+  def do(self, task: ipb.Task, cancelled: threading.Event) -> ipb.Report:
+    """Carries out a task.
+
+    Raises:
+      reduce.MemberError: another island did not deliver what a mean needs.
+      blobs.FetchError: nobody delivered a state.
+      blobs.Cancelled: `cancelled` was set.
+      OSError: the disk is full, for example.
+    """
+    kind = task.WhichOneof("task")
+    assert kind is not None
+    report = getattr(self, f"_{kind}")(getattr(task, kind), cancelled)
+    store = self._exchange.store
+    report.bytes_sent = store.bytes_sent
+    report.bytes_relayed = store.bytes_relayed
+    report.bytes_received = self._exchange.fetcher.bytes_received
+    return report
+
+  def close(self) -> None:
+    self._threads.shutdown(wait=False, cancel_futures=True)
+
+  def _ask(self, ask: ipb.Ask, cancelled: threading.Event) -> ipb.Report:
+    report = ipb.Report(addresses=self._exchange.store.addresses)
+    if ask.HasField("checkpoint"):
+      records = self._records.after(ask.checkpoint)
+      reach = [record.number for record in records]
+      report.record = max(reach, default=ask.checkpoint)
+    return report
+
+  def _count(self, count: ipb.Count, cancelled: threading.Event) -> ipb.Report:
+    return ipb.Report()
+
+  # ------------------------------------------------ deltas and shares, outward
+
+  def delta_cut(self) -> tuple[int, int]:
+    """[start, stop) in bytes: the part of an encoded delta that is ours."""
+    return self._inner.cut(self.mean_bytes, self.chunk)[self._inner.process]
+
+  def keep(
+    self, name: bytes, start: int, encoded: reduce.Encoded
+  ) -> ipb.Report:
+    """Keeps an encoded part, which begins at byte `start`, until it is served.
+
+    Returns:
+      What process 0 needs to know, to make one blob of all parts.
+    """
+    self._kept[name] = start, encoded.codes
+    return ipb.Report(hashes=encoded.hashes, squared_norms=encoded.squares)
+
+  def _reduce(
+    self, work: ipb.ReducePart, cancelled: threading.Event
+  ) -> ipb.Report:
+    plan, share = work.plan, work.plan.shares[work.share]
+    length = (share.stop - share.start) * self.block_bytes
+    part = self._inner.cut(length, self.chunk)[self._inner.process]
+    mean = self._exchange.reduce_share(plan, work.share, cancelled, part)
+    return self.keep(plan.attempt, part[0], mean)
+
+  def _serve(self, work: ipb.Serve, cancelled: threading.Event) -> ipb.Report:
+    if work.kept not in self._kept:
+      raise blobs.Cancelled  # a record has come meanwhile
+    start, codes = self._kept.pop(work.kept)
+    manifest = blobs.Manifest.unpack(work.manifest, work.id)
+    store = self._exchange.store
+    return ipb.Report(blob=store.publish_hashed(manifest, codes, start))
+
+  def _withdraw(self, blob_id: bytes, cancelled: threading.Event) -> ipb.Report:
+    self._exchange.store.withdraw(blob_id)
+    return ipb.Report()
+
+  def _offer(
+    self, offer: pb.OfferState, cancelled: threading.Event
+  ) -> ipb.Report:
+    ready = self._offer_state()
+    return ipb.Report(record=ready.record, blob=ready.state)
+
+  # ----------------------------------------------------- means and states, here
+
+  def _gather(
+    self, work: ipb.GatherPart, cancelled: threading.Event
+  ) -> ipb.Report:
+    cuts = self._inner.cut(self.mean_bytes, self.chunk)
+    data = self._shelf.open(work.attempt)
+    wanted = Gather(work.attempt, list(work.shares), list(work.holders))
+    manifests = self._exchange.gather(
+      wanted, data, cancelled, self._threads.submit, cuts[self._inner.process]
+    )
+    report = self._came(work.id, data, cuts, self.chunk)
+    self._coming[work.id].manifests = manifests
+    return report
+
+  def _fetch(
+    self, work: ipb.FetchPart, cancelled: threading.Event
+  ) -> ipb.Report:
+    state = work.state
+    chunk = blobs.chunk_bytes(state.length, 4)
+    cuts = self._inner.cut(state.length, chunk)
+    if self._state is None:  # else go on with what has come
+      fetcher, own = self._exchange.fetcher, cuts[self._inner.process]
+      self._state = StateFetch(fetcher, state.length, own)
+    data = self._state.fetch(state.id, addresses(state), cancelled)
+    self._state = None
+    return self._came(work.id, data, cuts, chunk)
+
+  def _came(
+    self, name: bytes, data: np.ndarray, cuts: list[tuple[int, int]], chunk: int
+  ) -> ipb.Report:
+    """This process's part is here: the others may have it."""
+    start, stop = cuts[self._inner.process]
+    blob = self._inner.share(data[start:stop], chunk)
+    self._coming[name] = _Coming(data, cuts, blob.id)
+    return ipb.Report(blob=blob)
+
+  def _swap(self, work: ipb.Swap, cancelled: threading.Event) -> ipb.Report:
+    coming = self._coming.get(work.id)
+    if coming is None:
+      raise blobs.Cancelled
+
+    def fetch(blob: pb.Blob, start: int) -> None:
+      for offset, chunk in self._inner.fetcher.fetch(
+        addresses(blob), blob.id, 0, blob.length, cancelled
+      ):
+        codes = np.frombuffer(chunk, np.uint8)
+        offset += start
+        coming.data[offset : offset + len(codes)] = codes
+
+    futures = [
+      self._threads.submit(fetch, blob, start)
+      for process, (blob, (start, _)) in enumerate(
+        zip(work.parts, coming.cuts, strict=True)
+      )
+      if process != self._inner.process and blob.length
+    ]
+    for future in futures:
+      future.result()
+    return ipb.Report()
+
+  def _shelve(self, work: ipb.Shelve, cancelled: threading.Event) -> ipb.Report:
+    if work.id not in self._coming:
+      raise blobs.Cancelled
+    manifests = self._coming[work.id].manifests
+    data, size = self.take(work.id), self.block_bytes
+    for share in work.shares:
+      if share.mean.id not in manifests:  # it came inside the island alone
+        part = data[share.start * size : share.stop * size]
+        manifests[share.mean.id] = blobs.Manifest.of(part, self.chunk)
+    self._shelf.put(work.attempt, list(work.shares), data, manifests)
+    return ipb.Report()
+
+  def take(self, name: bytes) -> np.ndarray:
+    """What has come, whole: uint8. All processes have it too."""
+    coming = self._coming.pop(name, None)
+    if coming is None:
+      raise blobs.Cancelled
+    self._inner.withdraw(coming.shared)
+    return coming.data
+
+  def _drop(self, name: bytes, cancelled: threading.Event) -> ipb.Report:
+    with contextlib.suppress(blobs.Cancelled):
+      self.take(name)
+    return ipb.Report()
+
+  # ------------------------------------------------------------------- the log
+
+  def _adopt(
+    self, sealed: pb.SealedRecord, cancelled: threading.Event
+  ) -> ipb.Report:
+    record = self._shelf.adopt(sealed)
+    self._kept.clear()  # of attempts that came to nothing
+    self._threads.submit(self._records.sync, record.number)
+    return ipb.Report()
+
+  def _log(self, log: pb.Records, cancelled: threading.Event) -> ipb.Report:
+    for sealed in log.records:
+      self._records.keep(sealed)
+    return ipb.Report()

@@ -1,0 +1,192 @@
+"""One process's copy of theta and b, and its devices' part of x.
+
+Theta and b are whole in the memory of every host, so that placing them on the
+devices needs no other host, and any of them can serve a newcomer. What is done
+with x needs all devices of the island: every process carries out the same
+orders one after the other, each in its training thread.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+import numpy as np
+
+from intellect_jax.checkpoint.pretrained import Weights
+from intellect_jax.data.index import GlobalIndex
+from intellect_jax.elastic import reduce
+from intellect_jax.elastic.holdings import Holdings
+from intellect_jax.elastic.part import Part
+from intellect_jax.elastic.protocol import elastic_pb2 as pb
+from intellect_jax.elastic.protocol import island_pb2 as ipb
+from intellect_jax.errors import UserError
+from intellect_jax.inner.step import TrainState, TrainStep
+from intellect_jax.outer.delta import delta
+from intellect_jax.outer.schedule import Schedule
+
+DELTA = b"delta"  # the name of an encoded delta, until it is served
+
+Params = Any  # a tree of arrays on the island's devices
+
+
+class Replica:
+  """Carries out orders (island.proto), in the training thread.
+
+  Attributes:
+    state: parameters x and Adam's moments, once there are any. Process 0's
+      training loop holds them between orders.
+  """
+
+  def __init__(
+    self,
+    run: ConfigDict,
+    held: Holdings,
+    part: Part,
+    train_step: TrainStep,
+    index: GlobalIndex,
+    weights: Weights | None,
+  ):
+    """Prepares.
+
+    Args:
+      run: the run half of the config.
+      held: theta, b, log and checkpoints.
+      part: of this process in the exchange.
+      train_step: compiled already.
+      index: the global sample index.
+      weights: that the run starts from, if it does and they are here.
+    """
+    self.state: Any = None
+    self._run = run
+    self._held = held
+    self._part = part
+    self._train_step = train_step
+    self._index = index
+    self._weights = weights
+    self._batches: Iterator[dict[str, np.ndarray]] = iter(())
+    self._frozen: Params | None = None  # x at the proposal, if steps go on
+    self._rebase = jax.jit(
+      lambda x, anchor, theta: jax.tree.map(
+        lambda x, a, t: t + (x - a), x, anchor, theta
+      ),
+      donate_argnums=0,
+    )
+
+  def do(self, order: ipb.Order) -> ipb.Report:
+    """Carries out an order."""
+    kind = order.WhichOneof("order")
+    assert kind is not None
+    report = getattr(self, f"_{kind}")(getattr(order, kind))
+    return report or ipb.Report()
+
+  # ---------------------------------------------------------------- beginnings
+
+  def _initialise(self, order: ipb.Initialise) -> None:
+    """Makes record 0's state; every other island fetches these very bits."""
+    self.state = self._initial_state()
+    theta = self._held.layout.flatten(self.state.params)
+    both = np.concatenate([theta, np.zeros_like(theta)])
+    self._held.stand_at(pb.Record(islands=1), both)
+
+  def _initial_state(self) -> TrainState:
+    """Random, or from given weights; always with zero moments."""
+    step = self._train_step
+    if not self._run.init_from:
+      return step.init(jax.random.key(self._run.seed))
+    if self._weights is None:
+      raise UserError(
+        f"This run starts from given weights ({self._run.init_from[:12]}…), and"
+        " this island is its first. Start it with --init-from=FOLDER, as the"
+        " coordinator was; the islands after it need no folder."
+      )
+    return step.from_params(self._weights.read(step.abstract_state.params))
+
+  def _restore(self, order: ipb.RestoreCheckpoint) -> None:
+    self.state = self._held.restore(order.checkpoint, order.record)
+
+  def _stand(self, order: ipb.Stand) -> None:
+    """Theta and b are those that were fetched, and x is theta."""
+    both = self._part.take(order.fetched).view(np.float32)
+    self._held.stand_at(order.record, both)
+    if self.state is None:
+      self.state = self._train_step.from_params(self._held.host_theta())
+    else:
+      self._revert(ipb.Revert())
+
+  # --------------------------------------------------------------------- steps
+
+  def _window(self, lease: pb.LeaseGrant) -> None:
+    self._batches = self.batches([(i.start, i.stop) for i in lease.samples])
+
+  def batches(
+    self, samples: list[tuple[int, int]]
+  ) -> Iterator[dict[str, np.ndarray]]:
+    """This process's rows of the batches of some samples."""
+    batch_size = self._run.inner.batch_size
+    return self._index.batches(samples, batch_size, self._train_step.rows)
+
+  def _step(self, order: ipb.Step) -> None:
+    schedule = Schedule(order.position, order.total_tokens, order.scale)
+    self.state, _ = self._train_step(self.state, next(self._batches), schedule)
+
+  # ------------------------------------------------------- proposals and records
+
+  def _freeze(self, order: ipb.Freeze) -> ipb.Report:
+    """Encodes this process's part of theta - x."""
+    held, codec = self._held, self._held.codec
+    start, stop = self._part.delta_cut()
+    first, last = (
+      at // codec.block_bytes * codec.block for at in (start, stop)
+    )
+    tensors = held.layout.overlapping(first, last)
+    origin = tensors[0].start if tensors else 0
+    values = np.empty(tensors[-1].stop - origin if tensors else 0, np.float32)
+    delta(held.outer.theta, self.state.params, held.layout, values, tensors)
+    size = reduce.PIECE_BLOCKS * codec.block
+    encoded = reduce.encode(
+      codec,
+      (
+        values[at : min(at + size, last - origin)]
+        for at in range(first - origin, last - origin, size)
+      ),
+      stop - start,
+      self._part.chunk,
+    )
+    if order.keep_x:
+      self._frozen = self._train_step.place(self.state.params)
+    report = self._part.keep(DELTA, start, encoded)
+    report.state_hash = held.state_hash()
+    return report
+
+  def _merge(self, order: ipb.Merge) -> None:
+    """Applies a record, whose mean is on the shelf: docs/protocol.md, 3.
+
+      x <- theta_new + (x - anchor)
+
+    where the anchor is x at the proposal if the record includes it, so that
+    steps taken since go on from the new theta; and the old theta if it was left
+    out, so that its whole displacement stays for the next proposal.
+    """
+    held = self._held
+    if not order.record.HasField("step"):
+      held.apply(order.record)  # theta stays
+      return
+    anchors: dict[int, Callable[[], Params | None]] = {
+      ipb.Merge.ANCHOR_X: lambda: None,
+      ipb.Merge.ANCHOR_FROZEN: lambda: self._frozen,
+      ipb.Merge.ANCHOR_THETA: held.place_theta,
+    }
+    anchor = anchors[order.anchor]()
+    self._frozen = None
+    held.apply(order.record)
+    params = held.place_theta()
+    if anchor is not None:
+      params = self._rebase(self.state.params, anchor, params)
+    self.state = self.state._replace(params=params)
+
+  def _revert(self, order: ipb.Revert) -> None:
+    self.state = self.state._replace(params=self._held.place_theta())
+
+  def _save(self, order: ipb.Save) -> None:
+    self._held.save(self.state)
