@@ -15,10 +15,11 @@ import time
 from absl import logging
 import grpc
 
-from intellect_jax.elastic import chain, rpc
+from intellect_jax.elastic import reduce, rpc
 from intellect_jax.elastic import round as round_lib
 from intellect_jax.elastic.crew import Crew
 from intellect_jax.elastic.describe import relays_at
+from intellect_jax.elastic.introduction import Introduction
 from intellect_jax.elastic.log import RecordLog
 from intellect_jax.elastic.news import News
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
@@ -27,6 +28,7 @@ from intellect_jax.elastic.work import ExchangeWork
 from intellect_jax.errors import UserError
 
 _BEATS_A_LEASE = 4
+_DISK_RETRY = 0.5  # seconds before the next try to write the log
 _RECORDS_SENT = 256  # in one message, when the coordinator asks
 
 
@@ -66,7 +68,7 @@ class Agent:
         whether others reach this island in other ways now.
     """
     self.news = news
-    self._hello = hello
+    self._introduction = Introduction(hello, log)
     self._term = term
     self._on_term = on_term
     self._use_relays = use_relays
@@ -78,7 +80,6 @@ class Agent:
     self._round = round_lib.IslandRound(hello.island, start)
     self._inbox: queue.Queue = queue.Queue()
     self._unanswered: dict[int, pb.FromIsland] = {}  # lease requests by window
-    self._grants: dict[int, pb.LeaseGrant] = {}  # of windows not decided yet
     self._ready = False  # said so, since the last welcome
     self._deciding = False  # whether it has a state of its own that counts
     self._owes_hello = False  # until that is decided
@@ -142,8 +143,7 @@ class Agent:
     """These windows will not be proposed: their work is lost."""
 
     def step() -> None:
-      for window in windows:
-        self._grants.pop(window.number, None)
+      self._introduction.given_up(windows)
       dropped = pb.Dropped(windows=windows, cause=cause)
       self._send(pb.FromIsland(dropped=dropped))
 
@@ -195,7 +195,7 @@ class Agent:
     done = threading.Event()
 
     def step() -> None:
-      self._crew.write(log)
+      self._write(lambda: self._crew.write(log))
       self._carry_out(self._round.stand(record))
       self._decided()
       self._read_log(record + 1)
@@ -225,19 +225,9 @@ class Agent:
     if self._deciding:
       self._owes_hello = True
       return
-    hello, record = self._hello, self._round.record
-    hello.has_state = record is not None and record >= 0
-    if record is not None and record >= 0:
-      sealed = self._log.record(record)
-      hello.record = record
-      hello.record_hash = sealed.hash if sealed is not None else b""
-      hello.head = record + max(0, len(self._log.records(record)) - 1)
-    hello.tokens_trained = self.news.heartbeat.tokens_trained
-    hello.addresses[:] = self._crew.addresses()
-    hello.ClearField("leases")
-    hello.leases.extend(self._grants.values())
-    hello.tokens_open = self.news.heartbeat.tokens_open
-    self._send(pb.FromIsland(hello=hello))
+    self._introduction.hello.addresses[:] = self._crew.addresses()
+    said = self._introduction.say(self._round.record, self.news.heartbeat)
+    self._send(said)
 
   def _decided(self) -> None:
     """It stands at a state, or knows that it has none."""
@@ -277,8 +267,9 @@ class Agent:
     with self.news.changed:
       heartbeat = pb.Heartbeat()
       heartbeat.CopyFrom(self.news.heartbeat)
-    if self.news.waiting_for:  # which may take any time
-      heartbeat.activity = self.news.waiting_for
+    waiting = self.news.trouble or self.news.waiting_for
+    if waiting:  # which may take any time
+      heartbeat.activity = waiting
       heartbeat.busy_seconds = 0
     heartbeat.oldest = self._oldest()
     sent, relayed, received = self._crew.traffic()
@@ -309,7 +300,7 @@ class Agent:
     if relays and self._use_relays(relays):
       self._say_hello()  # with other addresses than it was welcomed with
     self._ready = False
-    self._hello.run_id = welcome.run_id
+    self._introduction.hello.run_id = welcome.run_id
     with self.news.changed:
       self.news.welcome = welcome
       self.news.evicted |= welcome.evicted
@@ -361,7 +352,7 @@ class Agent:
 
   def _on_lease_grant(self, grant: pb.LeaseGrant) -> None:
     self._unanswered.pop(grant.window, None)
-    self._grants[grant.window] = grant
+    self._introduction.granted(grant)
     with self.news.changed:
       self.news.leases[grant.window] = [
         (i.start, i.stop) for i in grant.samples
@@ -381,7 +372,7 @@ class Agent:
 
   def _on_ask_records(self, ask: pb.AskRecords) -> None:
     """The coordinator's log is shorter than this island's."""
-    head = self._hello.head
+    head = self._introduction.hello.head
     records = pb.Records(end=head + 1)
     for number in range(ask.start, min(head + 1, ask.start + _RECORDS_SENT)):
       sealed = self._log.record(number)
@@ -443,7 +434,7 @@ class Agent:
             self.news.hand_in = number
             self.news.changed.notify_all()
         case round_lib.Keep(sealed):
-          self._crew.write([sealed])
+          self._write(lambda s=sealed: self._crew.write([s]))
         case round_lib.Diverged(record, to):
           self._forget_state()
           self._ready, self._deciding = False, True
@@ -451,13 +442,28 @@ class Agent:
             self.news.annulled = record, to
             self.news.changed.notify_all()
 
+  def _write(self, write: Callable[[], object]) -> None:
+    """Writes to the disk; while that is full, says so and tries again.
+
+    Nothing else is done meanwhile: what comes stands on what is written.
+    """
+    while True:
+      try:
+        write()
+        self.news.trouble = ""
+        return
+      except (OSError, reduce.MemberError) as error:
+        logging.error("The log cannot be written: %s", error)
+        self.news.trouble = f"waiting for the disk: {error}"
+        self._beat()
+        if self._closing.wait(_DISK_RETRY):
+          raise
+
   def _adopt(self, record: pb.Record, sealed: pb.SealedRecord) -> None:
-    self._crew.adopt(sealed)
+    self._write(lambda: self._crew.adopt(sealed))
     if record.HasField("step"):  # else it is proposed again
       self._hands.withdraw_delta()
-    for holder, _ in chain.windows_of(record):
-      if holder[:2] == (self._hello.island, self._hello.incarnation):
-        self._grants.pop(holder.window, None)
+    self._introduction.decided(record)
     with self.news.changed:
       self.news.adopted.append(record)
       self.news.changed.notify_all()

@@ -28,6 +28,7 @@ class News:
     failure: why the island must end.
     heartbeat: what the training thread last said of itself.
     waiting_for: shown instead of the heartbeat's activity.
+    trouble: what keeps the agent from its work, shown before all else.
     silent_since: when the coordinator was last heard, if it is not there.
   """
 
@@ -45,6 +46,7 @@ class News:
     self.failure: Exception | None = None
     self.heartbeat = pb.Heartbeat()
     self.waiting_for = ""
+    self.trouble = ""
     self.silent_since: float | None = None
 
   @property

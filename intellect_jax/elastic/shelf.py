@@ -56,7 +56,7 @@ class MeanShelf:
       kept = self._attempts.pop(record.step.attempt, [])
       dropped = [i for ids in self._attempts.values() for i in ids]
       self._attempts.clear()
-      self._records[record.number] = kept
+      self._records.setdefault(record.number, kept)  # adopted again: as it is
     self._withdraw(dropped)
     return record
 

@@ -178,3 +178,18 @@ def test_no_hello_while_it_is_not_known_where_it_stands(
   hello = coordinator.hear("hello")
   assert hello.has_state == has_own
   assert coordinator.heard["hello"].empty()
+
+
+def test_a_disk_that_takes_nothing_is_waited_for(coordinator, agent, tmp_path):
+  """The island stays in the run, says so, and goes on when there is room."""
+  coordinator.hear("hello")
+  away = tmp_path.with_name("away")
+  tmp_path.rename(away)
+  coordinator.says.put(dict(record=settings(1, genesis().hash)))
+  while "waiting for the disk" not in coordinator.hear("heartbeat").activity:
+    pass
+  assert not agent.news.adopted
+  away.rename(tmp_path)
+  news = agent.news
+  assert news.wait(lambda: len(news.adopted) == 1, "the record", SECONDS)
+  assert (tmp_path / "000000001.record").exists() and not news.trouble
