@@ -29,10 +29,10 @@ demo-kill: setup  ## The same in a minute, while parts of it are killed
 test: setup  ## Run the tests, under 8 minutes on two cores
 	$(BIN)/python -m pytest -n 2
 
-test-extras: setup  ## Install torch, transformers, an S3 server; test with them
+test-extras: setup  ## Install torch, transformers, an S3 server …; test with them
 	$(BIN)/python -m pip install --quiet --constraint requirements.lock \
-	  --editable '.[hf,remote-test]'
-	$(BIN)/python -m pytest -m 'hf or remote'
+	  --editable '.[hf,data,remote-test]'
+	$(BIN)/python -m pytest -m 'hf or data or remote'
 
 gpu-smoke: setup  ## Test what only a GPU can show, where there is one
 	$(BIN)/python tests/gpu_smoke.py
