@@ -126,7 +126,9 @@ def main() -> None:
     _told(crew, description)
     keep_file(run.data.tokenizer, data.folder, workdir)
     speed = Speed(run, island, list(devices.devices.flat))
-    report = stack.enter_context(IslandReport(workdir, run, speed))
+    report = stack.enter_context(
+      IslandReport(workdir, run, speed, index.figures)
+    )
     report.compiled(train_step.compile())
     kernels.compile_all()
 

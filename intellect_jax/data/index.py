@@ -147,6 +147,13 @@ class GlobalIndex:
       if close is not None:
         close()
 
+  def figures(self) -> dict[str, float]:
+    """For the logs: waiting for batches so far, and what of them is padding."""
+    return dict(
+      data_wait_seconds=self.waited,
+      padding_share=self.padding / max(1, self.places),
+    )
+
   def held_out(self, sequences: int, batch_size: int) -> list[Sample]:
     """Returns samples of the held-out text as batches: always the same.
 

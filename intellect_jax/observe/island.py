@@ -1,6 +1,7 @@
 """What one island tells: lines in a terminal, metrics.jsonl, summary.json."""
 
 from collections import deque
+from collections.abc import Callable
 import math
 import pathlib
 import time
@@ -20,12 +21,25 @@ class IslandReport:
   """Writes down the events of one island's process."""
 
   def __init__(
-    self, workdir: pathlib.Path, run: ConfigDict, speed: Speed | None = None
+    self,
+    workdir: pathlib.Path,
+    run: ConfigDict,
+    speed: Speed | None = None,
+    data: Callable[[], dict[str, float]] = dict,
   ):
+    """Opens the logs.
+
+    Args:
+      workdir: where they are; made if needed.
+      run: the run half of the config.
+      speed: adds figures of speed to each step.
+      data: returns figures of the data so far, for each step and the summary.
+    """
     workdir.mkdir(parents=True, exist_ok=True)
     self._workdir = workdir
     self._run = run
     self._speed = speed
+    self._data = data
     self._log = MetricsLog(workdir / "metrics.jsonl")
     self._island = ""
     self._started = time.monotonic()
@@ -49,8 +63,9 @@ class IslandReport:
     """Writes and shows events, and empties the queue."""
     while events:
       event = events.popleft()
-      if self._speed and event["kind"] == "step":
-        event |= self._speed.of(event)
+      if event["kind"] == "step":
+        event |= self._data()
+        event |= self._speed.of(event) if self._speed else {}
       self._log.write(dict(island=self._island, **event))
       getattr(self, f"_{event['kind']}")(event)
 
@@ -97,7 +112,7 @@ class IslandReport:
   def finish(self, mesh: ElasticDeviceMesh) -> dict[str, Any]:
     """Writes summary.json and says where it is."""
     self.take(mesh.events)
-    summary = mesh.summary()
+    summary: dict[str, Any] = {**mesh.summary(), **self._data()}
     if not summary["inner_steps"] and (self._workdir / "summary.json").exists():
       print("The run was final already; nothing has changed.")
       return summary

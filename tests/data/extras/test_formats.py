@@ -10,6 +10,7 @@ from intellect_jax.data.readers import Fields
 from intellect_jax.errors import UserError
 
 pyarrow = pytest.importorskip("pyarrow")
+parquet = pytest.importorskip("pyarrow.parquet")
 zstandard = pytest.importorskip("zstandard")
 
 TEXTS = [f"{i} naïve “text”\n" * (1 + i % 5) for i in range(80)]
@@ -23,8 +24,6 @@ def read(path, target=10**9, text=""):
 
 
 def write_parquet(path, texts, column="text", rows=16):
-  from pyarrow import parquet
-
   table = pyarrow.table({"id": list(range(len(texts))), column: texts})
   parquet.write_table(table, path, row_group_size=rows)
 
