@@ -8,7 +8,7 @@ SWARM := $(BIN)/python -m intellect_jax.swarm --config=configs/demo.py
 PROTO := intellect_jax/elastic/protocol/*.proto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo-kill test test-extras chaos soak simulate \
+.PHONY: help setup run demo-kill corpus test test-extras chaos soak simulate \
   simulate-plants gpu-smoke bench lint proto lock clean
 .DELETE_ON_ERROR:
 
@@ -25,6 +25,9 @@ demo-kill: setup  ## The same in a minute, while parts of it are killed
 	$(SWARM) --islands=3 --workdir=runs/demo-kill \
 	  --config.run.tokens=184320 --config.run.outer.inner_steps=10 \
 	  --kill=island-1@2 --kill=coordinator@4
+
+corpus: setup  ## Fetch and prepare 30 MB of text in three sources, 1 minute
+	$(BIN)/python experiments/corpus.py --output=runs/corpus
 
 test: setup  ## Run the tests, under 8 minutes on two cores
 	$(BIN)/python -m pytest -n 2
