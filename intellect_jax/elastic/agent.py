@@ -303,6 +303,7 @@ class Agent:
     self._introduction.hello.run_id = welcome.run_id
     with self.news.changed:
       self.news.welcome = welcome
+      self.news.head = welcome.head
       self.news.evicted |= welcome.evicted
     if welcome.evicted:
       self._carry_out(self._round.withdraw())
@@ -365,6 +366,7 @@ class Agent:
     self._carry_out(self._round.fix(fix))
 
   def _on_record(self, sealed: pb.SealedRecord) -> None:
+    self.news.head = pb.Record.FromString(sealed.body).number
     self._carry_out(self._round.committed([sealed]))
 
   def _on_closing(self, closing: pb.Closing) -> None:

@@ -173,9 +173,6 @@ class Holdings:
     One that is far away is fetched if it is newer than what is here, at a
     start; and if there is none here.
 
-    One that is far away is fetched if it is newer than what is here, at a
-    start; and if there is none here.
-
     Args:
       to: the newest record to stand at; None: any.
     """

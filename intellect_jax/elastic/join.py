@@ -76,10 +76,10 @@ def take_over(
     agent.say(fetch_failed=failed)
     return None
   log = agent.get_log()[: offer.record + 1]
-  agent.stand_at(offer.record, log)
   records = [pb.Record.FromString(sealed.body) for sealed in log]
   stand = ipb.Stand(record=records[-1], fetched=fetched)
   crew.order(ipb.Order(stand=stand))
+  agent.stand_at(offer.record, log)  # from here on it may serve that state
   return records
 
 

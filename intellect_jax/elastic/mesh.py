@@ -14,8 +14,10 @@ when a record moves theta, in `merge.py`.
 
 import collections
 from collections.abc import Callable, Iterator, Sequence
+import time
 from typing import Any
 
+from absl import logging
 import jax
 from ml_collections import ConfigDict
 import numpy as np
@@ -34,10 +36,13 @@ from intellect_jax.elastic.identity import Identity
 from intellect_jax.elastic.news import News
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.elastic.protocol import island_pb2 as ipb
+from intellect_jax.elastic.pursuit import Pursuit
 from intellect_jax.elastic.team import Team
 from intellect_jax.elastic.windows import Windows
 from intellect_jax.inner.step import TrainState, TrainStep
 from intellect_jax.outer.schedule import Schedule, position, warm_up
+
+_PURSUIT_SECONDS = 60.0  # in which an island that is behind should gain
 
 
 class ElasticDeviceMesh:
@@ -174,7 +179,7 @@ class ElasticDeviceMesh:
       assert resumed
     elif not self._await_state(resumed):
       return
-    self._catch_up(welcome.head)
+    self._catch_up()
     self._follower.steer()
     self._crew.order(ipb.Order(save=ipb.Save()))
     self.state = self._crew.replica.state
@@ -248,18 +253,30 @@ class ElasticDeviceMesh:
     with self._news.busy("initialising", self._held.slow_seconds):
       join.initialise(self._crew, self._agent)
 
-  def _catch_up(self, head: int) -> None:
+  def _catch_up(self) -> None:
     """Applies what was committed while this island was not there."""
     news = self._news
 
     def newest() -> int:  # annulled records are left out
       return news.adopted[-1].number if news.adopted else self.record
 
-    while newest() < head and not news.finished:
-      news.wait(
-        lambda: newest() >= head or bool(news.restores or news.annulled),
-        f"the log up to record {head}",
+    def there() -> bool:  # at the head that the newest welcome named
+      return news.welcome is not None and newest() >= news.welcome.head
+
+    while not (there() or news.finished):
+      pursuit = Pursuit(newest(), news.head, time.monotonic())
+      came = news.wait(
+        lambda: there() or bool(news.restores or news.annulled),
+        "the log up to the newest record",
+        _PURSUIT_SECONDS,
       )
+      if not came:
+        now = time.monotonic()
+        warning = pursuit.warning(
+          newest(), news.head, now, self._held.mean_bytes
+        )
+        if warning:
+          logging.warning("%s", warning)
       self._follower.merge_news()
 
   def _leave(self) -> None:

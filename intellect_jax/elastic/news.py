@@ -16,6 +16,7 @@ class News:
   Attributes:
     changed: the condition that guards all the others.
     welcome: the newest one.
+    head: number of the newest record heard of.
     evicted: since the training thread last looked.
     hand_in: record that what is trained had better be proposed for.
     restores: states that others offer.
@@ -35,6 +36,7 @@ class News:
   def __init__(self):
     self.changed = threading.Condition()
     self.welcome: pb.Welcome | None = None
+    self.head = 0
     self.evicted = False
     self.hand_in = 0
     self.restores: collections.deque[pb.Restore] = collections.deque()
