@@ -8,7 +8,7 @@ comes from the coordinator, and only --config.island.… fields are set here. An
 interrupted run goes on where it was: start it again with the same workdir.
 
 An island that spans hosts is one such process on each, with one workdir that
-all of them see. Slurm tells them who they are; elsewhere they are told:
+all of them see (deploy/ has it for Slurm and Kubernetes):
 
   … --process_count=2 --process_id=1 --island_coordinator=first-host:7700
 """
@@ -63,7 +63,7 @@ PROCESS_ID = flags.DEFINE_integer(
 ISLAND_COORDINATOR = flags.DEFINE_string(
   "island_coordinator",
   None,
-  "host:port of the island's process 0, for the others; none: as Slurm says.",
+  "host:port on the host of the island's process 0, where all of them meet.",
 )
 PROFILE_STEPS = flags.DEFINE_string(
   "profile_steps",
@@ -83,9 +83,7 @@ def main() -> None:
   description = None
   with contextlib.ExitStack() as stack:
     crew = stack.enter_context(
-      team.join(
-        PROCESS_COUNT.value or None, PROCESS_ID.value, ISLAND_COORDINATOR.value
-      )
+      team.join(PROCESS_COUNT.value, PROCESS_ID.value, ISLAND_COORDINATOR.value)
     )
     # What can be wrong with the settings shows before anything is written.
     if coordinators and crew.leads:
@@ -188,7 +186,9 @@ def _follow(
     mate.part = host.part
     host.open(list(description.relays), coordinator)
     crew.each(host.inner.address)
-    mate.follow(host.replica)
+    for signum in (signal.SIGINT, signal.SIGTERM):
+      signal.signal(signum, signal.SIG_IGN)  # process 0 leaves for all
+    mate.follow(host.replica.do)
 
 
 def _told(crew: team.Team, description: pb.Description | None):

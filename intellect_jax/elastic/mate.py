@@ -1,8 +1,7 @@
 """A process of an island that follows process 0; see `crew.py`."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import queue
-import signal
 import threading
 
 import grpc
@@ -12,7 +11,6 @@ from intellect_jax.elastic.crew import end_island
 from intellect_jax.elastic.part import Part
 from intellect_jax.elastic.protocol import island_pb2 as ipb
 from intellect_jax.elastic.protocol import island_pb2_grpc as ipb_grpc
-from intellect_jax.elastic.replica import Replica
 
 _END = None
 _UNREPORTED = ("window", "step")  # orders that process 0 does not wait for
@@ -30,15 +28,13 @@ class Mate(ipb_grpc.MateServicer):
   def add_to(self, server: grpc.Server) -> None:
     ipb_grpc.add_MateServicer_to_server(self, server)
 
-  def follow(self, replica: Replica) -> None:
-    """Carries out what process 0 wants, until its end.
+  def follow(self, do: Callable[[ipb.Order], ipb.Report]) -> None:
+    """Has `do` carry out the orders of process 0, until its end.
 
     A failure ends the process, and with it the island.
     """
-    for signum in (signal.SIGINT, signal.SIGTERM):
-      signal.signal(signum, signal.SIG_IGN)  # process 0 leaves for all
     for order in iter(self._orders.get, _END):
-      report = replica.do(order)
+      report = do(order)
       if order.WhichOneof("order") not in _UNREPORTED:
         self._reports.put(report)
     self._reports.put(_END)

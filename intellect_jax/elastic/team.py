@@ -108,34 +108,51 @@ class Team:
     os._exit(2 if isinstance(error, UserError) else 1)
 
 
-def join(
-  processes: int | None, process: int | None, address: str | None
-) -> Team:
+def join(processes: int, process: int | None, address: str | None) -> Team:
   """Meets the other processes of this island, if there are any.
 
-  Call it before JAX is used, with the settings that all processes share.
+  Call it before JAX is used.
 
   Args:
-    processes: how many there are; None: as many as the scheduler started.
-    process: which one this is; None: as the scheduler counts.
-    address: host:port of process 0, which all of them reach; None: where the
-      scheduler placed it.
+    processes: how many there are, one a host; 0: as many as Slurm has started.
+    process: which one this is; None: as Slurm counts.
+    address: host:port of process 0, which all of them reach.
 
   Raises:
-    UserError: if they cannot meet.
+    UserError: if something is not known, or they cannot meet.
   """
+  if processes == 0:
+    processes = _from_slurm("process_count", "SLURM_NTASKS")
   if processes == 1:
     return Team()
+  if process is None:
+    process = _from_slurm("process_id", "SLURM_PROCID")
+  if address is None or not 0 <= process < processes:
+    raise UserError(
+      f"--process_count is {processes}, so --process_id must be from 0 to"
+      f" {processes - 1} (it is {process}), and --island_coordinator=HOST:PORT"
+      " must name the host of process 0 and a free port there."
+    )
+  rpc.split_address(address)
   try:
-    jax.distributed.initialize(address, processes, process)
+    # Without detection of clusters: where it finds one, such as Slurm, JAX
+    # would give each process one device of its host.
+    jax.distributed.initialize(
+      address, processes, process, cluster_detection_method="deactivate"
+    )
   except (ValueError, RuntimeError) as error:
     raise UserError(
-      f"The processes of this island could not meet: {error} Name"
-      " --process_count, --process_id and --island_coordinator=HOST:PORT, which"
-      " only Slurm and Open MPI make unnecessary, and start all processes."
+      f"The {processes} processes of this island did not meet at {address}:"
+      f" {error} Start all of them, with the same --island_coordinator."
     ) from error
-  if address is not None:
-    host = rpc.own_host(address)
-  else:
-    host = socket.gethostbyname(socket.gethostname())
-  return Team(jax.process_index(), jax.process_count(), host)
+  return Team(process, processes, rpc.own_host(address))
+
+
+def _from_slurm(flag: str, variable: str) -> int:
+  value = os.environ.get(variable, "")
+  if not value.isdecimal():
+    raise UserError(
+      f"--{flag} is not given, and {variable} is not set: this is not a task of"
+      f" Slurm. Name it by --{flag}=N."
+    )
+  return int(value)

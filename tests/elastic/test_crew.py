@@ -1,0 +1,191 @@
+"""The processes of an island exchange what one process would, bit for bit."""
+
+import concurrent.futures
+import contextlib
+import threading
+
+import numpy as np
+import pytest
+
+from intellect_jax.elastic import blobs, reduce, rpc, shares
+from intellect_jax.elastic.actions import Gather
+from intellect_jax.elastic.crew import DELTA, Crew
+from intellect_jax.elastic.inner import InnerNetwork
+from intellect_jax.elastic.log import RecordLog
+from intellect_jax.elastic.mate import Mate
+from intellect_jax.elastic.part import Part
+from intellect_jax.elastic.protocol import elastic_pb2 as pb
+from intellect_jax.elastic.protocol import island_pb2 as ipb
+from intellect_jax.elastic.shelf import MeanShelf
+from intellect_jax.outer.codec import make_codec
+
+BLOCKS = 300
+CODEC = make_codec("int8")
+LENGTH = BLOCKS * CODEC.block_bytes
+CHUNK = blobs.chunk_bytes(LENGTH, CODEC.block_bytes)
+NEVER = threading.Event()
+STATE = np.random.default_rng(7).integers(0, 256, 123_456, np.uint8)
+
+
+class Island:
+  """Some processes without devices, which speak over loopback."""
+
+  def __init__(self, seed: int, processes: int, folder):
+    values = np.random.default_rng(seed).standard_normal(BLOCKS * 256)
+    self.values = values.astype(np.float32)
+    self.servers, self.stores, self.logs, self._parts = [], [], [], []
+    self._inner: list[InnerNetwork] = []
+    for process in range(processes):
+      store, server = blobs.BlobStore(), rpc.server(8)
+      store.add_to(server)
+      store.addresses = [rpc.listen(server, "127.0.0.1:0", rpc.LOOPBACK)]
+      log = RecordLog(folder / f"{seed}-{process}")
+      log.open()
+      mate = Mate("an island")
+      inner = InnerNetwork(process, processes, add_services=mate.add_to)
+      fetcher = blobs.Fetcher(rpc.LOOPBACK, patience=5)
+      mate.part = Part(
+        reduce.Exchange(CODEC, store, fetcher),
+        MeanShelf(store, log, CODEC.block_bytes, LENGTH),
+        log,
+        LENGTH,
+        inner,
+        lambda store=store: pb.StateReady(state=store.publish(STATE, 1024)),
+      )
+      self.servers.append(server)
+      self.stores.append(store)
+      self.logs.append(log)
+      self._parts.append(mate.part)
+      if process:
+        follow = threading.Thread(
+          target=mate.follow, args=[lambda order: ipb.Report()]
+        )
+        follow.start()
+      self._inner.append(inner)
+    mates = [inner.address for inner in self._inner[1:]]
+    self.crew = Crew(self._parts[0], mates=mates)
+
+  def publish_delta(self) -> pb.Blob:
+    """As `Crew.propose_delta`, but there are no devices to freeze."""
+    reports = []
+    for part in self._parts:
+      start, stop = part.delta_cut()
+      first, last = (at // CODEC.block_bytes * 256 for at in (start, stop))
+      pieces = [self.values[first:last]]
+      encoded = reduce.encode(CODEC, pieces, stop - start, CHUNK)
+      reports.append(part.keep(DELTA, start, encoded))
+    return self.crew._serve(DELTA, LENGTH, reports)
+
+  def mean(self, process: int, attempt: bytes) -> bytes:
+    """What lies on the shelf of a process."""
+    return bytes(self.logs[process].open_mean(attempt, LENGTH))
+
+  def close(self) -> None:
+    self.crew.close()
+    for part, inner, server in zip(
+      self._parts, self._inner, self.servers, strict=True
+    ):
+      part.close()
+      inner.close()
+      server.stop(grace=None)
+
+
+@pytest.fixture
+def islands(tmp_path):
+  with contextlib.ExitStack() as stack:
+    made: list[Island] = []
+
+    def make(*processes: int) -> list[Island]:
+      for count in processes:
+        made.append(Island(len(made), count, tmp_path / str(len(made))))
+        stack.callback(made[-1].close)
+      return made
+
+    yield make
+
+
+def exchange(made: list[Island]) -> bytes:
+  """One attempt of a round among these islands; returns the mean's bytes."""
+  attempt = b"a" * 32
+  plan = pb.Plan(attempt=attempt)
+  for n, island in enumerate(made):
+    delta = island.publish_delta()
+    plan.members.add(island=str(n), weight=n + 1, clip=1, delta=delta)
+  bounds = shares.share_bounds(LENGTH, CODEC.block_bytes, [1] * len(made))
+  for n, (start, stop) in enumerate(bounds):
+    plan.shares.add(start=start, stop=stop, owner=str(n))
+  with concurrent.futures.ThreadPoolExecutor(len(made)) as pool:
+    reduced = list(
+      pool.map(lambda n: made[n].crew.reduce(plan, n, NEVER), range(len(made)))
+    )
+    for share, report in zip(plan.shares, reduced, strict=True):
+      share.mean.CopyFrom(report.mean)
+    action = Gather(attempt, list(plan.shares), [])
+    list(pool.map(lambda island: island.crew.gather(action, NEVER), made))
+  squares = np.sum([report.squared_norms for report in reduced], axis=0)
+  for island, square in zip(made, squares, strict=True):
+    assert square == pytest.approx(np.square(island.values).sum(), rel=1e-3)
+  means = {
+    island.mean(process, attempt)
+    for island in made
+    for process in range(len(island.stores))
+  }
+  assert len(means) == 1
+  return means.pop()
+
+
+def test_the_mean_does_not_depend_on_how_many_processes(islands, tmp_path):
+  together = exchange(islands(1, 2, 3))
+  alone = [Island(seed, 1, tmp_path / f"alone-{seed}") for seed in range(3)]
+  assert exchange(alone) == together
+  for island in alone:
+    island.close()
+
+
+def test_every_process_sends_and_receives_its_part(islands):
+  one, two = islands(1, 2)
+  exchange([one, two])
+  sent = [store.bytes_sent for store in two.stores]
+  assert min(sent) > 0.4 * max(sent)
+  assert two.crew.traffic(anew=True)[0] == sum(sent)
+  # Half of a delta, and the share of the other island, as from one process;
+  # and a manifest more.
+  assert LENGTH <= one.crew.traffic()[2] < 1.1 * LENGTH
+
+
+def test_a_state_comes_in_parts_and_all_have_it(islands):
+  giver, taker = islands(2, 3)
+  offer = giver.crew.offer().state
+  assert len(offer.parts) == 2  # each host serves all of it
+  name = taker.crew.fetch(offer, NEVER)
+  for part in taker._parts:
+    np.testing.assert_array_equal(part.take(name), STATE)
+  sent = sum(store.bytes_sent for store in giver.stores)
+  assert sent < 1.05 * len(STATE)
+
+
+def test_what_one_process_cannot_have_the_island_has_not(islands):
+  one, two = islands(1, 2)
+  one.publish_delta()
+  lost = pb.Share(start=0, stop=BLOCKS, owner="x")
+  lost.mean.CopyFrom(pb.Blob(id=b"n" * 32, length=LENGTH))
+  with pytest.raises(reduce.MemberError, match="x: no address"):
+    two.crew.gather(Gather(b"b" * 32, [lost], []), NEVER)
+  for part in two._parts:
+    with pytest.raises(blobs.Cancelled):
+      part.take(bytes(8))  # nothing was left lying about
+
+
+def test_cancelling_ends_the_work_of_all(islands):
+  _, two = islands(1, 2)
+  cancelled = threading.Event()
+  cancelled.set()
+  with pytest.raises(blobs.Cancelled):
+    two.crew.do(ipb.Task(fetch=ipb.FetchPart(id=b"x", state=_far())), cancelled)
+
+
+def _far() -> pb.Blob:
+  """A blob that nobody serves."""
+  blob = pb.Blob(id=b"f" * 32, length=1024)
+  blob.parts.add(start=0, stop=1024, addresses=[rpc.unused_address()])
+  return blob
