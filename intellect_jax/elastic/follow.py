@@ -201,6 +201,7 @@ class Follower:
     for record in records:
       if record.number > before and self._is_in(record):
         self._windows.commit()
+    self._held.saves.forget_annulled()
     self.steer()
     self._diary.note("restored", source="other islands")
     return True

@@ -161,9 +161,9 @@ class Saves:
         are removed, as are those of annulled records.
     """
     self._wait_here()
-    annulled = self._annulled()
+    self.forget_annulled()
     for number in self._here.numbers():
-      if number in annulled or (to is not None and number > to):
+      if to is not None and number > to:
         self._here.drop(number)
         continue
       digest = self._here.meta(number)["record_hash"]
@@ -187,10 +187,13 @@ class Saves:
     assert record is not None, f"checkpoint {number} has lost its record"
     return record, saved
 
-  def _annulled(self) -> set[int]:
+  def forget_annulled(self) -> None:
+    """Removes checkpoints of records that do not count; none leads from them."""
     records = self._log.records()
     counting = {record.number for record in chain.effective(records)}
-    return {r.number for r in records if r.number not in counting}
+    annulled = {r.number for r in records if r.number not in counting}
+    for number in annulled.intersection(self._here.numbers()):
+      self._here.drop(number)
 
   def _record(self, number: int, digest: str) -> pb.Record | None:
     """The record that a checkpoint stands on, from the log or beside it."""
