@@ -57,7 +57,7 @@ PART_MB = flags.DEFINE_float(
   "part_mb",
   0.0,
   "Input that one process works through at a time, 10^6 bytes; 0: a 64th of all"
-  " of it, from 1 to 268.",
+  " of it, from 4 to 268.",
   0.0,
 )
 MAX_BROKEN = flags.DEFINE_integer(
@@ -121,10 +121,10 @@ def _run(preparation: Preparation) -> Done:
 
 def speed(done: Done) -> str:
   """How fast that was, beside the tokenizer's own speed."""
-  if not done.encode_seconds:
+  if not done.timed_seconds:
     return f"{done.text_bytes / 1e6:.1f} MB of ids in {done.seconds:.1f} s"
   a_core = done.text_bytes / 1e6 / done.seconds
-  alone = done.text_bytes / 1e6 / done.encode_seconds
+  alone = done.timed_bytes / 1e6 / done.timed_seconds
   return (
     f"{done.text_bytes / 1e6:.1f} MB of text in {done.seconds:.1f} s of a core:"
     f" {a_core:.1f} MB/s a core, {a_core / alone:.0%} of the tokenizer's own"

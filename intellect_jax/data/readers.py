@@ -201,7 +201,9 @@ def _of_json(
     yield Record(None, position, done, f"it is not JSON: {error}")
     return
   if isinstance(text, str):
-    yield _storable(text, position, done)
+    # JSON can escape halves of characters.
+    halves = b"\\ud" in line or b"\\uD" in line
+    yield (_storable if halves else Record)(text, position, done)
   else:
     problem = f"it has no field {name!r} with text; --field names another"
     yield Record(None, position, done, problem)
@@ -209,7 +211,7 @@ def _of_json(
 
 def _storable(text: str, position: str, done: int) -> Record:
   try:
-    text.encode()  # JSON can escape halves of characters
+    text.encode()
   except UnicodeEncodeError as error:
     return Record(None, position, done, f"it is no Unicode text: {error}")
   return Record(text, position, done)

@@ -195,4 +195,5 @@ def test_what_was_read_is_told(folder, tmp_path):
   done = preparation.run(0, told.append)
   assert sum(told) == preparation.input_bytes == preparation.done_bytes
   assert done.text_bytes == preparation.input_bytes
-  assert 0 < done.encode_seconds < done.seconds
+  assert 0 < done.timed_seconds < done.seconds
+  assert 0 < done.timed_bytes < done.text_bytes
