@@ -12,8 +12,12 @@ sequence of 8192 tokens. The host holds 82 GB of outer state, 62 more in a round
 To expect, from the report (tables 2 and 3): 100 steps in 38 minutes on 8 H100,
 46,000 tokens/s, 43.3 % MFU; rounds of 103 s in the USA and 469 s around the
 world, 95.7 and 83.0 % of the compute busy; 42 days on up to 14 hosts; then
-MMLU 37.5, HellaSwag 72.3. Text and tokenizer here are base.py's, not the
-published mixture, and nobody has run this config on GPUs yet.
+MMLU 37.5, HellaSwag 72.3. Nobody has run this config on GPUs yet.
+
+It takes Llama 3's tokenizer.model and five prepared sources (docs/data.md) in
+the folder that --config.island.data.folder names. To look at the rest without:
+--config.run.data.sources="('python_docs',)" and
+--config.run.data.stages="((0,(1.0,)),)" --config.run.data.tokenizer=bpe:32000.
 """
 
 import ml_collections
@@ -38,7 +42,15 @@ def get_config() -> ml_collections.ConfigDict:
     norm_epsilon=1e-5,
     tied_embeddings=False,
   )
-  run.data.update(sequence_length=8192)
+  run.data.update(
+    sources=("fineweb_edu", "fineweb", "stack_v1", "dclm", "openwebmath"),
+    stages=(
+      (0, (0.55, 0.10, 0.20, 0.10, 0.05)),
+      (800_000_000_000, (0.80, 0.10, 0.10, 0.0, 0.0)),
+    ),
+    tokenizer="tokenizer.model",
+    sequence_length=8192,
+  )
   run.inner.update(
     batch_size=128,
     learning_rate=7.5e-5,

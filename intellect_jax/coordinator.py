@@ -56,7 +56,7 @@ _RELAY_FILE = "relay"  # in the workdir: the port of its own relay
 
 def main() -> None:
   config = command.config_of(CONFIG)
-  identify(config)  # or no island could train
+  identify(config, files=False)  # or no island could train
   weights = command.weights(INIT_FROM, config)
   if weights is not None:
     weights.check(config.run, config.island.data.folder)

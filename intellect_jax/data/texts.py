@@ -80,7 +80,10 @@ def open_texts(
 
 
 def _prepared(
-  data: ConfigDict, tokenizer: Tokenizer, island: ConfigDict | None
+  data: ConfigDict,
+  tokenizer: Tokenizer,
+  island: ConfigDict | None,
+  files: bool = True,
 ) -> dict[str, Prepared]:
   """The prepared sources of the run: each must fit its tokenizer."""
   names = [name for name in data.sources if name != SHIPPED]
@@ -95,7 +98,8 @@ def _prepared(
     )
   prepared = {}
   for name in names:
-    source = Prepared(pathlib.Path(island.folder).expanduser() / name)
+    folder = pathlib.Path(island.folder).expanduser() / name
+    source = Prepared(folder, files)
     contents = source.contents
     if (contents.tokenizer, contents.eos) != (tokenizer.digest, tokenizer.eos):
       raise UserError(
@@ -130,8 +134,12 @@ def _digest(prepared: dict[str, Prepared]) -> str:
   return blake3(text.encode()).hexdigest() if text else ""
 
 
-def identify(config: ConfigDict) -> None:
+def identify(config: ConfigDict, files: bool = True) -> None:
   """Notes in the run half which tokenizer and which data this host has.
+
+  Args:
+    config: both halves; the run half is changed.
+    files: the sources are here, and not their manifests alone.
 
   Raises:
     UserError: if anything is missing, does not fit, or is not what the run
@@ -139,7 +147,7 @@ def identify(config: ConfigDict) -> None:
   """
   run = config.run
   tokenizer = tokenizer_of(run, config.island.data.folder)
-  prepared = _prepared(run.data, tokenizer, config.island.data)
+  prepared = _prepared(run.data, tokenizer, config.island.data, files)
   _check_digest(run.data, prepared)
   run.data.tokenizer_digest = tokenizer.digest
   run.data.digest = _digest(prepared)

@@ -75,6 +75,17 @@ def test_who_starts_the_run_notes_what_it_has(config):
   assert config_lib.digest(config.run) == config_lib.digest(run)
 
 
+def test_a_coordinator_needs_the_manifests_alone(config):
+  identify(config)
+  digest = config.run.data.digest
+  for path in folder_of(config, "a").glob("*.tokens"):
+    path.unlink()
+  identify(config, files=False)
+  assert config.run.data.digest == digest
+  with pytest.raises(UserError, match=r"train-00000\.tokens is missing"):
+    identify(config)
+
+
 def change(path, at=100):
   content = bytearray(path.read_bytes())
   content[at] ^= 1

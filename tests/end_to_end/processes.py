@@ -182,8 +182,12 @@ class World:
     self._processes: list[Process] = []
 
   def coordinator(self, *run: str, address: str = "127.0.0.1:0") -> Coordinator:
-    """Starts the coordinator of configs/tiny.py, changed by flags `run`."""
-    flags = ["--config=configs/tiny.py", *(f"--config.run.{f}" for f in run)]
+    """Starts the coordinator of configs/tiny.py, changed by `run`.
+
+    They are fields of the run half, or whole flags.
+    """
+    changes = [f if f.startswith("--") else f"--config.run.{f}" for f in run]
+    flags = ["--config=configs/tiny.py", *changes]
     coordinator = Coordinator(flags, self.folder / "coordinator", address)
     self._processes.append(coordinator)
     return coordinator

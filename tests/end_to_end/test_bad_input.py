@@ -1,5 +1,6 @@
 """What a person can get wrong is said in a paragraph, and nothing is harmed."""
 
+import base64
 import contextlib
 import shutil
 
@@ -34,6 +35,14 @@ def must_refuse(process: Process, *words: str) -> None:
       ["run.model.vocab_size is 100", "'byte' has 257 ids"],
     ),
     (
+      ["--config.run.data.stages=((0, (0.5,)),)"],
+      ["run.data.stages", "have the sum 0.5"],
+    ),
+    (
+      ["--config.run.data.sources=('docs',)"],
+      ["run.data.sources has docs", "island.data.folder is empty"],
+    ),
+    (
       ["--coordinator=127.0.0.1:9", IMPATIENT],
       ["No coordinator answered at 127.0.0.1:9 within 0.5 s", "one runs"],
     ),
@@ -50,6 +59,39 @@ def test_a_run_that_nobody_could_train(world):
   coordinator = world.start("coordinator", *flags, **COORDINATOR)
   must_refuse(coordinator, "run.model.vocab_size is 100")
   assert not coordinator.workdir.exists()
+
+
+def test_data_that_no_island_could_read(world, tmp_path):
+  """The coordinator says so, before any island starts."""
+  prepared = tmp_path / "prepared" / "docs"
+  prepared.mkdir(parents=True)
+  (prepared / "manifest.json").write_text('{"contents": {}}')
+  flags = [
+    *ALONE,
+    "--config.run.data.sources=('docs',)",
+    f"--config.island.data.folder={tmp_path / 'prepared'}",
+    "--listen=127.0.0.1:0",
+  ]
+  coordinator = world.start("coordinator", *flags, **COORDINATOR)
+  must_refuse(coordinator, "docs/manifest.json is no manifest")
+  assert not coordinator.workdir.exists()
+
+
+def test_another_tokenizer_than_the_runs(world, tmp_path):
+  """Its digest is part of the run: who has another file does not join."""
+  folders = [tmp_path / name for name in ("one", "other")]
+  for number, folder in enumerate(folders):
+    folder.mkdir()
+    ranks = [
+      f"{base64.b64encode(bytes([byte])).decode()} {byte ^ number}"
+      for byte in range(256)
+    ]
+    (folder / "bytes.tiktoken").write_text("\n".join(ranks))
+  one, other = (f"--config.island.data.folder={folder}" for folder in folders)
+  coordinator = world.coordinator("data.tokenizer=bytes.tiktoken", one)
+  island = world.start("island", f"--coordinator={coordinator.address}", other)
+  must_refuse(island, "run.data.tokenizer=bytes.tiktoken has digest", "Copy")
+  assert not island.workdir.exists()
 
 
 def test_listening_to_strangers(world):
