@@ -4,18 +4,23 @@ make simulate-plants
 """
 
 from collections.abc import Callable
+import concurrent.futures
 import contextlib
 import sys
 from unittest import mock
 
 from intellect_jax.elastic import (
+  accounts,
   actions,
   books,
+  chain,
   coordination,
   membership,
+  recovery,
   round,
   rounds,
   samples,
+  transfers,
 )
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from simulation import island as island_lib
@@ -133,6 +138,150 @@ def plan_on_an_old_base():
   return mock.patch.object(rounds.Rounds, "on_proposal", lenient)
 
 
+def skip_the_chain_in_what_is_taken_over():
+  """A coordinator takes any records that an island has after its own."""
+
+  def trusting(last, candidates):
+    before = 0 if last is None else pb.Record.FromString(last.body).number + 1
+    opened = [(chain.opened(sealed), sealed) for sealed in candidates]
+    return [(r, s) for r, s in opened if r is not None and r.number >= before]
+
+  return mock.patch.object(chain, "continuation", trusting)
+
+
+def change_the_mean_after_it_was_fixed():
+  """An owner's later report replaces what everybody was told."""
+  share_reduced = round.CoordinatorRound.share_reduced
+
+  def fickle(self, island: str, report: pb.ShareReduced):
+    self._fix = None
+    report.mean.id = hash_of(report.mean.id, len(self._reduced))
+    return share_reduced(self, island, report)
+
+  return mock.patch.object(round.CoordinatorRound, "share_reduced", fickle)
+
+
+def go_on_without_bytes_that_are_needed():
+  """A member that dies before the mean is fixed is not missed."""
+  gone = round.CoordinatorRound.gone
+
+  def careless(self, island: str) -> bool:
+    gone(self, island)
+    return False
+
+  return mock.patch.object(round.CoordinatorRound, "gone", careless)
+
+
+def settle_before_the_record_decides():
+  """Who is evicted has lost its work, also if an attempt goes on with it."""
+  settle = accounts.Accounts.settle
+  return mock.patch.object(
+    accounts.Accounts,
+    "settle",
+    lambda self, in_use: settle(self, lambda island, incarnation: False),
+  )
+
+
+def count_what_is_dropped_each_time_it_is_said():
+  drop = accounts.Accounts.drop
+
+  def forgetful(self, member, dropped: pb.Dropped) -> None:
+    self._dropped.clear()
+    drop(self, member, dropped)
+
+  return mock.patch.object(accounts.Accounts, "drop", forgetful)
+
+
+def forget_the_lease_of_a_used_sample():
+  """What a record uses is free again, and leased to the next one."""
+  consume = samples.SamplePool.consume
+  return mock.patch.object(
+    samples.SamplePool,
+    "consume",
+    lambda self, holder, consumed: consume(self, holder, []),
+  )
+
+
+def keep_the_samples_of_annulled_records():
+  return mock.patch.object(samples.SamplePool, "annul", lambda self, used: None)
+
+
+def forget_leases_on_recovery():
+  """A recovered coordinator does not ask islands what was leased to them."""
+  return mock.patch.object(
+    accounts.Accounts, "claim", lambda self, member, leases: None
+  )
+
+
+def trust_the_ledger_alone_in_what_is_lost():
+  """What an island gave up while nobody heard is not asked for."""
+  return mock.patch.object(
+    accounts.Accounts, "compare", lambda self, member, hello: None
+  )
+
+
+def apply_annulled_records():
+  """An island that catches up applies what was taken back, too."""
+  committed = round.IslandRound.committed
+
+  def stubborn(self, log):
+    kept = [s for s in log if not _is_annulment(s)]
+    return committed(self, kept)
+
+  return mock.patch.object(round.IslandRound, "committed", stubborn)
+
+
+def _is_annulment(sealed: pb.SealedRecord) -> bool:
+  return pb.Record.FromString(sealed.body).HasField("annulment")
+
+
+def recover_from_whoever_comes_first():
+  """The islands that are there have the newest record, surely."""
+  return mock.patch.object(
+    recovery.Recovery, "_missing", lambda self: ([], self._best() is None)
+  )
+
+
+def recover_in_the_very_next_term():
+  """A recovered run may lead the term of a coordinator that is alive."""
+  history = recovery.Recovery.history
+
+  def near(self, now: float):
+    found = history(self, now)
+    if found is not None:
+      found.term = self._term + 1
+    return found
+
+  return mock.patch.object(recovery.Recovery, "history", near)
+
+
+def offer_states_that_were_annulled():
+  return mock.patch.object(
+    transfers.Transfers, "_forget_the_old", lambda self, now: None
+  )
+
+
+def never_forgive_a_broken_pair():
+  """Islands that once could not reach each other never share a round again."""
+  return mock.patch.object(round.CoordinatorRound, "forgive", lambda self: None)
+
+
+def wait_for_the_dead():
+  """A lease never runs out."""
+  return mock.patch.object(
+    membership.Membership, "expired", lambda self, now: []
+  )
+
+
+def never_ask_a_second_donor():
+  """Who could not fetch a state is given the same offer again."""
+  return mock.patch.object(
+    transfers.Transfers,
+    "could_not_fetch",
+    lambda self, island: self._stateless.add(island),
+  )
+
+
 PLANTS: list[Plant] = [
   skip_the_term_fence,
   skip_the_eviction,
@@ -144,6 +293,22 @@ PLANTS: list[Plant] = [
   lease_anew_when_asked_again,
   commit_twice,
   plan_on_an_old_base,
+  skip_the_chain_in_what_is_taken_over,
+  change_the_mean_after_it_was_fixed,
+  go_on_without_bytes_that_are_needed,
+  settle_before_the_record_decides,
+  count_what_is_dropped_each_time_it_is_said,
+  forget_the_lease_of_a_used_sample,
+  keep_the_samples_of_annulled_records,
+  forget_leases_on_recovery,
+  trust_the_ledger_alone_in_what_is_lost,
+  apply_annulled_records,
+  recover_from_whoever_comes_first,
+  recover_in_the_very_next_term,
+  offer_states_that_were_annulled,
+  never_forgive_a_broken_pair,
+  wait_for_the_dead,
+  never_ask_a_second_donor,
 ]
 
 
@@ -158,12 +323,18 @@ def find(plant: Plant, most: int = MOST_SEEDS) -> tuple[int, str] | None:
   return None
 
 
-if __name__ == "__main__":
+def main() -> int:
+  """Looks for all of them, on all cores. Returns how many were not found."""
+  names = sys.argv[1:]
+  plants = [p for p in PLANTS if not names or p.__name__ in names]
   missed = 0
-  for planted in PLANTS:
-    found = find(planted)
-    missed += found is None
-    seeds, said = found or (MOST_SEEDS, "NOT FOUND")
-    name = planted.__name__.replace("_", " ")
-    print(f"{name:30} {seeds:5}  {said}", flush=True)
-  sys.exit(1 if missed else 0)
+  with concurrent.futures.ProcessPoolExecutor() as pool:
+    for plant, found in zip(plants, pool.map(find, plants), strict=True):
+      missed += found is None
+      seeds, said = found or (MOST_SEEDS, "NOT FOUND")
+      print(f"{plant.__name__:43} {seeds:5}  {said}", flush=True)
+  return missed
+
+
+if __name__ == "__main__":
+  sys.exit(min(1, main()))
