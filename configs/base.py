@@ -91,6 +91,9 @@ def run_config() -> ml_collections.ConfigDict:
       codec="int8",  # of deltas and means: "int8" or "float32" (exact)
       max_ahead_steps=0,  # inner steps past a proposal before waiting
       max_carry=1,  # records that left-out work is carried over [P 3]
+      # x the median norm of a delta per inner step, beyond which one is scaled
+      # down; 0: none is [P 3]
+      clip_ratio=0.0,
     )
   )
   run.elastic = ml_collections.ConfigDict(

@@ -174,6 +174,12 @@ def validate_run(run: ConfigDict) -> None:
     "not negative",
   )
   _require(
+    outer.clip_ratio == 0 or outer.clip_ratio >= 1,
+    "run.outer.clip_ratio",
+    outer.clip_ratio,
+    "0, for none, or at least 1",
+  )
+  _require(
     run.elastic.lease_seconds > 0 and run.elastic.fetch_patience > 0,
     "run.elastic.lease_seconds and fetch_patience",
     (run.elastic.lease_seconds, run.elastic.fetch_patience),

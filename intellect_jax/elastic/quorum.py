@@ -40,8 +40,11 @@ class Quorum:
   def warning(self, now: float) -> str:
     """What is wrong with who is there; empty: nothing."""
     there, half = len(self._members.reachable()), self.half()
+    enough = self._books.elastic.min_islands
     if there >= half:
-      return ""
+      few = f"{there} islands are here, and run.elastic.min_islands is {enough}"
+      begun = self._books.head.number > 0
+      return f"{few}: nothing is committed" if begun and there < enough else ""
     patience = self._books.elastic.minority_patience
     left = self._enough_at + patience - now
     return (

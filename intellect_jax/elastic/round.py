@@ -40,6 +40,7 @@ from intellect_jax.elastic.shares import (
   cover,
   share_bounds,
 )
+from intellect_jax.outer.clip import clip_factors
 
 _NORM_TOLERANCE = 1e-3  # relative, between a claimed and a measured norm
 
@@ -85,16 +86,22 @@ class CoordinatorRound:
     return ""
 
   def start(
-    self, number: int, members: list[str], term: int, serial: int
+    self,
+    number: int,
+    members: list[str],
+    term: int,
+    serial: int,
+    clip_ratio: float = 0.0,
   ) -> Outgoing:
     """Starts an attempt with these members, in this order."""
     self._reduced.clear()
     self._prepared.clear()
     self._absent.clear()
     self._fix = None
-    self._base_state = self.proposals[members[0]].base_state
     self._claims = {island: self.proposals[island].norm for island in members}
-    first = self.proposals[members[0]]
+    proposals = [self.proposals[island] for island in members]
+    first = proposals[0]
+    self._base_state = first.base_state
     plan = pb.Plan(
       term=term,
       serial=serial,
@@ -102,25 +109,23 @@ class CoordinatorRound:
       fragment=first.fragment,
       base=first.base,
     )
-    for island in members:
-      proposal = self.proposals[island]
+    clips = clip_factors(
+      [proposal.norm for proposal in proposals],
+      [sum(window.steps for window in p.windows) for p in proposals],
+      clip_ratio,
+    )
+    for island, proposal, clip in zip(members, proposals, clips, strict=True):
       plan.members.add(
         island=island,
         incarnation=self._incarnations[island],
         windows=proposal.windows,
         weight=sum(window.tokens for window in proposal.windows),
-        clip=1.0,
+        clip=clip,
         delta=proposal.delta,
       )
-    for owner, (start, stop) in zip(
-      members,
-      share_bounds(
-        first.delta.length,
-        self._block_bytes,
-        [capacity(self.proposals[island].delta) for island in members],
-      ),
-      strict=True,
-    ):
+    capacities = [capacity(proposal.delta) for proposal in proposals]
+    bounds = share_bounds(first.delta.length, self._block_bytes, capacities)
+    for owner, (start, stop) in zip(members, bounds, strict=True):
       plan.shares.add(start=start, stop=stop, owner=owner)
     plan.attempt = blake3(plan.SerializeToString(deterministic=True)).digest()
     self.plan = plan

@@ -208,7 +208,8 @@ class Rounds:
       members = ready
     self._attempts += 1
     term, serial = self._books.term, self._attempts
-    plan = self.round.start(self.number, sorted(members), term, serial)
+    clip = self._books.run.outer.clip_ratio
+    plan = self.round.start(self.number, sorted(members), term, serial, clip)
     self._outbox.tell_each(plan)
 
   def _may_plan(self, now: float) -> bool:

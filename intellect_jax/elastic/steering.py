@@ -17,6 +17,7 @@ from intellect_jax.errors import UserError
 # What no compiled step and no layout depends on.
 SETTABLE = (
   "run.tokens",
+  "run.outer.clip_ratio",
   "run.outer.inner_steps",
   "run.outer.learning_rate",
   "run.outer.max_ahead_steps",

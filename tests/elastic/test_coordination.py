@@ -35,6 +35,7 @@ class Driver:
     self.leases = {}
     self.losses: list[pb.Loss] = []
     self.term = 0
+    self.norms: dict[str, float] = {}  # of deltas, other than 2
     self.sessions: dict[str, int] = {}
     self.incarnations: dict[str, int] = {}
     self.trained: dict[str, int] = {}
@@ -157,7 +158,7 @@ class Driver:
       base=self.machine.head.number,
       windows=windows,
       delta=pb.Blob(id=island.encode(), length=64 * 1024),
-      norm=2.0,
+      norm=self.norms.get(island, 2.0),
       base_state=state,
     )
     self.say(island, proposal=proposal)
@@ -317,6 +318,31 @@ def test_below_min_islands_a_broken_pair_is_given_another_chance():
   (plan,) = driver.take("a", "plan")
   assert plan.attempt != attempt
   assert [m.island for m in plan.members] == ["a", "b"]
+
+
+def test_too_few_islands_are_a_warning():
+  driver = Driver(min_islands=2)
+  driver.begin("ab")
+  driver.commit("ab")
+  assert not driver.machine.status(driver.now).warnings
+  driver.cut("b")
+  (warning,) = driver.machine.status(driver.now).warnings
+  assert "min_islands is 2: nothing is committed" in warning
+
+
+def test_a_delta_that_stands_out_is_scaled_down_in_the_plan():
+  driver = Driver()
+  driver.begin("abc")
+  ratio = pb.Set(values={"run.outer.clip_ratio": "2.0"})
+  driver.control(set=ratio)
+  driver.wait(0.1)
+  for island in "abc":
+    driver.say(island, ready=pb.Ready(record=1))
+  driver.norms = {"b": 100.0}
+  driver.propose("abc")
+  clips = {m.island: m.clip for m in driver.take("a", "plan")[-1].members}
+  assert clips["a"] == clips["c"] == 1.0
+  assert clips["b"] * 100.0 == pytest.approx(2 * 2.0)
 
 
 def test_a_stream_that_breaks_unnoticed_costs_no_attempt():
