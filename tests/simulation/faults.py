@@ -42,7 +42,6 @@ def _strike(world: World, kind: str, snapshot) -> None:
   island = random.choice(world.islands)
   seat = world.leader()
   mend = random.uniform(*_MEND)
-  world.ledger_lost |= kind in ("unsynced", "snapshot", "second")
   world.note(f"{kind} {island.name} {seat.name}, {mend:.1f} s")
   match kind:
     case "stream" if island.stream is not None:

@@ -127,7 +127,6 @@ class World:
     self.last_sent: str | None = ""
     self.offers = 0  # times that somebody was asked for its state
     self.invariants = Invariants()
-    self.ledger_lost = False  # a ledger was, or a part of one
     self.left_with: dict[tuple[str, int], int] = {}  # tokens not committed
     self.seats = [Seat(self, "A"), Seat(self, "B")]
     self.seats[0].start()
