@@ -19,7 +19,9 @@ def intellect_1(devices):
 def h100s(n, **memory):
   return [
     types.SimpleNamespace(
-      device_kind="NVIDIA H100 80GB HBM3", memory_stats=lambda: memory
+      process_index=0,
+      device_kind="NVIDIA H100 80GB HBM3",
+      memory_stats=lambda: memory,
     )
     for _ in range(n)
   ]
