@@ -22,10 +22,12 @@ def addresses(blob: pb.Blob) -> list[str]:
 def capacity(delta: pb.Blob) -> int:
   """How large a share suits an island that serves its blobs in these ways.
 
-  A share is fetched by everybody; behind a relay that costs two links.
+  A share is fetched by everybody; behind a relay that costs two links. Each
+  host of an island reduces and serves a part of it.
   """
   relayed_only = all(blobs.split_relayed(a)[1] for a in addresses(delta))
-  return 1 if relayed_only else _DIRECT_CAPACITY
+  hosts = max(1, len(delta.parts))
+  return hosts * (1 if relayed_only else _DIRECT_CAPACITY)
 
 
 def share_bounds(

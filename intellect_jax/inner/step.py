@@ -157,13 +157,7 @@ class TrainStep:
       grad_norm (before the clip), learning_rate, max_logit.
     """
     start = time.monotonic()
-    size = self._run.inner.batch_size
-    batch = {
-      name: jax.make_array_from_process_local_data(
-        self._batch_sharding, x_BxL, (size, *x_BxL.shape[1:])
-      )
-      for name, x_BxL in batch.items()
-    }
+    batch = self._feed(batch)
     if not isinstance(schedule, Schedule):
       schedule = Schedule(schedule, self._run.tokens)
     result = self._compiled(state, batch, np.array(schedule, np.float32))
@@ -171,6 +165,18 @@ class TrainStep:
       jax.block_until_ready(result)
       time.sleep(max(0.0, start + self._pace_seconds - time.monotonic()))
     return result
+
+  def _feed(self, batch: Batch) -> Batch:
+    """A batch on the mesh, of which each process has its rows."""
+    if self._batch_sharding.is_fully_addressable:  # in half of the time
+      return jax.device_put(dict(batch), self._batch_sharding)
+    size = self._run.inner.batch_size
+    return {
+      name: jax.make_array_from_process_local_data(
+        self._batch_sharding, x_BxL, (size, *x_BxL.shape[1:])
+      )
+      for name, x_BxL in batch.items()
+    }
 
   def _step(self, state, batch, schedule):
     inner, where = self._run.inner, Schedule(*schedule)

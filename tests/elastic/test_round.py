@@ -113,6 +113,13 @@ def test_shares_are_small_behind_a_relay():
   assert sizes[2] * 4 < sizes[0]
 
 
+def test_an_island_of_two_hosts_has_twice_the_share():
+  hosts = [pb.Part(addresses=[f"{host}:1"]) for host in "ab"]
+  assert capacity(pb.Blob(parts=hosts)) == 2 * capacity(
+    pb.Blob(parts=hosts[:1])
+  )
+
+
 def test_weights_are_tokens_and_attempts_never_alike():
   first, second = opened(serial=1), opened(serial=2)
   assert [m.weight for m in open_plan(first).members] == [10, 10, 10]
