@@ -14,6 +14,7 @@ def llama_config(name, **model):
   return llama.LlamaConfig.of(loaded.run.model, loaded.island.model)
 
 
+@pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize("tied", [False, True])
 def test_flops_are_those_that_xla_counts(tied):
   """In a graph without loops, whose bodies XLA would count once."""

@@ -4,6 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from intellect_jax.inner import loss
 
@@ -96,6 +97,7 @@ def test_chunks_change_neither_loss_nor_gradient():
     chex.assert_trees_all_close(parts, whole, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.usefixtures("optimized")
 def test_chunks_never_hold_all_logits():
   """Of 4 MiB logits an eighth at once, and one gradient of them."""
   batch = jax.eval_shape(lambda: hidden_batch(1, 256, 8, 4096))

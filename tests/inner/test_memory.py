@@ -30,6 +30,7 @@ def planned_and_compiled(run, island, devices):
   return plan.total - state, compiled["temporaries"]
 
 
+@pytest.mark.usefixtures("optimized")
 def test_the_plan_is_what_the_compiler_needs():
   """In float32: XLA computes bfloat16 in float32 on CPUs."""
   few = planned_and_compiled(*small(2, remat="dots"), devices=4)
