@@ -191,6 +191,9 @@ class Agent:
     """This island holds the state of `record`; -1: it is about to make it.
 
     Returns when `log`, the records up to there, is on the disk.
+
+    Raises:
+      Exception: what ended the agent's thread, such as a disk that failed.
     """
     done = threading.Event()
 
@@ -203,7 +206,8 @@ class Agent:
 
     self._inbox.put(step)
     while not (done.wait(0.1) or self._closing.is_set()):
-      pass
+      if self.news.failure is not None:
+        raise self.news.failure
 
   def stand_nowhere(self, reason: str) -> None:
     """This island has no state of its own that counts: it asks for one."""
