@@ -3,23 +3,18 @@
 import contextlib
 import socket
 
+from bare import bare_agent
 import pytest
 
 from benchmarks.fault_proxy import FaultProxy
 from intellect_jax import config as config_lib
-from intellect_jax.elastic import blobs, reduce, rpc
+from intellect_jax.elastic import blobs, rpc
 from intellect_jax.elastic.agent import Agent
-from intellect_jax.elastic.crew import Crew
 from intellect_jax.elastic.describe import describe
-from intellect_jax.elastic.inner import InnerNetwork
 from intellect_jax.elastic.log import RecordLog
-from intellect_jax.elastic.news import News
-from intellect_jax.elastic.part import Part
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.elastic.service import CoordinatorService
-from intellect_jax.elastic.shelf import MeanShelf
 from intellect_jax.errors import UserError
-from intellect_jax.outer.codec import make_codec
 
 SECONDS = 20  # bound of every wait
 
@@ -40,7 +35,6 @@ def nobody() -> str:
 
 
 def agent_of(service, coordinators: list[str], folder) -> Agent:
-  codec, store = make_codec("int8"), blobs.BlobStore()
   log = RecordLog(folder)
   log.open()
   hello = pb.Hello(
@@ -51,28 +45,7 @@ def agent_of(service, coordinators: list[str], folder) -> Agent:
     process=b"p",
     addresses=["127.0.0.1:1"],
   )
-  part = Part(
-    reduce.Exchange(codec, store, blobs.Fetcher(rpc.LOOPBACK, 1)),
-    MeanShelf(store, log, codec.block_bytes, codec.block_bytes),
-    log,
-    codec.block_bytes,
-    InnerNetwork(),
-    pb.StateReady,
-  )
-  return Agent(
-    News(),
-    hello,
-    term=0,
-    coordinators=coordinators,
-    credentials=rpc.LOOPBACK,
-    crew=Crew(part),
-    log=log,
-    lease_seconds=3,
-    threads=1,
-    oldest=lambda: 0,
-    on_term=lambda term: None,
-    use_relays=lambda relays: False,
-  )
+  return bare_agent(hello, coordinators, log, blobs.BlobStore())
 
 
 def test_the_first_that_answers_describes_the_run(service):

@@ -5,19 +5,13 @@ import contextlib
 import queue
 import threading
 
+from bare import bare_agent
 import pytest
 
-from intellect_jax.elastic import blobs, chain, reduce, rpc
-from intellect_jax.elastic.agent import Agent
-from intellect_jax.elastic.crew import Crew
-from intellect_jax.elastic.inner import InnerNetwork
+from intellect_jax.elastic import blobs, chain, rpc
 from intellect_jax.elastic.log import RecordLog
-from intellect_jax.elastic.news import News
-from intellect_jax.elastic.part import Part
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.elastic.protocol import elastic_pb2_grpc as pb_grpc
-from intellect_jax.elastic.shelf import MeanShelf
-from intellect_jax.outer.codec import make_codec
 
 SECONDS = 30  # bound of every wait
 _BREAK = None
@@ -76,8 +70,7 @@ def settings(number: int, previous: bytes) -> pb.SealedRecord:
 @pytest.fixture
 def agent(coordinator, tmp_path):
   """Stands at record 0."""
-  codec, store = make_codec("int8"), blobs.BlobStore()
-  log = RecordLog(tmp_path)
+  store, log = blobs.BlobStore(), RecordLog(tmp_path)
   log.open()
   log.keep(genesis())
   beats = iter(range(1_000_000))
@@ -86,26 +79,13 @@ def agent(coordinator, tmp_path):
     before, store.addresses = store.addresses, [f"{r}/ada" for r in relays]
     return store.addresses != before
 
-  part = Part(
-    reduce.Exchange(codec, store, blobs.Fetcher(rpc.LOOPBACK, 1)),
-    MeanShelf(store, log, codec.block_bytes, codec.block_bytes),
-    log,
-    codec.block_bytes,
-    InnerNetwork(),
-    pb.StateReady,
-  )
-  made = Agent(
-    News(),
+  made = bare_agent(
     pb.Hello(island="ada", incarnation=3, has_state=True, record=0),
-    term=0,
-    coordinators=[coordinator.address],
-    credentials=rpc.LOOPBACK,
-    crew=Crew(part),
-    log=log,
+    [coordinator.address],
+    log,
+    store,
     lease_seconds=3600,
-    threads=1,
     oldest=lambda: next(beats),
-    on_term=lambda term: None,
     use_relays=use_relays,
   )
   made.start()
