@@ -40,8 +40,7 @@ _SOAK_PACE = 0.5  # of eight islands on two cores
 _SOAK_EVERY = 30.0  # seconds between faults
 _WARM_RECORDS = 5  # undisturbed, in which islands' waiting is measured
 _LAST = 5  # evaluations whose mean is a run's final loss
-_REFERENCES = 3  # runs without faults, whose losses tell the noise …
-_SIGMAS = 3  # … and how many standard deviations of it the loss may be above
+_REFERENCES = 3  # runs without faults, whose losses tell the noise
 _QUICK = (
   "SIGKILL of an island",
   "SIGKILL of the coordinator",
@@ -246,8 +245,8 @@ def check_loss(figures: dict[str, Any], islands: int) -> None:
       )
       for seed in range(_REFERENCES)
     ]
-  noise = statistics.stdev(references)
-  bound = statistics.mean(references) + _SIGMAS * noise
+  noise = max(references) - min(references)
+  bound = max(references) + noise
   figures.update(undisturbed_losses=references)
   print(
     f"loss {figures['final_loss']:.4f}; without faults"
