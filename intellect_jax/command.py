@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 PARENT = "INTELLECT_JAX_PARENT"  # environment: process to end with, if any
 
+# A flag that is defined here is shown by --help of the command that asked.
+flags.disclaim_key_flags()
+
 _EXIT_USER_ERROR = 2
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
@@ -43,6 +46,41 @@ def define_workdir(what: str) -> flags.FlagHolder:
     f"Folder for {what}; made if needed.",
     required=True,
     allow_override=True,  # several commands in one process, as in tests
+  )
+
+
+def define_output(what: str, required: bool = True) -> flags.FlagHolder:
+  return flags.DEFINE_string(
+    "output",
+    None,
+    what,
+    required=required,
+    allow_override=True,  # as that of the workdir
+  )
+
+
+@functools.cache
+def define_input() -> flags.FlagHolder:
+  """The --input flag of commands that read texts; the next two as well."""
+  return flags.DEFINE_multi_string(
+    "input", None, "File, folder or URL; may be repeated.", required=True
+  )
+
+
+@functools.cache
+def define_pattern() -> flags.FlagHolder:
+  return flags.DEFINE_string(
+    "pattern", "*", "Names of files to take, such as '*.py'."
+  )
+
+
+@functools.cache
+def define_field() -> flags.FlagHolder:
+  return flags.DEFINE_string(
+    "field",
+    "",
+    "Field of JSON or column of Parquet that has the text; empty: 'text', and a"
+    " record of an ArrayRecord is the text itself.",
   )
 
 

@@ -20,9 +20,7 @@ from intellect_jax.model.huggingface import config_json, tensor_names
 from intellect_jax.outer.layout import Layout
 
 WORKDIR = command.define_workdir("an island that has trained")
-OUTPUT = flags.DEFINE_string(
-  "output", None, "Folder to write to; made if needed.", required=True
-)
+OUTPUT = command.define_output("Folder to write to; made if needed.")
 DTYPE = flags.DEFINE_enum(
   "dtype", "float32", [*pretrained.DTYPES], "float32 is exact."
 )

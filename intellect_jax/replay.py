@@ -24,11 +24,8 @@ WORKDIR = command.define_workdir("an island that has trained")
 TO = flags.DEFINE_integer(
   "to", None, "Record to stop at; none: the newest in the log.", 0
 )
-OUTPUT = flags.DEFINE_string(
-  "output",
-  None,
-  "Where to write theta and momentum, as a .npz file.",
-  allow_override=True,  # of export's, where both are imported
+OUTPUT = command.define_output(
+  "Where to write theta and momentum, as a .npz file.", required=False
 )
 
 

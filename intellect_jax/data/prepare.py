@@ -19,15 +19,9 @@ from intellect_jax import command
 from intellect_jax.data.preparation import Done, Preparation, Settings
 from intellect_jax.data.readers import FORMATS, Fields
 
-INPUT = flags.DEFINE_multi_string(
-  "input", None, "File, folder or URL; may be repeated.", required=True
-)
-OUTPUT = flags.DEFINE_string(
-  "output",
-  None,
-  "Folder to write to; made if needed. Its name is the source's name.",
-  required=True,
-  allow_override=True,
+INPUT = command.define_input()
+OUTPUT = command.define_output(
+  "Folder to write to; made if needed. Its name is the source's name."
 )
 TOKENIZER = flags.DEFINE_string(
   "tokenizer",
@@ -38,15 +32,8 @@ TOKENIZER = flags.DEFINE_string(
 FORMAT = flags.DEFINE_enum(
   "format", "", ["", *FORMATS], "Of all files; empty: by their names."
 )
-PATTERN = flags.DEFINE_string(
-  "pattern", "*", "Names of files to take, such as '*.py'."
-)
-FIELD = flags.DEFINE_string(
-  "field",
-  "",
-  "Field of JSON or column of Parquet that has the text; empty: 'text', and a"
-  " record of an ArrayRecord is the text itself.",
-)
+PATTERN = command.define_pattern()
+FIELD = command.define_field()
 DTYPE = flags.DEFINE_enum(
   "dtype", "uint16", ["uint16", "uint32"], "Of tokens in .bin files."
 )

@@ -18,21 +18,13 @@ from intellect_jax.data.readers import Fields
 from intellect_jax.data.tokenizer import BYTES, EOS, PATTERN
 from intellect_jax.errors import UserError
 
-INPUT = flags.DEFINE_multi_string(
-  "input", None, "File, folder or URL; may be repeated.", required=True
-)
-OUTPUT = flags.DEFINE_string(
-  "output", None, "File to write.", required=True, allow_override=True
-)
+INPUT = command.define_input()
+OUTPUT = command.define_output("File to write.")
 VOCAB_SIZE = flags.DEFINE_integer(
   "vocab_size", 32_000, "Ids in all, 256 bytes and <eos> among them.", BYTES + 1
 )
-PATTERN_OF_NAMES = flags.DEFINE_string(
-  "pattern", "*", "Names of files to take.", allow_override=True
-)
-FIELD = flags.DEFINE_string(
-  "field", "", "As of data.prepare.", allow_override=True
-)
+PATTERN_OF_NAMES = command.define_pattern()
+FIELD = command.define_field()
 SAMPLE_MB = flags.DEFINE_float(
   "sample_mb", 1000.0, "Text to learn from at most, 10^6 bytes.", 0.0
 )
