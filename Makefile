@@ -30,7 +30,8 @@ corpus: setup  ## Fetch and prepare 30 MB of text in three sources, 1 minute
 	$(BIN)/python experiments/corpus.py --output=runs/corpus
 
 test: setup  ## Run the tests, under 8 minutes on two cores
-	$(BIN)/python -m pytest -n 2
+	# Three on two cores: tests that start processes mostly wait for them.
+	$(BIN)/python -m pytest -n 3 --dist=worksteal
 
 test-extras: setup  ## Install torch, transformers, an S3 server …; test with them
 	$(BIN)/python -m pip install --quiet --constraint requirements.lock \

@@ -33,6 +33,8 @@ class Coordinator(pb_grpc.CoordinatorServicer):
         for message in request_iterator:
           kind = message.WhichOneof("message")
           self.heard[kind].put(getattr(message, kind))
+        if context.is_active():  # the island has said its last
+          self.says.put(_BREAK)
 
     threading.Thread(target=hear, daemon=True).start()
     while (message := self.says.get(timeout=SECONDS)) is not _BREAK:
