@@ -13,7 +13,7 @@ PROTO := intellect_jax/elastic/protocol/*.proto
 .DELETE_ON_ERROR:
 
 help:  ## Show these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s%s\n", $$1, $$2}' \
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-17s%s\n", $$1, $$2}' \
 	  $(MAKEFILE_LIST)
 
 setup: $(SETUP)  ## Make .venv with the locked versions; PYTHON=… picks another

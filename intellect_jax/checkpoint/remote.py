@@ -10,7 +10,7 @@ mixed with another of the same record.
     copied.json                      the marker: BLAKE3 of every file
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
 import dataclasses
 import json
@@ -147,7 +147,9 @@ class RemoteCheckpoints:
       self._system.put_file(str(source / name), path)
       if self._closing:
         return
-    self._system.pipe_file(f"{target}/{MARKER}", marker.encode())
+    # On a disk, a file is there before it is whole; once moved it is both.
+    self._system.pipe_file(f"{target}/{MARKER}.partial", marker.encode())
+    self._system.mv(f"{target}/{MARKER}.partial", f"{target}/{MARKER}")
     for old in self._own_copies()[self._keep :]:
       self._system.rm(old.path, recursive=True)
 
@@ -191,6 +193,30 @@ class RemoteCheckpoints:
       return [e["name"].rstrip("/") for e in found if e["type"] == "directory"]
     return []
 
+  def fetch_newer(self, than: Callable[[], int], to: int | None) -> bool:
+    """Fetches the newest copy of a record after `than()`, of `to` at most.
+
+    Returns:
+      Whether there was one: a remote that fails is no reason to wait for it.
+    """
+    try:
+      copies = self.copies()
+    except Exception as error:  # whatever a remote raises
+      logging.warning("No checkpoint from afar: %s", error)
+      return False
+    for copy in copies:
+      if copy.record <= than():
+        break
+      if to is not None and copy.record > to:
+        continue
+      logging.info("Fetching checkpoint %d from afar.", copy.record)
+      try:
+        self.fetch(copy)
+        return True
+      except Exception as error:  # an older one, or another's, may be better
+        logging.warning("Checkpoint %d from afar: %s", copy.record, error)
+    return False
+
   def fetch(self, copy: Copy) -> None:
     """Brings a copy to the island's own disk, verified.
 
@@ -201,7 +227,7 @@ class RemoteCheckpoints:
     """
     marker = json.loads(self._system.cat_file(f"{copy.path}/{MARKER}"))
     final = self._directory / str(copy.record)
-    coming = final.with_suffix(".fetching")
+    coming = self._directory / f"{copy.path.rpartition('/')[2]}.fetching"
     for name, digest in marker["files"].items():
       path = coming / name
       if not path.resolve().is_relative_to(coming.resolve()):

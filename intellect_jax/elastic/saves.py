@@ -217,19 +217,6 @@ class Saves:
   def fetch_newer(self, than: Callable[[], int], to: int | None) -> bool:
     """Brings the newest copy from far away here, if it is newer than `than()`.
 
-    Returns:
-      Whether there is one now. That the remote fails is no reason to wait.
+    Returns whether there is one now.
     """
-    if self._remote is None:
-      return False
-    try:
-      for copy in self._remote.copies():
-        if copy.record <= than():
-          return False
-        if to is None or copy.record <= to:
-          logging.info("Fetching checkpoint %d from afar.", copy.record)
-          self._remote.fetch(copy)
-          return True
-    except Exception as error:  # whatever a remote raises
-      logging.warning("No checkpoint from afar: %s", error)
-    return False
+    return self._remote is not None and self._remote.fetch_newer(than, to)

@@ -154,6 +154,19 @@ def test_a_damaged_copy_never_becomes_a_checkpoint(tmp_path, url):
     assert here.numbers() == []
 
 
+def test_an_older_copy_is_taken_where_the_newest_is_damaged(tmp_path, url):
+  with island(tmp_path / "a", url) as (here, remote):
+    save(here, remote, 1)
+    save(here, remote, 2)
+    newest, _ = remote.copies()
+    remote._system.pipe_file(f"{newest.path}/manifest.json", b"damaged")
+  with island(tmp_path / "b", url) as (here, remote):
+    assert not remote.fetch_newer(lambda: 1, to=None)
+    assert remote.fetch_newer(lambda: 0, to=None)
+    assert here.numbers() == [1]
+    assert_has(here, 1)
+
+
 def test_a_torn_checkpoint_makes_place_for_its_copy(tmp_path, url):
   with island(tmp_path / "a", url) as (here, remote):
     save(here, remote, 1)
