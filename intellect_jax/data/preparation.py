@@ -417,7 +417,7 @@ class _ShardWriter:
     """Adds a document and its end."""
     document = np.empty(len(ids) + 1, self._dtype)
     document[:-1], document[-1] = ids, eos
-    content = document.tobytes()
+    content = document.view(np.uint8).data
     self._hash.update(content)
     self._file.write(content)
     self._tokens += len(document)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import zlib
 
 import numpy as np
+import orjson
 
 from intellect_jax.data.files import File, is_remote, open_file
 from intellect_jax.errors import UserError
@@ -193,17 +194,19 @@ def _of_json(
 ) -> Iterator[Record]:
   if line.isspace():
     return
-  name = fields.text or "text"
+  name, record = fields.text or "text", Record
   try:
-    value = json.loads(line)
-    text = value.get(name) if isinstance(value, dict) else None
-  except ValueError as error:
-    yield Record(None, position, done, f"it is not JSON: {error}")
-    return
+    value = orjson.loads(line)
+  except ValueError:
+    try:
+      value = json.loads(line)  # slower, but takes NaN …
+      record = _storable  # … and escaped halves of characters
+    except ValueError as error:
+      yield Record(None, position, done, f"it is not JSON: {error}")
+      return
+  text = value.get(name) if isinstance(value, dict) else None
   if isinstance(text, str):
-    # JSON can escape halves of characters.
-    halves = b"\\ud" in line or b"\\uD" in line
-    yield (_storable if halves else Record)(text, position, done)
+    yield record(text, position, done)
   else:
     problem = f"it has no field {name!r} with text; --field names another"
     yield Record(None, position, done, problem)

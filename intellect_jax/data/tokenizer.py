@@ -214,15 +214,15 @@ class RankTokenizer:
     )
 
   def encode(self, text: str) -> np.ndarray:
-    pieces = [text[i : i + LONGEST] for i in range(0, len(text), LONGEST)]
-    return np.concatenate(
-      [self._encode(piece) for piece in pieces] or [np.empty(0, np.int32)]
-    )
+    if len(text) <= LONGEST:
+      return self._encode(text)
+    starts = range(0, len(text), LONGEST)
+    return np.concatenate([self._encode(text[i : i + LONGEST]) for i in starts])
 
   def _encode(self, text: str) -> np.ndarray:
     # Into an array at once: half the time of a list of ids.
     ids = self._encoding.encode_to_numpy(text, disallowed_special=())
-    return ids.astype(np.int32)
+    return ids.view(np.int32)  # of uint32
 
   def decode(self, ids: Iterable[int]) -> str:
     return self._encoding.decode(

@@ -77,10 +77,11 @@ def test_fields_and_what_is_broken(tmp_path):
     b'"\xff"',
     b"",
     b'{"body": ""}',
+    b'{"body": "beside NaN", "score": NaN}',
   ]
   path.write_bytes(b"\n".join(lines))
   _, records = read(path, fields=Fields(text="body"))
-  assert good(records) == ["good", ""]
+  assert good(records) == ["good", "", "beside NaN"]
   broken = [r for r in records if r.document is None]
   starts = np.cumsum([0] + [len(line) + 1 for line in lines])
   assert [r.position for r in broken] == [f"byte {s}" for s in starts[1:5]]
