@@ -216,6 +216,7 @@ class BareIsland:
   def join(self) -> None:
     """Comes to stand where the others do."""
     agent, news = self._agent, self._news
+    self._identity.joins()
     agent.start()
     news.wait(lambda: news.welcome is not None, "a welcome")
     assert news.welcome is not None

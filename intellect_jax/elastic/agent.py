@@ -200,6 +200,8 @@ class Agent:
     def step() -> None:
       self._write(lambda: self._crew.write(log))
       self._carry_out(self._round.stand(record))
+      with self.news.changed:
+        self.news.initialise = False  # also if it was asked for twice
       self._decided()
       self._read_log(record + 1)
       done.set()
@@ -321,11 +323,11 @@ class Agent:
     elif welcome.start == pb.Welcome.START_RESTORE:
       self._forget_state()
     elif welcome.start == pb.Welcome.START_INITIALISE:
-      if self._genesis and record is not None:
-        self._send(self._genesis)  # it may not have been heard
-      else:
+      if record is None:
         with self.news.changed:
           self.news.initialise = True
+      elif self._genesis:
+        self._send(self._genesis)  # it may not have been heard
     for request in self._unanswered.values():
       self._send(request)
 
