@@ -226,6 +226,9 @@ class BareIsland:
     else:
       news.wait(lambda: len(news.restores) > 0, "a state")
     self._hear_news()
+    while self._record.number < news.welcome.head:
+      news.wait(lambda: news.any, "the log up to the newest record")
+      self._hear_news()
     self._request_lease()
     self._tell("joined", record=self._record.number)
     self._rest()

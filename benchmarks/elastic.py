@@ -147,10 +147,20 @@ def _strike(
 
 
 def _come_back(swarm: Loopback, name: str) -> None:
-  """A new process in the same workdir takes its place."""
+  """A new process in the same workdir takes its place, and part in a record.
+
+  Nobody waits for a newcomer, so that it has to propose before the others.
+  """
   swarm.islands[name].kill()
   swarm.heal(name)
-  swarm.start_island(name).wait("rested")
+  newcomer = swarm.start_island(name)
+  newcomer.wait("rested")
+  newcomer.order("step")
+  newcomer.wait("proposed")
+  for other in swarm.islands.values():
+    if other is not newcomer:
+      other.order("step")
+  swarm.wait("rested")
 
 
 def silence(phases: tuple[str, ...]) -> Iterator[Row]:
