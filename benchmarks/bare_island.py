@@ -162,6 +162,7 @@ class BareIsland:
     self._log.open()
     store = blobs.BlobStore()
     self._store = store
+    self._sent = 0  # bytes, before the step
     self._fetcher = blobs.Fetcher(credentials, run.elastic.fetch_patience)
     self._coming = StateFetch(self._fetcher, self._outer.bytes)
     self._reach = Reach(
@@ -241,6 +242,7 @@ class BareIsland:
     self._windows.start(news.leases.pop(number))
     self._windows.step()
     self._request_lease()
+    self._sent = self._store.bytes_sent
     self._tell("frozen")
     delta = reduce.encode(
       self._codec, self._delta(), self._mean_bytes, self._chunk
@@ -335,7 +337,10 @@ class BareIsland:
       self._outer.advance(record.number)
     self._record = record
     self._tell(
-      "applied", record=record.number, members=len(record.step.members)
+      "applied",
+      record=record.number,
+      members=len(record.step.members),
+      sent=self._store.bytes_sent - self._sent,
     )
 
   def _restore(self, offer: pb.Restore) -> None:

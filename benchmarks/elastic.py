@@ -1,4 +1,4 @@
-"""What a round costs, and what a fault costs, with real processes on loopback.
+"""What a fault costs, with real processes on loopback.
 
   python -m benchmarks.elastic --json=benchmarks/results/elastic.json
   python -m benchmarks.elastic --quick        # a quarter of the values, 1 min
@@ -48,50 +48,6 @@ def islands(
     ) as swarm,
   ):
     yield swarm
-
-
-def moments(swarm: Loopback, kind: str) -> list[float]:
-  """When islands told of a kind of event since the last order."""
-  return [
-    event["at"]
-    for island in swarm.islands.values()
-    for event in island.events
-    if event["kind"] == kind
-  ]
-
-
-def outer_step(count: int, values: int, times: int) -> Iterator[Row]:
-  """From the islands' parameters to theta moved everywhere, and its phases."""
-  with islands(count, values) as swarm:
-    rows = []
-    for _ in range(times + 1):  # the first touches all pages, and is left out
-      swarm.order("step")
-      swarm.wait("rested")
-      rows.append(_phases(swarm))
-    for name in rows[0]:
-      yield dict(
-        measure=f"outer step, {count} islands: {name}",
-        values=values,
-        seconds=[row[name] for row in rows[1:]],
-      )
-
-
-def _phases(swarm: Loopback) -> dict[str, float]:
-  bounds = [
-    ("encode", min(moments(swarm, "frozen")), max(moments(swarm, "proposed"))),
-    ("reduce", max(moments(swarm, "proposed")), max(moments(swarm, "reduced"))),
-    ("gather", max(moments(swarm, "reduced")), max(moments(swarm, "gathered"))),
-    (
-      "commit",
-      max(moments(swarm, "gathered")),
-      max(moments(swarm, "committed")),
-    ),
-    ("apply", max(moments(swarm, "committed")), max(moments(swarm, "applied"))),
-  ]
-  whole = max(moments(swarm, "applied")) - min(moments(swarm, "frozen"))
-  phases = {name: stop - start for name, start, stop in bounds}
-  reduced = phases["reduce"] + phases["gather"]
-  return {"whole": whole, "all-reduce": reduced, **phases}
 
 
 def kill(values: int, times: int) -> Iterator[Row]:
@@ -231,7 +187,7 @@ def coordinator(phases: tuple[str, ...]) -> Iterator[Row]:
       back = swarm.await_coordinator()
       states = {event["state"] for event in swarm.wait("rested")}
       assert len(states) == 1 and before["state"] not in states
-      committed = max(moments(swarm, "committed"))
+      committed = max(swarm.moments("committed"))
       seconds.append(committed - killed)
       from_back.append(committed - back)
     assert pids == [island.pid for island in swarm.islands.values()]
@@ -252,8 +208,6 @@ def measures(quick: bool) -> dict[str, Callable[[], Iterator[Row]]]:
   times = 2 if quick else 5
   phases = PHASES[1:2] if quick else PHASES
   return dict(
-    step2=lambda: outer_step(2, values, times),
-    step3=lambda: outer_step(3, values, times),
     kill=lambda: kill(values, 1 if quick else times),
     fetch=lambda: fetch(values // 2, times),
     silence=lambda: silence(phases),

@@ -189,6 +189,15 @@ class Loopback:
     """The next event of a kind, of each island."""
     return [island.wait(kind) for island in self.islands.values()]
 
+  def moments(self, kind: str) -> list[float]:
+    """When islands told of a kind of event since the last order."""
+    return [
+      event["at"]
+      for island in self.islands.values()
+      for event in island.events
+      if event["kind"] == kind
+    ]
+
   def black_hole(self, name: str) -> None:
     """What comes from this island or goes to it is taken, and disappears."""
     self.control[name].partition()
