@@ -137,19 +137,39 @@ def test_hello_names_what_is_leased_and_not_decided(coordinator, agent):
   assert left.window == 9 and left.samples[0].start == 90
 
 
-@pytest.mark.parametrize("has_own", [True, False])
-def test_no_hello_while_it_is_not_known_where_it_stands(
-  coordinator, agent, has_own
-):
+def annul_record_1(coordinator, news) -> None:
+  """The agent stands at it, and then nowhere."""
   first = settings(1, genesis().hash)
   coordinator.hear("hello")
   coordinator.says.put(dict(record=first))
-  news = agent.news
   assert news.wait(lambda: len(news.adopted) == 1, "record 1", SECONDS)
   taken_back = pb.Record(number=2, term=1, previous=first.hash)
   taken_back.annulment.to = 0
   coordinator.says.put(dict(record=chain.seal(taken_back)))
   assert news.wait(lambda: news.annulled is not None, "news", SECONDS)
+
+
+def test_the_initial_state_is_asked_of_those_without_one(coordinator, agent):
+  """News that nobody takes would have the training thread wait busily."""
+  news = agent.news
+  annul_record_1(coordinator, news)
+  asked = dict(welcome=pb.Welcome(start=pb.Welcome.START_INITIALISE))
+  coordinator.says.put(asked)
+  assert news.wait(lambda: news.initialise, "a word", SECONDS)
+  agent.stand_at(-1)
+  assert not news.initialise
+  coordinator.says.put(asked)
+  coordinator.says.put(dict(lease_grant=pb.LeaseGrant(window=1)))
+  assert news.wait(lambda: 1 in news.leases, "what was said later", SECONDS)
+  assert not news.initialise
+
+
+@pytest.mark.parametrize("has_own", [True, False])
+def test_no_hello_while_it_is_not_known_where_it_stands(
+  coordinator, agent, has_own
+):
+  news = agent.news
+  annul_record_1(coordinator, news)
   assert news.annulled == (1, 0) and not news.adopted and not agent.standing
   coordinator.says.put(_BREAK)
   assert news.wait(lambda: news.silent_since is not None, "silence", SECONDS)
