@@ -6,6 +6,7 @@ chunk hashes, so that any range of it can be verified (docs/protocol.md, 2).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -19,6 +20,7 @@ import grpc
 import numpy as np
 
 from intellect_jax.elastic import rpc
+from intellect_jax.elastic.growing import Growing
 from intellect_jax.elastic.pace import Pace
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 
@@ -32,6 +34,7 @@ _HASH = 32
 _AHEAD = 4  # chunks that a fetch may be ahead of its reader
 _RETRY = 0.05  # seconds before the next address is asked
 _SILENT = 0.5  # seconds to a failure after which an address is silent …
+_NOTHING = object()  # no frame is this
 _AVOIDED = 60.0  # … and for so many seconds others are asked before it
 
 
@@ -140,9 +143,13 @@ def relayed(relay: str, island: str) -> str:
   return f"{_RELAY}{relay}/{island}"
 
 
+def is_relayed(address: str) -> bool:
+  return address.startswith(_RELAY)
+
+
 def split_relayed(address: str) -> tuple[str, str]:
   """Whom to call, and the island behind it; empty for a direct address."""
-  if not address.startswith(_RELAY):
+  if not is_relayed(address):
     return address, ""
   relay, _, island = address.removeprefix(_RELAY).partition("/")
   return relay, island
@@ -160,6 +167,12 @@ class _Served:
   def has(self, start: int, stop: int) -> bool:
     return self.start <= start and stop <= self.start + len(self.data)
 
+  def frames(self, start: int, stop: int) -> Iterator[bytes]:
+    """The chunks that cover [start, stop) of the blob."""
+    for offset in self.manifest.chunks(start, stop):
+      here = offset - self.start
+      yield self.data[here : here + self.manifest.chunk].tobytes()
+
 
 class BlobStore:
   """The blobs that this process serves, by id. Safe to use from any thread."""
@@ -167,6 +180,7 @@ class BlobStore:
   def __init__(self, upload_mbit: float = 0.0):
     """`upload_mbit`: cap on what is served, 10^6 bits/s; 0 is none."""
     self._blobs: dict[bytes, _Served] = {}
+    self._growing: dict[bytes, Growing] = {}  # by name: they have no id yet
     self._lock = threading.Lock()
     self._pace = Pace(upload_mbit)
     self.addresses: list[str] = []  # where they are served, best first
@@ -204,6 +218,20 @@ class BlobStore:
         if not served.times:
           del self._blobs[blob_id]
 
+  def grow(self, name: bytes, data: np.ndarray, chunk: int) -> Growing:
+    """Serves uint8 `data` as far as it has come, until `cut` is called."""
+    growing = Growing(data, chunk)
+    with self._lock:
+      self._growing[name] = growing
+    return growing
+
+  def cut(self, name: bytes) -> None:
+    """Serves it no longer under that name; who waits for more goes."""
+    with self._lock:
+      growing = self._growing.pop(name, None)
+    if growing is not None:
+      growing.end()
+
   def get(self, blob_id: bytes, start: int, stop: int) -> np.ndarray | None:
     """Bytes [start, stop) of a blob, if they are here."""
     with self._lock:
@@ -220,22 +248,27 @@ class BlobStore:
 
   def serve(self, request: pb.FetchRequest, context) -> Iterator[bytes]:
     """The Fetch RPC; see `frames`."""
-    if self._find(request) is None:
+    if request.id not in self._growing and self._find(request) is None:
       context.abort(grpc.StatusCode.NOT_FOUND, "no such blob here")
     yield from self.frames(request)
 
   def frames(
     self, request: pb.FetchRequest, relayed: bool = False
   ) -> Iterator[bytes]:
-    """The manifest, then the chunks that cover the range; none if not here."""
-    served = self._find(request)
-    if served is None:
-      return
-    manifest = served.manifest
-    yield manifest.pack()
-    for offset in manifest.chunks(request.start, request.stop):
-      here = offset - served.start
-      frame = served.data[here : here + manifest.chunk].tobytes()
+    """The manifest, then the chunks that cover the range; none if not here.
+
+    Of what grows, chunks alone: its manifest is not known yet.
+    """
+    growing = self._growing.get(request.id)
+    if growing is not None:
+      frames = growing.frames(request.start)
+    else:
+      served = self._find(request)
+      if served is None:
+        return
+      yield served.manifest.pack()
+      frames = served.frames(request.start, request.stop)
+    for frame in frames:
       self._pace.take(len(frame))
       self.bytes_sent += len(frame)  # statistics: a lost update does no harm
       self.bytes_relayed += len(frame) if relayed else 0
@@ -350,6 +383,51 @@ class Fetcher:
     cancelled: threading.Event,
     on_manifest: Callable[[Manifest], object],
   ) -> Iterator[tuple[int, bytes]]:
+    with self._frames(address, blob_id, start, stop, cancelled) as frames:
+      try:
+        manifest = Manifest.unpack(next(frames), blob_id)
+        if stop > manifest.length:
+          raise ValueError(f"the blob has {manifest.length} bytes, not {stop}")
+        on_manifest(manifest)
+        for offset in manifest.chunks(start, stop):
+          chunk = next(frames)
+          manifest.verify(offset, chunk)
+          yield offset, chunk
+      except ValueError as error:
+        raise FetchError(address, str(error)) from error
+
+  def follow(
+    self,
+    address: str,
+    name: bytes,
+    start: int,
+    stop: int,
+    chunk: int,
+    cancelled: threading.Event,
+  ) -> Iterator[bytes]:
+    """Yields the chunks of [start, stop) of what grows, not verified.
+
+    Raises:
+      FetchError: if it does not come, or not in such chunks.
+      Cancelled: once `cancelled` is set.
+    """
+    with self._frames(address, name, start, stop, cancelled) as frames:
+      for offset in range(start, stop, chunk):
+        frame = next(frames)
+        if len(frame) != min(chunk, stop - offset):
+          raise FetchError(address, "it grows in other chunks")
+        yield frame
+
+  @contextlib.contextmanager
+  def _frames(
+    self,
+    address: str,
+    blob_id: bytes,
+    start: int,
+    stop: int,
+    cancelled: threading.Event,
+  ) -> Iterator[Iterator[bytes]]:
+    """What an address sends; asking for more than comes is a FetchError."""
     host_port, island = split_relayed(address)
     call = self._channels.to(host_port).unary_stream(
       FETCH, request_serializer=pb.FetchRequest.SerializeToString
@@ -361,18 +439,7 @@ class Fetcher:
     )
     reader.start()
     try:
-      manifest = Manifest.unpack(
-        self._next(frames, address, cancelled), blob_id
-      )
-      if stop > manifest.length:
-        raise ValueError(f"the blob has {manifest.length} bytes, not {stop}")
-      on_manifest(manifest)
-      for offset in manifest.chunks(start, stop):
-        chunk = self._next(frames, address, cancelled)
-        manifest.verify(offset, chunk)
-        yield offset, chunk
-    except ValueError as error:
-      raise FetchError(address, str(error)) from error
+      yield iter(lambda: self._next(frames, address, cancelled), _NOTHING)
     finally:
       over.set()
       call.cancel()

@@ -18,6 +18,7 @@ import numpy as np
 
 from intellect_jax.elastic import blobs, reduce
 from intellect_jax.elastic.actions import Gather
+from intellect_jax.elastic.ahead import Ahead
 from intellect_jax.elastic.inner import InnerNetwork
 from intellect_jax.elastic.log import RecordLog
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
@@ -79,6 +80,7 @@ class Part:
     self._offer_state = offer
     self._kept: dict[bytes, tuple[int, np.ndarray]] = {}  # start, encoded part
     self._coming: dict[bytes, _Coming] = {}
+    self._ahead: Ahead | None = None  # of the newest attempt
     self._state: StateFetch | None = None
     self._threads = concurrent.futures.ThreadPoolExecutor(
       _GATHERERS, thread_name_prefix="gather"
@@ -137,6 +139,15 @@ class Part:
     self, work: ipb.ReducePart, cancelled: threading.Event
   ) -> ipb.Report:
     plan, share = work.plan, work.plan.shares[work.share]
+    if self._inner.processes == 1:
+      self._ahead = Ahead(
+        self._exchange.fetcher,
+        plan,
+        work.share,
+        self.block_bytes,
+        self._shelf.open(plan.attempt),
+        cancelled,
+      )
     length = (share.stop - share.start) * self.block_bytes
     part = self._inner.cut(length, self.chunk)[self._inner.process]
     mean = self._exchange.reduce_share(plan, work.share, cancelled, part)
@@ -166,10 +177,14 @@ class Part:
     self, work: ipb.GatherPart, cancelled: threading.Event
   ) -> ipb.Report:
     cuts = self._inner.cut(self.mean_bytes, self.chunk)
-    data = self._shelf.open(work.attempt)
+    ahead, self._ahead = self._ahead, None
+    if ahead is not None and ahead.attempt != work.attempt:
+      ahead = None
+    data = self._shelf.open(work.attempt) if ahead is None else ahead.data
     wanted = Gather(work.attempt, list(work.shares), list(work.holders))
+    part = cuts[self._inner.process]
     manifests = self._exchange.gather(
-      wanted, data, cancelled, self._threads.submit, cuts[self._inner.process]
+      wanted, data, cancelled, self._threads.submit, part, ahead
     )
     report = self._came(work.id, data, cuts, self.chunk)
     self._coming[work.id].manifests = manifests
@@ -253,6 +268,7 @@ class Part:
   ) -> ipb.Report:
     record = self._shelf.adopt(sealed)
     self._kept.clear()  # of attempts that came to nothing
+    self._ahead = None  # its file is gone, or is the record's
     self._threads.submit(self._records.sync, record.number)
     return ipb.Report()
 

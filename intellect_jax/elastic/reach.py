@@ -9,7 +9,7 @@ from intellect_jax.elastic import blobs, rpc
 from intellect_jax.elastic.relay import RelayLink
 from intellect_jax.errors import UserError
 
-_SERVE_THREADS = 16
+_SERVE_THREADS = 256  # started as needed: two a member wait for a share to grow
 
 
 class Reach:

@@ -17,6 +17,8 @@ import numpy as np
 
 from intellect_jax.elastic import blobs
 from intellect_jax.elastic.actions import Gather
+from intellect_jax.elastic.ahead import Ahead
+from intellect_jax.elastic.growing import Growing, name_of
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.outer.codec import Codec, NotFiniteError
 
@@ -89,6 +91,7 @@ class Exchange:
     self.codec = codec
     self.store = store
     self.fetcher = fetcher
+    self._grows = b""  # name of the share that is reduced, or was last
 
   def reduce_share(
     self,
@@ -114,6 +117,27 @@ class Exchange:
     if part is not None:
       start, stop = start + part[0], start + part[1]
     mean = np.empty(stop - start, np.uint8)
+    self.store.cut(self._grows)
+    self._grows = name_of(plan.attempt, index)
+    size = blobs.chunk_bytes(plan.members[0].delta.length, codec.block_bytes)
+    growing = self.store.grow(self._grows, mean, size)
+    try:
+      return self._reduce(plan, start, mean, size, growing, cancelled)
+    except BaseException:
+      growing.end()
+      raise
+
+  def _reduce(
+    self,
+    plan: pb.Plan,
+    start: int,
+    mean: np.ndarray,
+    size: int,
+    growing: Growing,
+    cancelled: threading.Event,
+  ) -> Encoded:
+    """Fills `mean`, which begins at byte `start`, by chunks of `size` bytes."""
+    stop = start + len(mean)
     squares, hashes = np.zeros(len(plan.members)), []
     with contextlib.ExitStack() as stack:
       streams = [
@@ -123,7 +147,6 @@ class Exchange:
         for member in plan.members
       ]
       # Chunk by chunk: all members' chunks at one place, then the next place.
-      size = blobs.chunk_bytes(plan.members[0].delta.length, codec.block_bytes)
       for offset in range(start, stop, size):
         length = min(size, stop - offset)
         deltas = []
@@ -134,6 +157,7 @@ class Exchange:
           deltas.append(np.frombuffer(chunk, np.uint8))
         out = mean[offset - start :][:length]
         squares += self._mean(plan, deltas, out)
+        growing.reach(offset - start + length)
         hashes.append(blobs.chunk_hash(out))
     return Encoded(mean, b"".join(hashes), squares.tolist())
 
@@ -208,6 +232,7 @@ class Exchange:
     cancelled: threading.Event,
     submit: Callable,
     part: tuple[int, int] | None = None,
+    ahead: Ahead | None = None,
   ) -> dict[bytes, blobs.Manifest]:
     """Brings all shares of a mean into uint8 `into`, verified, in parallel.
 
@@ -217,6 +242,7 @@ class Exchange:
       cancelled: ends the work when it is set.
       submit: starts a call in another thread and returns its future.
       part: [start, stop) in bytes, between chunks; None: all.
+      ahead: what has come to `into` while it was reduced.
 
     Returns:
       The manifest of each share that it brought, by the share's id.
@@ -227,8 +253,8 @@ class Exchange:
     """
     part = (0, len(into)) if part is None else part
     futures = [
-      submit(self._gather_share, share, action.holders, into, cancelled, part)
-      for share in action.shares
+      submit(self._gather_share, action, index, into, cancelled, part, ahead)
+      for index in range(len(action.shares))
     ]
     errors = [future.exception() for future in futures]
     for error in errors:
@@ -242,24 +268,33 @@ class Exchange:
 
   def _gather_share(
     self,
-    share: pb.Share,
-    holders: list[str],
+    action: Gather,
+    index: int,
     into: np.ndarray,
     cancelled: threading.Event,
     part: tuple[int, int],
+    ahead: Ahead | None,
   ) -> blobs.Manifest | None:
-    block_bytes = self.codec.block_bytes
+    share, block_bytes = action.shares[index], self.codec.block_bytes
     base, end = share.start * block_bytes, share.stop * block_bytes
     if share.mean.length != end - base:
       raise MemberError(share.owner, "its share has another length")
     start, stop = max(base, part[0]), min(end, part[1])
     if start >= stop:
       return None
+    came = None if ahead is None else ahead.take(index)
+    if came is not None and came.id == share.mean.id:
+      return came
     manifest = self.store.manifest(share.mean.id)
     heard = [] if manifest is None else [manifest]
     try:
       for offset, chunk in self._chunks(
-        share.mean, start - base, stop - base, holders, cancelled, heard.append
+        share.mean,
+        start - base,
+        stop - base,
+        action.holders,
+        cancelled,
+        heard.append,
       ):
         codes = np.frombuffer(chunk, np.uint8)
         into[base + offset : base + offset + len(codes)] = codes

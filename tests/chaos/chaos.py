@@ -124,7 +124,8 @@ def strike(world: World, waiting: Waiting, fault: str, name: str) -> Outcome:
     fault,
     commits[0],
     whole,
-    after.tokens_lost - before.tokens_lost,
+    # A ledger that was lost has taken its earlier losses with it.
+    after.tokens_lost - min(before.tokens_lost, after.tokens_lost),
     waiting.beyond(before, after, others),
   )
 

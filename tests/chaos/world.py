@@ -20,7 +20,7 @@ INNER_STEPS = 5
 TOKENS_A_STEP = 8 * 64  # of configs/tiny.py
 BOUND = 120.0  # seconds for anything
 _LOOK = 0.05  # seconds
-_DISK = 16 << 20  # bytes of the disk that can be filled up
+_DISK = 64 << 20  # bytes of the disk that can be filled up; a run needs 20
 
 
 def flags(pace: float, tokens: int) -> list[str]:

@@ -9,6 +9,8 @@ import pytest
 
 from intellect_jax.elastic import blobs, reduce, rpc
 from intellect_jax.elastic import round as round_lib
+from intellect_jax.elastic.ahead import Ahead
+from intellect_jax.elastic.growing import name_of
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.outer.codec import NotFiniteError, make_codec
 
@@ -69,12 +71,23 @@ class Islands:
       squared_norms=share.squares,
     )
 
-  def gather(self, name: str, shares, holders=()) -> np.ndarray:
-    into = np.zeros(self.length, np.uint8)
+  def gather(self, name: str, shares, holders=(), ahead=None) -> np.ndarray:
+    into = np.zeros(self.length, np.uint8) if ahead is None else ahead.data
     action = round_lib.Gather(b"", list(shares), list(holders))
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
-      self.exchanges[name].gather(action, into, NEVER, pool.submit)
+      self.exchanges[name].gather(action, into, NEVER, pool.submit, ahead=ahead)
     return into
+
+  def ahead(self, name: str, cancelled=NEVER) -> Ahead:
+    """Begins to read the others' shares of the plan."""
+    return Ahead(
+      self.exchanges[name].fetcher,
+      self.plan,
+      list(TOKENS).index(name),
+      self.codec.block_bytes,
+      np.zeros(self.length, np.uint8),
+      cancelled,
+    )
 
   def stop(self, name: str) -> None:
     self.servers[name].stop(grace=None).wait()
@@ -110,6 +123,57 @@ def test_every_member_ends_with_the_same_bits_as_numpy(codec):
     for name in TOKENS:
       gathered = islands.gather(name, islands.plan.shares)
       np.testing.assert_array_equal(gathered, expected)
+
+
+def test_a_mean_may_come_while_it_is_reduced():
+  with contextlib.closing(Islands("int8")) as islands:
+    ahead = islands.ahead("a")  # before anybody has begun
+    for name in TOKENS:
+      islands.round.share_reduced(name, islands.reduce(name))
+    mean = islands.gather("a", islands.plan.shares, ahead=ahead)
+    np.testing.assert_array_equal(mean, expected_mean(islands))
+    # Everything came once: a's share of the others' deltas, with the manifests
+    # of these, and the others' shares.
+    own = islands.plan.shares[0].stop * islands.codec.block_bytes
+    manifest = blobs.Manifest.of(islands.deltas["b"], islands.chunk).pack()
+    came = islands.exchanges["a"].fetcher.bytes_received
+    assert came == 2 * (own + len(manifest)) + islands.length - own
+
+
+def test_a_share_that_is_not_what_was_fixed_is_fetched():
+  with contextlib.closing(Islands("int8")) as islands:
+    ahead = islands.ahead("a")
+    for name in TOKENS:
+      islands.round.share_reduced(name, islands.reduce(name))
+    for index in 1, 2:
+      assert ahead.take(index) is not None
+      wrong = islands.plan.shares[index].start * 260 + 5
+      ahead.data[wrong] ^= 1
+      codes = ahead.data[wrong - 5 : islands.plan.shares[index].stop * 260]
+      ahead._came[index] = blobs.Manifest.of(codes, islands.chunk)
+    mean = islands.gather("a", islands.plan.shares, ahead=ahead)
+    np.testing.assert_array_equal(mean, expected_mean(islands))
+
+
+def test_nobody_waits_for_more_of_a_share_once_it_is_fixed():
+  """Its owner died in between; others have it."""
+  with contextlib.closing(Islands("int8", patience=0.3)) as islands:
+    cancelled = threading.Event()
+    ahead, other = islands.ahead("a"), islands.ahead("b", cancelled)
+    islands.stop("c")
+    assert ahead.take(2) is None
+    cancelled.set()
+    assert other.take(0) is None and other.take(2) is None
+
+
+def test_a_reduction_that_fails_ends_what_grows():
+  with contextlib.closing(Islands("int8", patience=0.3)) as islands:
+    store = islands.exchanges["a"].store
+    islands.stop("b")
+    with pytest.raises(reduce.MemberError):
+      islands.reduce("a")
+    request = pb.FetchRequest(id=name_of(islands.plan.attempt, 0))
+    assert list(store.frames(request)) == []
 
 
 def test_a_dead_member_is_named():
