@@ -21,6 +21,7 @@ import numpy as np
 from intellect_jax.elastic import rpc
 from intellect_jax.elastic.pace import Pace
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
+from intellect_jax.elastic.rates import Rate
 
 FETCH = "/intellect.v1.Blobs/Fetch"
 _RELAY = "relay:"  # relay:host:port/island is behind the relay at host:port
@@ -169,6 +170,7 @@ class BlobStore:
     self._blobs: dict[bytes, _Served] = {}
     self._lock = threading.Lock()
     self._pace = Pace(upload_mbit)
+    self.rate = Rate(upload_mbit)
     self.addresses: list[str] = []  # where they are served, best first
     self.bytes_sent = 0
     self.bytes_relayed = 0  # of those sent, through a relay
@@ -233,13 +235,18 @@ class BlobStore:
       return
     manifest = served.manifest
     yield manifest.pack()
-    for offset in manifest.chunks(request.start, request.stop):
-      here = offset - served.start
-      frame = served.data[here : here + manifest.chunk].tobytes()
-      self._pace.take(len(frame))
-      self.bytes_sent += len(frame)  # statistics: a lost update does no harm
-      self.bytes_relayed += len(frame) if relayed else 0
-      yield frame
+    self.rate.begin(time.monotonic())
+    try:
+      for offset in manifest.chunks(request.start, request.stop):
+        here = offset - served.start
+        frame = served.data[here : here + manifest.chunk].tobytes()
+        self._pace.take(len(frame))
+        self.bytes_sent += len(frame)  # statistics: a lost update does no harm
+        self.bytes_relayed += len(frame) if relayed else 0
+        yield frame
+        self.rate.count(len(frame), time.monotonic())
+    finally:
+      self.rate.end()
 
   def _find(self, request: pb.FetchRequest) -> _Served | None:
     with self._lock:
@@ -288,6 +295,7 @@ class Fetcher:
     self._channels = rpc.Channels(credentials)
     self.patience = patience
     self._pace = Pace(download_mbit)
+    self.rate = Rate(download_mbit)
     self._silent: dict[str, float] = {}  # address -> until when it is avoided
     self.bytes_received = 0
 
@@ -360,6 +368,7 @@ class Fetcher:
       target=_read_frames, args=(call, frames, over), daemon=True
     )
     reader.start()
+    self.rate.begin(time.monotonic())
     try:
       manifest = Manifest.unpack(
         self._next(frames, address, cancelled), blob_id
@@ -374,6 +383,7 @@ class Fetcher:
     except ValueError as error:
       raise FetchError(address, str(error)) from error
     finally:
+      self.rate.end()
       over.set()
       call.cancel()
 
@@ -396,6 +406,7 @@ class Fetcher:
     if isinstance(frame, Exception):
       raise FetchError(address, _reason(frame)) from frame
     self._pace.take(len(frame))
+    self.rate.count(len(frame), time.monotonic())
     self.bytes_received += len(frame)
     return frame
 
