@@ -106,6 +106,12 @@ def run_config() -> ml_collections.ConfigDict:
       minority_patience=600.0,  # fewer than half of the last members wait [P 4]
       annul_patience=60.0,  # seconds without anybody who has the newest mean
       fetch_patience=10.0,  # seconds without a byte before a peer is bad
+      # Of what each reduces for all: "capacity" is by the links, as measured;
+      # "equal" is by hosts and relays alone [P 3].
+      share_by="capacity",
+      # Part of the exchange's time by which it must fall before shares change:
+      # links that differ by less than a tenth count as equal.
+      share_gain=0.1,
       deadline=False,  # plan without islands that are late [P 3]
       deadline_ratio=1.5,  # x median of past windows; at least 1.1
       deadline_deviations=4.0,  # median + k * MAD of past windows

@@ -191,6 +191,18 @@ def validate_run(run: ConfigDict) -> None:
     run.elastic.deadline_ratio,
     "at least 1.1, or ordinary jitter would leave islands out",
   )
+  _require(
+    run.elastic.share_by in ("capacity", "equal"),
+    "run.elastic.share_by",
+    run.elastic.share_by,
+    "capacity or equal",
+  )
+  _require(
+    0 <= run.elastic.share_gain < 1,
+    "run.elastic.share_gain",
+    run.elastic.share_gain,
+    "at least 0 and below 1",
+  )
   _validate_data(data)
 
 

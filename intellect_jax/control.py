@@ -2,7 +2,7 @@
 
   python -m intellect_jax.control --coordinator=host:port COMMAND
 
-  status                     who is in, what the round waits for, the losses
+  status                     who is in, their links, the open round, the losses
   pause, resume              no round is planned meanwhile; islands train on
   finish                     the next record is the final one
   evict NAME                 the island's process may not come back

@@ -282,6 +282,7 @@ class Agent:
     heartbeat.bytes_sent = sent
     heartbeat.bytes_relayed = relayed
     heartbeat.bytes_received = received
+    heartbeat.upload_rate, heartbeat.download_rate = self._crew.rates()
     self._send(pb.FromIsland(heartbeat=heartbeat))
 
   def _hear(self, message: pb.ToIsland) -> None:

@@ -23,6 +23,7 @@ from intellect_jax.elastic import rpc
 from intellect_jax.elastic.growing import Growing
 from intellect_jax.elastic.pace import Pace
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
+from intellect_jax.elastic.rates import Rate
 
 FETCH = "/intellect.v1.Blobs/Fetch"
 _RELAY = "relay:"  # relay:host:port/island is behind the relay at host:port
@@ -183,6 +184,7 @@ class BlobStore:
     self._growing: dict[bytes, Growing] = {}  # by name: they have no id yet
     self._lock = threading.Lock()
     self._pace = Pace(upload_mbit)
+    self.rate = Rate(upload_mbit)
     self.addresses: list[str] = []  # where they are served, best first
     self.bytes_sent = 0
     self.bytes_relayed = 0  # of those sent, through a relay
@@ -268,11 +270,16 @@ class BlobStore:
         return
       yield served.manifest.pack()
       frames = served.frames(request.start, request.stop)
-    for frame in frames:
-      self._pace.take(len(frame))
-      self.bytes_sent += len(frame)  # statistics: a lost update does no harm
-      self.bytes_relayed += len(frame) if relayed else 0
-      yield frame
+    self.rate.begin(time.monotonic())
+    try:
+      for frame in frames:
+        self._pace.take(len(frame))
+        self.bytes_sent += len(frame)  # statistics: a lost update does no harm
+        self.bytes_relayed += len(frame) if relayed else 0
+        yield frame
+        self.rate.count(len(frame), time.monotonic())
+    finally:
+      self.rate.end()
 
   def _find(self, request: pb.FetchRequest) -> _Served | None:
     with self._lock:
@@ -321,6 +328,7 @@ class Fetcher:
     self._channels = rpc.Channels(credentials)
     self.patience = patience
     self._pace = Pace(download_mbit)
+    self.rate = Rate(download_mbit)
     self._silent: dict[str, float] = {}  # address -> until when it is avoided
     self.bytes_received = 0
 
@@ -438,9 +446,11 @@ class Fetcher:
       target=_read_frames, args=(call, frames, over), daemon=True
     )
     reader.start()
+    self.rate.begin(time.monotonic())
     try:
       yield iter(lambda: self._next(frames, address, cancelled), _NOTHING)
     finally:
+      self.rate.end()
       over.set()
       call.cancel()
 
@@ -463,6 +473,7 @@ class Fetcher:
     if isinstance(frame, Exception):
       raise FetchError(address, _reason(frame)) from frame
     self._pace.take(len(frame))
+    self.rate.count(len(frame), time.monotonic())
     self.bytes_received += len(frame)
     return frame
 

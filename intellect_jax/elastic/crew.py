@@ -32,6 +32,7 @@ _NEVER = threading.Event()
 _LOOK = 0.1  # seconds between two looks at whether work was cancelled
 _GRACE = 10.0  # seconds for mates to end
 _END = None
+_COUNT = ipb.Task(count=ipb.Count())
 
 
 class Crew:
@@ -237,15 +238,28 @@ class Crew:
 
     Of mates up to the newest task; `anew`: up to now.
     """
-    count = ipb.Task(count=ipb.Count())
     if anew:
-      self.do(count)
-    reports = [self._part.do(count, _NEVER), *self._told]
+      self.do(_COUNT)
+    reports = self._counted()
     return (
       sum(report.bytes_sent for report in reports),
       sum(report.bytes_relayed for report in reports),
       sum(report.bytes_received for report in reports),
     )
+
+  def rates(self) -> tuple[float, float]:
+    """Bytes/s that the hosts' links carry together, up and down; 0: unknown.
+
+    Of mates as of the newest task.
+    """
+    reports = self._counted()
+    up = [report.upload_rate for report in reports]
+    down = [report.download_rate for report in reports]
+    return sum(up) if all(up) else 0.0, sum(down) if all(down) else 0.0
+
+  def _counted(self) -> list[ipb.Report]:
+    """What each process has sent and received."""
+    return [self._part.do(_COUNT, _NEVER), *self._told]
 
 
 class Mate:

@@ -102,6 +102,8 @@ class Part:
     report.bytes_sent = store.bytes_sent
     report.bytes_relayed = store.bytes_relayed
     report.bytes_received = self._exchange.fetcher.bytes_received
+    report.upload_rate = store.rate.bytes_a_second
+    report.download_rate = self._exchange.fetcher.rate.bytes_a_second
     return report
 
   def close(self) -> None:
@@ -269,6 +271,8 @@ class Part:
     record = self._shelf.adopt(sealed)
     self._kept.clear()  # of attempts that came to nothing
     self._ahead = None  # its file is gone, or is the record's
+    self._exchange.store.rate.round_over()
+    self._exchange.fetcher.rate.round_over()
     self._threads.submit(self._records.sync, record.number)
     return ipb.Report()
 

@@ -92,8 +92,12 @@ class CoordinatorRound:
     term: int,
     serial: int,
     clip_ratio: float = 0.0,
+    weights: list[int] | None = None,
   ) -> Outgoing:
-    """Starts an attempt with these members, in this order."""
+    """Starts an attempt with these members, in this order.
+
+    `weights` are of their shares; None: by their hosts and relays.
+    """
     self._reduced.clear()
     self._prepared.clear()
     self._absent.clear()
@@ -123,8 +127,9 @@ class CoordinatorRound:
         clip=clip,
         delta=proposal.delta,
       )
-    capacities = [capacity(proposal.delta) for proposal in proposals]
-    bounds = share_bounds(first.delta.length, self._block_bytes, capacities)
+    if weights is None:
+      weights = [capacity(proposal.delta) for proposal in proposals]
+    bounds = share_bounds(first.delta.length, self._block_bytes, weights)
     for owner, (start, stop) in zip(members, bounds, strict=True):
       plan.shares.add(start=start, stop=stop, owner=owner)
     plan.attempt = blake3(plan.SerializeToString(deterministic=True)).digest()

@@ -9,12 +9,14 @@ import collections
 from collections.abc import Callable
 import statistics
 
+from intellect_jax.elastic.balance import Balance, Link
 from intellect_jax.elastic.books import Books
 from intellect_jax.elastic.membership import Member, Membership, State
 from intellect_jax.elastic.outbox import Outbox
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.elastic.quorum import Quorum
 from intellect_jax.elastic.round import CoordinatorRound
+from intellect_jax.elastic.shares import capacity, relayed_only
 from intellect_jax.elastic.transfers import Transfers
 from intellect_jax.outer.codec import make_codec
 
@@ -50,6 +52,7 @@ class Rounds:
     self._repair = repair
     self._block_bytes = make_codec(books.run.outer.codec).block_bytes
     self._attempts = 0  # in this term
+    self._balance = Balance()
     self._forgive_at = now  # when broken pairs may try again
     self._window_seconds: collections.deque[float] = collections.deque(
       maxlen=_WINDOWS_REMEMBERED
@@ -208,9 +211,27 @@ class Rounds:
       members = ready
     self._attempts += 1
     term, serial = self._books.term, self._attempts
-    clip = self._books.run.outer.clip_ratio
-    plan = self.round.start(self.number, sorted(members), term, serial, clip)
+    clip, names = self._books.run.outer.clip_ratio, sorted(members)
+    weights = self._weights(names)
+    plan = self.round.start(self.number, names, term, serial, clip, weights)
     self._outbox.tell_each(plan)
+
+  def _weights(self, names: list[str]) -> list[int] | None:
+    """Of the shares, as the members' links stand; None: links do not count."""
+    elastic = self._books.elastic
+    if elastic.share_by == "equal":
+      return None
+    links = {}
+    for name in names:
+      beat = self._members.members[name].heartbeat
+      delta = self.round.proposals[name].delta
+      links[name] = Link(
+        beat.upload_rate,
+        beat.download_rate,
+        capacity(delta),
+        relayed_only(delta),
+      )
+    return self._balance.weights(links, elastic.share_gain)
 
   def _may_plan(self, now: float) -> bool:
     """Whether it is time: nobody is waited for any more."""

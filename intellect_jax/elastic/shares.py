@@ -19,15 +19,19 @@ def addresses(blob: pb.Blob) -> list[str]:
   return list(dict.fromkeys(found))
 
 
+def relayed_only(delta: pb.Blob) -> bool:
+  """Whether a relay is the only way to its bytes."""
+  return all(blobs.split_relayed(a)[1] for a in addresses(delta))
+
+
 def capacity(delta: pb.Blob) -> int:
   """How large a share suits an island that serves its blobs in these ways.
 
   A share is fetched by everybody; behind a relay that costs two links. Each
   host of an island reduces and serves a part of it.
   """
-  relayed_only = all(blobs.split_relayed(a)[1] for a in addresses(delta))
   hosts = max(1, len(delta.parts))
-  return hosts * (1 if relayed_only else _DIRECT_CAPACITY)
+  return hosts * (1 if relayed_only(delta) else _DIRECT_CAPACITY)
 
 
 def share_bounds(

@@ -31,7 +31,7 @@ _UNANSWERED_SECONDS = 2.0  # before the screen says so
 _NOTES = 3  # newest, shown
 _OTHER_LINES = 15  # of the screen: all that is no row of an island
 _PHASE_LETTERS = 120  # two lines, or three with long names
-_SLOW = 2 / 3  # of the median island's tokens a second
+_SLOW = 2 / 3  # of the median island's tokens a second, or link
 _OUT = ("gone", "left")  # states of islands that take no part
 _BARS = "▁▂▃▄▅▆▇█"
 
@@ -268,16 +268,23 @@ def _islands(status: pb.Status, run: ConfigDict, rows: int) -> Table:
   if len(islands) > rows:
     islands = islands[: rows - 1]
   islands.sort(key=lambda i: (i.state in _OUT, i.island))
-  median = statistics.median(
-    [i.heartbeat.tokens_per_second for i in _inside(status)] or [0.0]
-  )
+  beats = [island.heartbeat for island in _inside(status)]
+  median = statistics.median([b.tokens_per_second for b in beats] or [0.0])
+  median_up = _median([b.upload_rate for b in beats])
+  median_down = _median([b.download_rate for b in beats])
   places = any(island.place for island in islands)
-  table = _island_columns(places, wrap=3 * len(islands) <= rows)
+  links = median_up > 0 or median_down > 0
+  table = _island_columns(places, links, wrap=3 * len(islands) <= rows)
   for island in islands:
     beat = island.heartbeat
     began = beat.step > 0
     loss_style = "" if math.isfinite(beat.loss) else "bold red"
     rate_style = "yellow" if beat.tokens_per_second < _SLOW * median else ""
+    slow_link = (
+      0 < beat.upload_rate < _SLOW * median_up
+      or 0 < beat.download_rate < _SLOW * median_down
+    )
+    link = f"{_mbit(beat.upload_rate)}/{_mbit(beat.download_rate)}"
     table.add_row(
       Text(island.island),
       *([Text(island.place)] if places else []),
@@ -285,6 +292,7 @@ def _islands(status: pb.Status, run: ConfigDict, rows: int) -> Table:
       Text(f"{beat.loss:.4f}" if began else "–", loss_style),
       Text(f"{beat.tokens_per_second:,.0f}" if began else "–", rate_style),
       _share(beat.blocked_seconds, beat.train_seconds),
+      *([Text(link, "yellow" if slow_link else "")] if links else []),
       _state(island, run.elastic.lease_seconds),
       style="dim" if island.state in _OUT else "",
     )
@@ -295,7 +303,7 @@ def _islands(status: pb.Status, run: ConfigDict, rows: int) -> Table:
   return table
 
 
-def _island_columns(places: bool, wrap: bool) -> Table:
+def _island_columns(places: bool, links: bool, wrap: bool) -> Table:
   table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), expand=True)
   table.add_column("island", no_wrap=True, max_width=14)
   if places:
@@ -304,8 +312,21 @@ def _island_columns(places: bool, wrap: bool) -> Table:
     table.add_column(name, justify="right", no_wrap=True, min_width=width)
   table.add_column("tokens/s", justify="right", no_wrap=True)
   table.add_column("blocked", justify="right", no_wrap=True)
+  if links:
+    table.add_column("Mbit/s ↑/↓", justify="right", no_wrap=True)
   table.add_column("state", ratio=1, no_wrap=not wrap, overflow="ellipsis")
   return table
+
+
+def _median(rates: Sequence[float]) -> float:
+  """Of those that are known; 0 if none is."""
+  return statistics.median([rate for rate in rates if rate > 0] or [0.0])
+
+
+def _mbit(rate: float) -> str:
+  """Bytes/s in 10^6 bits/s."""
+  mbit = 8e-6 * rate
+  return f"{mbit:,.{0 if mbit >= 10 else 1}f}" if rate > 0 else "–"
 
 
 def _pace_of(island: pb.IslandStatus) -> tuple[bool, float]:

@@ -30,6 +30,7 @@ class Driver:
     self.losses: list[pb.Loss] = []
     self.term = 0
     self.norms: dict[str, float] = {}  # of deltas, other than 2
+    self.links: dict[str, tuple[float, float]] = {}  # bytes/s up and down
     self.sessions: dict[str, int] = {}
     self.incarnations: dict[str, int] = {}
     self.trained: dict[str, int] = {}
@@ -85,7 +86,11 @@ class Driver:
 
   def beat(self, island: str) -> None:
     trained = self.trained.get(island, 0)
-    self.say(island, heartbeat=pb.Heartbeat(tokens_trained=trained))
+    up, down = self.links.get(island, (0.0, 0.0))
+    beat = pb.Heartbeat(
+      tokens_trained=trained, upload_rate=up, download_rate=down
+    )
+    self.say(island, heartbeat=beat)
 
   def hello(self, island: str, incarnation: int = 1, record=None, **fields):
     """Opens a new stream; `record` is what the island stands at, if any."""
@@ -148,10 +153,11 @@ class Driver:
       self.repeat(island, [done], state)
 
   def repeat(self, island: str, windows, state: bytes = b"s") -> None:
+    part = pb.Part(addresses=[f"{island}:1"])
     proposal = pb.Proposal(
       base=self.machine.head.number,
       windows=windows,
-      delta=pb.Blob(id=island.encode(), length=64 * 1024),
+      delta=pb.Blob(id=island.encode(), length=64 * 1024, parts=[part]),
       norm=self.norms.get(island, 2.0),
       base_state=state,
     )

@@ -151,6 +151,41 @@ def test_a_delta_that_stands_out_is_scaled_down_in_the_plan():
   assert clips["b"] * 100.0 == pytest.approx(2 * 2.0)
 
 
+def share_sizes(driver: Driver) -> dict[str, int]:
+  """Of the attempt that is open, in blocks, by owner."""
+  plan = driver.machine.rounds.round.plan
+  assert plan is not None
+  return {share.owner: share.stop - share.start for share in plan.shares}
+
+
+def test_shares_follow_the_links_between_attempts():
+  driver = Driver()
+  driver.begin("abcd")
+  driver.links = dict.fromkeys("abcd", (1e6, 1e6))
+  driver.propose("abcd")
+  equal = dict.fromkeys("abcd", 16)
+  assert share_sizes(driver) == equal
+  driver.links["a"] = 2e5, 1e6
+  driver.beat("a")
+  assert share_sizes(driver) == equal  # until the next one
+  a = driver.machine.status(driver.now).islands[0].heartbeat
+  assert (a.upload_rate, a.download_rate) == (2e5, 1e6)
+  driver.prepare("abcd", driver.reduce("abcd"))
+  driver.propose("abcd", window=2)
+  sizes = share_sizes(driver)
+  assert 4 * sizes["a"] < min(sizes[owner] for owner in "bcd")
+  driver.cut("a")  # who is left has equal links
+  assert sorted(share_sizes(driver).values()) == [21, 21, 22]
+
+
+def test_shares_are_equal_whatever_the_links_if_the_run_says_so():
+  driver = Driver(share_by="equal")
+  driver.begin("abcd")
+  driver.links = dict(a=(1e5, 1e6), b=(1e6, 1e6))
+  driver.propose("abcd")
+  assert share_sizes(driver) == dict.fromkeys("abcd", 16)
+
+
 def test_a_stream_that_breaks_unnoticed_costs_no_attempt():
   driver = Driver()
   driver.begin("ab")

@@ -16,6 +16,7 @@ from intellect_jax.elastic.mate import Mate
 from intellect_jax.elastic.part import Part
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.elastic.protocol import island_pb2 as ipb
+from intellect_jax.elastic.rates import Rate
 from intellect_jax.elastic.shelf import MeanShelf
 from intellect_jax.outer.codec import make_codec
 
@@ -151,6 +152,15 @@ def test_every_process_sends_and_receives_its_part(islands):
   # Half of a delta, and the share of the other island, as from one process;
   # and a manifest more.
   assert LENGTH <= one.crew.traffic()[2] < 1.1 * LENGTH
+
+
+def test_the_links_of_all_hosts_add_up(islands):
+  one, two = islands(1, 2)
+  for store in [*one.stores, *two.stores]:
+    store.rate = Rate(cap_mbit=8)
+  two.crew.traffic(anew=True)
+  assert one.crew.rates() == (1e6, 0)  # nothing is known of the way down
+  assert two.crew.rates() == (2e6, 0)
 
 
 def test_a_state_comes_in_parts_and_all_have_it(islands):

@@ -48,6 +48,16 @@ def screen(status: pb.Status, evaluations=None, **arguments) -> list[str]:
   return lines
 
 
+def yellow(status: pb.Status) -> list[str]:
+  """The lines of the screen that have something yellow."""
+  console = Console(
+    width=80, force_terminal=True, color_system="standard", file=io.StringIO()
+  )
+  with console.capture() as capture:
+    console.print(progress.render(status, RUN, {}))
+  return [n for n in capture.get().splitlines() if "\x1b[33m" in n]
+
+
 def row_of(lines: list[str], start: str) -> str:
   (row,) = [line for line in lines if line.startswith(start)]
   return row
@@ -68,6 +78,20 @@ def test_an_island_has_its_figures_in_its_row():
   assert " ".join(row.split()) == "island-0 1,234 4.5612 12,345 3.0 % training"
 
 
+def test_a_slow_link_shows_in_mbit():
+  status = make_status(
+    make_island("island-0", upload_rate=1.25e7, download_rate=6e7),
+    make_island("island-1", upload_rate=4e5, download_rate=6e7),
+    make_island("island-2", upload_rate=1.25e7),
+  )
+  lines = screen(status)
+  assert "100/480" in row_of(lines, "island-0")
+  assert "3.2/480" in row_of(lines, "island-1")
+  assert "100/–" in row_of(lines, "island-2")
+  (slow,) = yellow(status)
+  assert "3.2/480" in slow
+
+
 def test_the_slow_one_shows():
   status = make_status(
     make_island("island-0", activity="waiting for record 13"),
@@ -78,13 +102,8 @@ def test_the_slow_one_shows():
   lines = screen(status)
   assert "waiting for proposals of island-1" in row_of(lines, "this round")
   assert "waiting for record 13" in row_of(lines, "island-0")
-  console = Console(
-    width=80, force_terminal=True, color_system="standard", file=io.StringIO()
-  )
-  with console.capture() as capture:
-    console.print(progress.render(status, RUN, {}))
-  (slow,) = [n for n in capture.get().splitlines() if "training" in n]
-  assert "\x1b[33m" in slow  # its rate is yellow
+  (slow,) = [line for line in yellow(status) if "training" in line]
+  assert "300" in slow
 
 
 @pytest.mark.parametrize(

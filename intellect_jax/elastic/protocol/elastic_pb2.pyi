@@ -315,7 +315,7 @@ class Records(_message.Message):
     def __init__(self, records: _Optional[_Iterable[_Union[SealedRecord, _Mapping]]] = ..., end: _Optional[int] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
-    __slots__ = ("record", "window", "step", "tokens_trained", "activity", "loss", "tokens_per_second", "train_seconds", "blocked_seconds", "bytes_sent", "bytes_received", "evaluations", "busy_seconds", "hand_in_seconds", "oldest", "bytes_relayed", "tokens_open")
+    __slots__ = ("record", "window", "step", "tokens_trained", "activity", "loss", "tokens_per_second", "train_seconds", "blocked_seconds", "bytes_sent", "bytes_received", "evaluations", "busy_seconds", "hand_in_seconds", "oldest", "bytes_relayed", "tokens_open", "upload_rate", "download_rate")
     RECORD_FIELD_NUMBER: _ClassVar[int]
     WINDOW_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
@@ -333,6 +333,8 @@ class Heartbeat(_message.Message):
     OLDEST_FIELD_NUMBER: _ClassVar[int]
     BYTES_RELAYED_FIELD_NUMBER: _ClassVar[int]
     TOKENS_OPEN_FIELD_NUMBER: _ClassVar[int]
+    UPLOAD_RATE_FIELD_NUMBER: _ClassVar[int]
+    DOWNLOAD_RATE_FIELD_NUMBER: _ClassVar[int]
     record: int
     window: int
     step: int
@@ -350,7 +352,9 @@ class Heartbeat(_message.Message):
     oldest: int
     bytes_relayed: int
     tokens_open: int
-    def __init__(self, record: _Optional[int] = ..., window: _Optional[int] = ..., step: _Optional[int] = ..., tokens_trained: _Optional[int] = ..., activity: _Optional[str] = ..., loss: _Optional[float] = ..., tokens_per_second: _Optional[float] = ..., train_seconds: _Optional[float] = ..., blocked_seconds: _Optional[float] = ..., bytes_sent: _Optional[int] = ..., bytes_received: _Optional[int] = ..., evaluations: _Optional[_Iterable[_Union[Evaluation, _Mapping]]] = ..., busy_seconds: _Optional[float] = ..., hand_in_seconds: _Optional[float] = ..., oldest: _Optional[int] = ..., bytes_relayed: _Optional[int] = ..., tokens_open: _Optional[int] = ...) -> None: ...
+    upload_rate: float
+    download_rate: float
+    def __init__(self, record: _Optional[int] = ..., window: _Optional[int] = ..., step: _Optional[int] = ..., tokens_trained: _Optional[int] = ..., activity: _Optional[str] = ..., loss: _Optional[float] = ..., tokens_per_second: _Optional[float] = ..., train_seconds: _Optional[float] = ..., blocked_seconds: _Optional[float] = ..., bytes_sent: _Optional[int] = ..., bytes_received: _Optional[int] = ..., evaluations: _Optional[_Iterable[_Union[Evaluation, _Mapping]]] = ..., busy_seconds: _Optional[float] = ..., hand_in_seconds: _Optional[float] = ..., oldest: _Optional[int] = ..., bytes_relayed: _Optional[int] = ..., tokens_open: _Optional[int] = ..., upload_rate: _Optional[float] = ..., download_rate: _Optional[float] = ...) -> None: ...
 
 class Evaluation(_message.Message):
     __slots__ = ("record", "loss")

@@ -195,7 +195,7 @@ class End(_message.Message):
     def __init__(self, failure: _Optional[str] = ...) -> None: ...
 
 class Report(_message.Message):
-    __slots__ = ("culprit", "failure", "cancelled", "addresses", "hashes", "squared_norms", "blob", "record", "state_hash", "bytes_sent", "bytes_relayed", "bytes_received")
+    __slots__ = ("culprit", "failure", "cancelled", "addresses", "hashes", "squared_norms", "blob", "record", "state_hash", "bytes_sent", "bytes_relayed", "bytes_received", "upload_rate", "download_rate")
     CULPRIT_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
     CANCELLED_FIELD_NUMBER: _ClassVar[int]
@@ -208,6 +208,8 @@ class Report(_message.Message):
     BYTES_SENT_FIELD_NUMBER: _ClassVar[int]
     BYTES_RELAYED_FIELD_NUMBER: _ClassVar[int]
     BYTES_RECEIVED_FIELD_NUMBER: _ClassVar[int]
+    UPLOAD_RATE_FIELD_NUMBER: _ClassVar[int]
+    DOWNLOAD_RATE_FIELD_NUMBER: _ClassVar[int]
     culprit: str
     failure: str
     cancelled: bool
@@ -220,4 +222,6 @@ class Report(_message.Message):
     bytes_sent: int
     bytes_relayed: int
     bytes_received: int
-    def __init__(self, culprit: _Optional[str] = ..., failure: _Optional[str] = ..., cancelled: _Optional[bool] = ..., addresses: _Optional[_Iterable[str]] = ..., hashes: _Optional[bytes] = ..., squared_norms: _Optional[_Iterable[float]] = ..., blob: _Optional[_Union[_elastic_pb2.Blob, _Mapping]] = ..., record: _Optional[int] = ..., state_hash: _Optional[bytes] = ..., bytes_sent: _Optional[int] = ..., bytes_relayed: _Optional[int] = ..., bytes_received: _Optional[int] = ...) -> None: ...
+    upload_rate: float
+    download_rate: float
+    def __init__(self, culprit: _Optional[str] = ..., failure: _Optional[str] = ..., cancelled: _Optional[bool] = ..., addresses: _Optional[_Iterable[str]] = ..., hashes: _Optional[bytes] = ..., squared_norms: _Optional[_Iterable[float]] = ..., blob: _Optional[_Union[_elastic_pb2.Blob, _Mapping]] = ..., record: _Optional[int] = ..., state_hash: _Optional[bytes] = ..., bytes_sent: _Optional[int] = ..., bytes_relayed: _Optional[int] = ..., bytes_received: _Optional[int] = ..., upload_rate: _Optional[float] = ..., download_rate: _Optional[float] = ...) -> None: ...
