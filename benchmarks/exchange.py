@@ -51,10 +51,11 @@ def main(_) -> None:
     return
   found = machine.describe()
   rows = [*unlimited(_QUICK.value), *in_namespace()]
-  figures = dict(machine=found, rows=rows, errors=errors())
-  rich.console.Console().print(table(rows), error_table(figures["errors"]))
+  wrong = errors()
+  rich.console.Console().print(table(rows), error_table(wrong))
   if _JSON.value:
     path = pathlib.Path(_JSON.value)
+    figures = dict(machine=found, rows=rows, errors=wrong)
     path.write_text(json.dumps(figures, indent=1) + "\n")
 
 

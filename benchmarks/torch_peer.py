@@ -15,8 +15,8 @@ import json
 import sys
 import time
 
-import torch
-import torch.distributed as dist
+import torch  # pyright: ignore[reportMissingImports]
+import torch.distributed as dist  # pyright: ignore[reportMissingImports]
 
 _PATIENCE = datetime.timedelta(seconds=60)
 _TENSOR = 1_000_000  # values
@@ -50,8 +50,13 @@ class Torchft:
   """torchft's DiLoCo over Gloo: Nesterov outer step, float32 on the wire."""
 
   def __init__(self, options: argparse.Namespace):
-    from torchft import Manager, ProcessGroupGloo
-    from torchft.local_sgd import DiLoCo
+    from torchft import (  # pyright: ignore[reportMissingImports]
+      Manager,
+      ProcessGroupGloo,
+    )
+    from torchft.local_sgd import (  # pyright: ignore[reportMissingImports]
+      DiLoCo,
+    )
 
     host, port = options.store.rsplit(":", 1)
     self._store = dist.TCPStore(host, int(port), is_master=True)
