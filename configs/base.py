@@ -9,7 +9,7 @@ for itself: its mesh, its paths, its place. Other configs start from this one:
 Sources: [I1] INTELLECT-1, arXiv 2412.01152; [D] DiLoCo, arXiv 2311.08105;
 [SL] DiLoCo scaling laws, arXiv 2503.09799; [L3] Llama 3, arXiv 2407.21783;
 [M] Muon at scale, arXiv 2502.16982; [ML] MuLoCo, arXiv 2505.23725;
-[P] docs/protocol.md of this project.
+[S] Streaming DiLoCo, arXiv 2501.18512; [P] docs/protocol.md of this project.
 """
 
 import ml_collections
@@ -88,7 +88,9 @@ def run_config() -> ml_collections.ConfigDict:
       inner_steps=100,  # H: inner steps a window [I1]
       learning_rate=0.7,  # eta; 0.4 / 0.6 / 0.8 for 1 / 2-4 / 8 [SL]
       momentum=0.9,  # mu, Nesterov [D]
-      codec="int8",  # of deltas and means: "int8" or "float32" (exact)
+      # Of deltas and means: "int8" [I1], "int4", "e3m0" [S], or "float32"
+      # (exact). 8.1, 4.1, 4.1 and 32 bits a value.
+      codec="int8",
       max_ahead_steps=0,  # inner steps past a proposal before waiting
       max_carry=1,  # records that left-out work is carried over [P 3]
       # x the median norm of a delta per inner step, beyond which one is scaled

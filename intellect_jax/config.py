@@ -150,10 +150,10 @@ def validate_run(run: ConfigDict) -> None:
     "adamw or muon",
   )
   _require(
-    outer.codec in ("int8", "float32"),
+    outer.codec in ("int8", "int4", "e3m0", "float32"),
     "run.outer.codec",
     outer.codec,
-    "int8 or float32",
+    "int8, int4, e3m0 or float32",
   )
   _require(
     0 < outer.learning_rate <= 2,

@@ -6,6 +6,7 @@ island encoded is the wire value; everyone decodes the same bytes to the same
 bits. All calls release the GIL.
 """
 
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -61,7 +62,12 @@ class Codec(Protocol):
 
 def make_codec(name: str) -> Codec:
   """Returns the codec called `name`; raises UserError if there is none."""
-  codecs: dict[str, type[Codec]] = {"int8": Int8, "float32": Float32}
+  codecs: dict[str, Callable[[], Codec]] = {
+    "int8": int8,
+    "int4": int4,
+    "e3m0": e3m0,
+    "float32": Float32,
+  }
   if name not in codecs:
     raise UserError(
       f"run.outer.codec is {name!r}, but must be one of"
@@ -70,40 +76,80 @@ def make_codec(name: str) -> Codec:
   return codecs[name]()
 
 
-class Int8:
-  """8 bits a value: blocks of 256 with one absmax scale.
+class Scaled:
+  """Blocks of 256 values that share one scale.
 
-  A block is a float32 scale (little-endian), then 256 codes in [-127, 127]:
-
-    scale = max |x| / 127,  code = round_half_even(x / scale)
-
-  so that |x - scale * code| <= scale / 2, with no clipping at any size of x.
+  A block is a float32 scale (little-endian), then the codes. A value is decoded
+  as scale * float32(number), where the number is what its code stands for. All
+  of x has a code, whatever its size. A scale is a normal number, since some
+  CPUs flush others to zero, or 0: that of a block of zeros. 0 has the code 0.
   """
 
-  name = "int8"
   block = kernels.BLOCK
-  block_bytes = kernels.INT8_BLOCK.itemsize
+
+  def __init__(self, name: str, loops: kernels.Loops):
+    self.name = name
+    self.block_bytes = loops.block.itemsize
+    self._loops = loops
 
   def encode(self, values: np.ndarray, out: np.ndarray) -> None:
     _check(self, values, out)
-    bad = kernels.encode_int8(values, out.view(kernels.INT8_BLOCK))
+    bad = self._loops.encode(values, out.view(self._loops.block))
     if bad >= 0:
       start = bad * self.block
       _refuse_not_finite(values[start : start + self.block], start)
 
   def decode(self, codes: np.ndarray, out: np.ndarray) -> None:
     _check(self, out, codes)
-    kernels.decode_int8(codes.view(kernels.INT8_BLOCK), out)
+    self._loops.decode(codes.view(self._loops.block), out)
 
   def accumulate(
     self, total: np.ndarray, codes: np.ndarray, weight: float
   ) -> None:
     _check(self, total, codes)
-    blocks = codes.view(kernels.INT8_BLOCK)
-    kernels.accumulate_int8(total, blocks, np.float32(weight))
+    self._loops.accumulate(
+      total, codes.view(self._loops.block), np.float32(weight)
+    )
 
   def squared_norm(self, codes: np.ndarray) -> float:
-    return kernels.squared_norm_int8(codes.view(kernels.INT8_BLOCK))
+    return self._loops.squared_norm(codes.view(self._loops.block))
+
+
+def int8() -> Scaled:
+  """8 bits a value: a byte each, in [-127, 127].
+
+    scale = max |x| / 127,  code = round_half_even(x * (1 / scale))
+
+  so that |x - scale * code| <= scale / 2, up to float32's rounding.
+  """
+  return Scaled("int8", kernels.INT8)
+
+
+def int4() -> Scaled:
+  """4 bits a value, two to a byte, in [-7, 7].
+
+    scale = max |x| / 7,  code = round_half_even(x * (1 / scale))
+
+  so that |x - scale * code| <= scale / 2, up to float32's rounding. Byte i of a
+  block has the codes of value i, in its low bits, and of value i + 128, both in
+  two's complement.
+  """
+  return Scaled("int4", kernels.INT4)
+
+
+def e3m0() -> Scaled:
+  """4 bits a value: a sign and three bits of exponent, no mantissa.
+
+  The number format of Streaming DiLoCo, arXiv 2501.18512, with a scale a block:
+
+    scale = max |x| / 64,  number = 0, ±1, ±2, ±4 … ±64: nearest to x / scale
+
+  where of two that are equally near the larger magnitude is taken. So
+  |x - scale * number| <= max(|x| / 3, scale / 2), up to float32's rounding:
+  worse than `int4` at the largest values, better at small ones. The code of
+  ±2^k is ±(k + 1), and codes lie in a block as those of `int4`.
+  """
+  return Scaled("e3m0", kernels.E3M0)
 
 
 class Float32:

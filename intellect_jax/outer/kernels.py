@@ -4,31 +4,41 @@ Decode, accumulate and Nesterov must give the same bits on every CPU, so they
 are not left to XLA, which contracts multiply-add where it likes. numba without
 fast-math keeps the order and the rounding that is written here.
 
-Three habits make them fast on one core: inner loops count through slices,
-since numba vectorizes neither computed indices nor iteration; division follows
-numpy's error model, since a test for zero stops the vectorizer too; and the GIL
-is released, so that threads can work on disjoint ranges.
+Four habits make them fast on one core: inner loops count through slices, since
+numba vectorizes neither computed indices nor iteration; integers are cast back
+to 32 bits, since numba widens what it computes to 64; division follows numpy's
+error model, since a test for zero stops the vectorizer too; and the GIL is
+released, so that threads can work on disjoint ranges.
+
+All are in this file, since numba's cache on disk notices changes of no other.
 """
 
 from collections.abc import Callable
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 from numba import types
 import numpy as np
 
 BLOCK = 256  # values that share one scale
+HALF = BLOCK // 2
 INT8_BLOCK = np.dtype([("scale", "<f4"), ("codes", "i1", BLOCK)])
+# Two codes to a byte: byte i has those of value i, low, and of value i + HALF.
+# Those of neighbours would keep the loops from counting through slices.
+NIBBLE_BLOCK = np.dtype([("scale", "<f4"), ("codes", "i1", HALF)])
 
+# What the largest value of a block is coded as.
+INT8_TOP, INT4_TOP, E3M0_TOP = np.float32(127), np.float32(7), np.float32(64)
 # Scales stay normal numbers: a subnormal one has too few digits to keep
-# 127 * scale >= absmax, and some CPUs flush it to zero. And 127 * scale stays
-# finite, which absmax / 127 rounded up would not for the largest float32.
+# top * scale >= absmax, and some CPUs flush it to zero. And top * scale stays
+# finite, which absmax / top rounded up would not for the largest float32.
 SMALLEST_SCALE = np.finfo(np.float32).tiny
-LARGEST_SCALE = np.nextafter(np.finfo(np.float32).max / np.float32(127), 0)
+LARGEST_ABSMAX = np.nextafter(np.finfo(np.float32).max, np.float32(0))
 
 _SIGNATURES: dict[Any, tuple[types.Type, ...]] = {}
-_CODES = numba.from_dtype(INT8_BLOCK)
+_INT8 = numba.from_dtype(INT8_BLOCK)
+_NIBBLES = numba.from_dtype(NIBBLE_BLOCK)
 
 
 def _reads(dtype: types.Type) -> types.Array:
@@ -64,36 +74,64 @@ def compile_all() -> None:
     kernel.disable_compile()
 
 
-@_kernel(_reads(types.float32), _writes(_CODES))
-def encode_int8(values, blocks):
-  """Writes the codes of `values`; returns the first block with NaN or inf.
+class Loops(NamedTuple):
+  """The kernels of one codec, whose blocks have a scale and codes."""
+
+  block: np.dtype
+  encode: Any
+  decode: Any
+  accumulate: Any
+  squared_norm: Any
+
+
+@numba.njit(error_model="numpy")
+def _scale(x, top):
+  """max |x| / top; 0 of zeros alone, -1 if x has NaN or an infinity.
 
   The largest magnitude is found on the bits: unsigned integers order as the
   magnitudes they stand for, NaN and inf above all, and their maximum is a
-  vector instruction where that of floats is not. Returns -1 if all is finite.
+  vector instruction where that of floats is not.
   """
-  bits = values.view(np.uint32)
-  largest_bits = np.empty(1, np.uint32)
-  largest = largest_bits.view(np.float32)
+  bits = x.view(np.uint32)
+  largest = np.uint32(0)
+  for i in range(BLOCK):
+    largest = np.uint32(max(largest, bits[i] & np.uint32(0x7FFFFFFF)))
+  if largest >= np.uint32(0x7F800000):
+    return np.float32(-1)
+  if largest == 0:
+    return np.float32(0)
+  absmax = min(np.uint32(largest).view(np.float32), LARGEST_ABSMAX)
+  return max(absmax / top, SMALLEST_SCALE)
+
+
+@numba.njit(error_model="numpy")
+def _inverse(scale):
+  """1 / scale, and a number where all values are 0."""
+  return np.float32(1) / max(scale, SMALLEST_SCALE)
+
+
+# ------------------------------------------------------------------------- int8
+
+
+@_kernel(_reads(types.float32), _writes(_INT8))
+def encode_int8(values, blocks):
+  """Writes the codes of `values`; returns the first block with NaN or inf.
+
+  Returns -1 if all is finite.
+  """
   for n in range(blocks.size):
     x = values[n * BLOCK : (n + 1) * BLOCK]
-    b = bits[n * BLOCK : (n + 1) * BLOCK]
-    top = np.uint32(0)
-    for i in range(BLOCK):
-      top = max(top, b[i] & np.uint32(0x7FFFFFFF))
-    if top >= np.uint32(0x7F800000):
+    scale, codes = _scale(x, INT8_TOP), blocks[n].codes
+    if scale < 0:
       return n
-    largest_bits[0] = top
-    scale = largest[0] / np.float32(127)
-    scale = min(max(scale, SMALLEST_SCALE), LARGEST_SCALE)
-    codes = blocks[n].codes
+    inverse = _inverse(scale)
     for i in range(BLOCK):
-      codes[i] = np.int32(np.rint(x[i] / scale))
-    blocks[n].scale = scale if top > 0 else np.float32(0)
+      codes[i] = np.int32(np.rint(x[i] * inverse))
+    blocks[n].scale = scale
   return -1
 
 
-@_kernel(_reads(_CODES), _writes(types.float32))
+@_kernel(_reads(_INT8), _writes(types.float32))
 def decode_int8(blocks, out):
   """out = scale * code."""
   for n in range(blocks.size):
@@ -103,7 +141,7 @@ def decode_int8(blocks, out):
       y[i] = scale * np.float32(codes[i])
 
 
-@_kernel(_writes(types.float32), _reads(_CODES), types.float32)
+@_kernel(_writes(types.float32), _reads(_INT8), types.float32)
 def accumulate_int8(total, blocks, weight):
   """total += weight * (scale * code)."""
   for n in range(blocks.size):
@@ -113,7 +151,7 @@ def accumulate_int8(total, blocks, weight):
       t[i] += weight * (scale * np.float32(codes[i]))
 
 
-@_kernel(_reads(_CODES))
+@_kernel(_reads(_INT8))
 def squared_norm_int8(blocks):
   """Sum over blocks of scale^2 * sum of code^2, the inner sum exact."""
   total = 0.0
@@ -124,6 +162,183 @@ def squared_norm_int8(blocks):
       squares += np.int32(codes[i]) * np.int32(codes[i])
     total += scale * scale * np.float64(squares)
   return total
+
+
+INT8 = Loops(
+  INT8_BLOCK, encode_int8, decode_int8, accumulate_int8, squared_norm_int8
+)
+
+
+# ----------------------------------------------------------- two codes to a byte
+
+
+@numba.njit
+def _low(byte):
+  """The code of value i, as a signed number."""
+  return np.int32(np.int32(byte) << np.int32(28)) >> np.int32(28)
+
+
+@numba.njit
+def _high(byte):
+  """The code of value i + HALF, as a signed number."""
+  return np.int32(byte) >> np.int32(4)
+
+
+@numba.njit
+def _pair(low, high):
+  return np.int8((low & np.int32(15)) | np.int32(high << np.int32(4)))
+
+
+@numba.njit
+def _round(r):
+  return np.int32(np.rint(r))
+
+
+@numba.njit
+def _exponent(r):
+  """The code of r in e3m0: its sign, times exponent + 1 of the power taken.
+
+  Half a unit of the exponent is added to the bits of |r|: a mantissa of one
+  half or more carries into the exponent. What stands there then is that of the
+  nearest power, and of the larger one in a tie. Below 1 the other choice is 0.
+  """
+  bits = np.uint32(np.float32(r).view(np.uint32) & np.uint32(0x7FFFFFFF))
+  exponent = np.int32(np.uint32(bits + np.uint32(0x00400000)) >> np.uint32(23))
+  code = max(
+    np.int32(exponent - np.int32(126)),
+    np.int32(bits >= np.uint32(0x3F000000)),  # from 0.5 on
+  )
+  return np.int32(-code) if r < 0 else code
+
+
+@numba.njit
+def _power(code):
+  """What a code of e3m0 stands for: 0, ±1, ±2, ±4 … ±64."""
+  power = np.int32(np.int32(1) << np.int32(abs(code))) >> np.int32(1)
+  return np.int32(-power) if code < 0 else power
+
+
+@_kernel(_reads(types.float32), _writes(_NIBBLES))
+def encode_int4(values, blocks):
+  """As `encode_int8`."""
+  for n in range(blocks.size):
+    x = values[n * BLOCK : (n + 1) * BLOCK]
+    scale, codes = _scale(x, INT4_TOP), blocks[n].codes
+    if scale < 0:
+      return n
+    inverse = _inverse(scale)
+    low, high = x[:HALF], x[HALF:]
+    for i in range(HALF):
+      codes[i] = _pair(_round(low[i] * inverse), _round(high[i] * inverse))
+    blocks[n].scale = scale
+  return -1
+
+
+@_kernel(_reads(_NIBBLES), _writes(types.float32))
+def decode_int4(blocks, out):
+  """out = scale * code."""
+  for n in range(blocks.size):
+    scale, codes = blocks[n].scale, blocks[n].codes
+    y = out[n * BLOCK : (n + 1) * BLOCK]
+    low, high = y[:HALF], y[HALF:]
+    for i in range(HALF):
+      low[i] = scale * np.float32(_low(codes[i]))
+      high[i] = scale * np.float32(_high(codes[i]))
+
+
+@_kernel(_writes(types.float32), _reads(_NIBBLES), types.float32)
+def accumulate_int4(total, blocks, weight):
+  """total += weight * (scale * code)."""
+  for n in range(blocks.size):
+    scale, codes = blocks[n].scale, blocks[n].codes
+    t = total[n * BLOCK : (n + 1) * BLOCK]
+    low, high = t[:HALF], t[HALF:]
+    for i in range(HALF):
+      low[i] += weight * (scale * np.float32(_low(codes[i])))
+      high[i] += weight * (scale * np.float32(_high(codes[i])))
+
+
+@_kernel(_reads(_NIBBLES))
+def squared_norm_int4(blocks):
+  """As `squared_norm_int8`."""
+  total = 0.0
+  for n in range(blocks.size):
+    scale, codes = np.float64(blocks[n].scale), blocks[n].codes
+    squares = np.int32(0)  # at most 256 * 7^2
+    for i in range(HALF):
+      low, high = _low(codes[i]), _high(codes[i])
+      squares += np.int32(low * low) + np.int32(high * high)
+    total += scale * scale * np.float64(squares)
+  return total
+
+
+INT4 = Loops(
+  NIBBLE_BLOCK, encode_int4, decode_int4, accumulate_int4, squared_norm_int4
+)
+
+
+@_kernel(_reads(types.float32), _writes(_NIBBLES))
+def encode_e3m0(values, blocks):
+  """As `encode_int8`."""
+  for n in range(blocks.size):
+    x = values[n * BLOCK : (n + 1) * BLOCK]
+    scale, codes = _scale(x, E3M0_TOP), blocks[n].codes
+    if scale < 0:
+      return n
+    inverse = _inverse(scale)
+    low, high = x[:HALF], x[HALF:]
+    for i in range(HALF):
+      codes[i] = _pair(
+        _exponent(low[i] * inverse), _exponent(high[i] * inverse)
+      )
+    blocks[n].scale = scale
+  return -1
+
+
+@_kernel(_reads(_NIBBLES), _writes(types.float32))
+def decode_e3m0(blocks, out):
+  """out = scale * power."""
+  for n in range(blocks.size):
+    scale, codes = blocks[n].scale, blocks[n].codes
+    y = out[n * BLOCK : (n + 1) * BLOCK]
+    low, high = y[:HALF], y[HALF:]
+    for i in range(HALF):
+      low[i] = scale * np.float32(_power(_low(codes[i])))
+      high[i] = scale * np.float32(_power(_high(codes[i])))
+
+
+@_kernel(_writes(types.float32), _reads(_NIBBLES), types.float32)
+def accumulate_e3m0(total, blocks, weight):
+  """total += weight * (scale * power)."""
+  for n in range(blocks.size):
+    scale, codes = blocks[n].scale, blocks[n].codes
+    t = total[n * BLOCK : (n + 1) * BLOCK]
+    low, high = t[:HALF], t[HALF:]
+    for i in range(HALF):
+      low[i] += weight * (scale * np.float32(_power(_low(codes[i]))))
+      high[i] += weight * (scale * np.float32(_power(_high(codes[i]))))
+
+
+@_kernel(_reads(_NIBBLES))
+def squared_norm_e3m0(blocks):
+  """As `squared_norm_int8`."""
+  total = 0.0
+  for n in range(blocks.size):
+    scale, codes = np.float64(blocks[n].scale), blocks[n].codes
+    squares = np.int32(0)  # at most 256 * 64^2
+    for i in range(HALF):
+      low, high = _power(_low(codes[i])), _power(_high(codes[i]))
+      squares += np.int32(low * low) + np.int32(high * high)
+    total += scale * scale * np.float64(squares)
+  return total
+
+
+E3M0 = Loops(
+  NIBBLE_BLOCK, encode_e3m0, decode_e3m0, accumulate_e3m0, squared_norm_e3m0
+)
+
+
+# --------------------------------------------------------------------- Nesterov
 
 
 @_kernel(

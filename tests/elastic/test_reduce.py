@@ -112,7 +112,7 @@ def expected_mean(islands: Islands) -> np.ndarray:
   return codes
 
 
-@pytest.mark.parametrize("codec", ["int8", "float32"])
+@pytest.mark.parametrize("codec", ["int8", "int4", "e3m0", "float32"])
 def test_every_member_ends_with_the_same_bits_as_numpy(codec):
   with contextlib.closing(Islands(codec)) as islands:
     for name in TOKENS:

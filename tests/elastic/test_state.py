@@ -17,7 +17,7 @@ def encoded(codec, values):
   return codes
 
 
-@pytest.mark.parametrize("name", ["int8", "float32"])
+@pytest.mark.parametrize("name", ["int8", "int4", "float32"])
 def test_apply_is_nesterov_on_the_decoded_mean(name):
   codec, rng = make_codec(name), np.random.default_rng(0)
   theta = rng.standard_normal(SIZE).astype(np.float32)

@@ -8,14 +8,28 @@ from intellect_jax.outer import kernels
 FINFO = np.finfo(np.float32)
 
 
-@pytest.fixture(params=["int8", "float32"])
+SCALED = ["int8", "int4", "e3m0"]
+LARGEST = {"int8": 127, "int4": 7, "e3m0": 64}  # numbers, times the scale
+
+
+@pytest.fixture(params=[*SCALED, "float32"])
 def codec(request):
   return codec_lib.make_codec(request.param)
 
 
+@pytest.fixture(params=SCALED)
+def scaled(request):
+  return codec_lib.make_codec(request.param)
+
+
+@pytest.fixture(params=["int8", "int4"])
+def linear(request):
+  return codec_lib.make_codec(request.param)
+
+
 @pytest.fixture
-def int8():
-  return codec_lib.make_codec("int8")
+def e3m0():
+  return codec_lib.make_codec("e3m0")
 
 
 def encode(codec, values):
@@ -28,6 +42,19 @@ def decode(codec, codes):
   out = np.empty(codes.size // codec.block_bytes * codec.block, np.float32)
   codec.decode(codes, out)
   return out
+
+
+def numbers(codec, codes):
+  """The scales [n] and what the codes stand for, int [n, 256], by the format."""
+  blocks = codes.reshape(-1, codec.block_bytes)
+  scales, codes = blocks[:, :4].copy().view("<f4")[:, 0], blocks[:, 4:]
+  if codec.name == "int8":
+    return scales, codes.view(np.int8).astype(int)
+  nibbles = np.concatenate([codes & 15, codes >> 4], axis=1).astype(int)
+  signed = np.where(nibbles < 8, nibbles, nibbles - 16)
+  if codec.name == "int4":
+    return scales, signed
+  return scales, np.sign(signed) * 2 ** abs(signed) // 2
 
 
 def normal(blocks, seed=0):
@@ -49,42 +76,47 @@ def extreme(blocks, seed):
 
 
 @pytest.mark.parametrize(
-  ("draw", "bar"),
+  ("draw", "bars"),
   [
-    (lambda rng, n: rng.standard_normal(n), 0.008),
-    (lambda rng, n: rng.laplace(size=n), 0.011),
-    (lambda rng, n: rng.standard_t(3, size=n), 0.020),
+    (lambda rng, n: rng.standard_normal(n), (0.008, 0.13, 0.20)),
+    (lambda rng, n: rng.laplace(size=n), (0.011, 0.18, 0.19)),
+    (lambda rng, n: rng.standard_t(3, size=n), (0.020, 0.28, 0.175)),
   ],
   ids=["normal", "laplace", "student_t3"],
 )
-def test_int8_keeps_the_relative_l2_error_low(int8, draw, bar):
+def test_the_relative_l2_error_stays_low(scaled, draw, bars):
   x = draw(np.random.default_rng(0), 4096 * 256).astype(np.float32)
-  error = decode(int8, encode(int8, x)) - x
+  error = decode(scaled, encode(scaled, x)) - x
+  bar = bars[SCALED.index(scaled.name)]
   assert np.linalg.norm(error) / np.linalg.norm(x) <= bar
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_int8_error_is_at_most_half_a_scale_at_any_magnitude(int8, seed):
+def test_the_error_is_bounded_at_any_magnitude(scaled, seed):
   x = extreme(512, seed)
-  codes = encode(int8, x)
-  y = decode(int8, codes)
+  codes = encode(scaled, x)
+  y = decode(scaled, codes)
   assert np.isfinite(y).all()
-  scale = codes.view(kernels.INT8_BLOCK)["scale"].astype(np.float64)
-  error = np.abs(y.astype(np.float64) - x).reshape(-1, 256).max(axis=1)
-  # Division and product round once each, at up to 127 scales.
-  assert (error <= scale * (0.5 + 254 * FINFO.eps)).all()
+  scale, _ = numbers(scaled, codes)
+  bound = scale[:, None].astype(np.float64) / 2
+  if scaled.name == "e3m0":
+    bound = np.maximum(bound, np.abs(x.reshape(-1, 256)) / 3.0)
+  # 1 / scale and two products round once each.
+  slack = scale[:, None] * (2 * LARGEST[scaled.name] * FINFO.eps)
+  error = np.abs(y.astype(np.float64) - x).reshape(-1, 256)
+  assert (error <= bound + slack).all()
   assert not (y.reshape(-1, 256)[scale == 0]).any()
 
 
 @pytest.mark.parametrize(
   "largest", [FINFO.max, FINFO.tiny, FINFO.smallest_subnormal, 1e-44, 1.0]
 )
-def test_int8_holds_one_huge_value_in_a_block(int8, largest):
+def test_one_huge_value_in_a_block_is_held(scaled, largest):
   x = np.zeros(256, np.float32)
   x[17] = -largest
-  codes = encode(int8, x)
-  scale = codes.view(kernels.INT8_BLOCK)["scale"][0]
-  y = decode(int8, codes)
+  codes = encode(scaled, x)
+  (scale,), _ = numbers(scaled, codes)
+  y = decode(scaled, codes)
   assert abs(np.float64(y[17]) - x[17]) <= scale / 2
   assert not y[:17].any() and not y[18:].any()
 
@@ -97,27 +129,48 @@ def test_zero_blocks_have_scale_zero_and_come_back_as_zeros(codec):
   assert codec.squared_norm(codes) == 0
 
 
-def test_int8_rounds_half_to_even(int8):
+def test_half_is_rounded_to_even(linear):
   x = np.zeros(256, np.float32)
-  x[:6] = [127, 0.5, 1.5, 2.5, -0.5, -1.5]
+  top = LARGEST[linear.name]
+  x[:6] = [top, 0.5, 1.5, 2.5, -0.5, -1.5]
   np.testing.assert_array_equal(
-    decode(int8, encode(int8, x))[:6], [127, 0, 2, 2, 0, -2]
+    decode(linear, encode(linear, x))[:6], [top, 0, 2, 2, 0, -2]
   )
 
 
-def test_a_tiny_block_beside_a_large_one_keeps_its_relative_error(int8):
+def test_e3m0_takes_the_nearest_power_and_the_larger_of_two(e3m0):
+  x = np.zeros(256, np.float32)
+  x[:9] = [64, 0.49, 0.5, 0.7, -1.49, 1.5, -2.9, 47, -48]
+  np.testing.assert_array_equal(
+    decode(e3m0, encode(e3m0, x))[:9], [64, 0, 1, 1, -1, 2, -2, 32, -64]
+  )
+
+
+def test_no_number_of_e3m0_is_nearer(e3m0):
+  x = normal(64)
+  codes = encode(e3m0, x)
+  scale, taken = numbers(e3m0, codes)
+  powers = np.array([0, 1, 2, 4, 8, 16, 32, 64])
+  every = np.concatenate([powers, -powers[1:]])
+  r = x.reshape(-1, 256) / scale[:, None]
+  nearest = np.abs(r[..., None] - every).min(axis=-1)
+  assert set(np.unique(taken)) == set(every)
+  np.testing.assert_allclose(np.abs(r - taken), nearest, atol=1e-4)
+
+
+def test_a_tiny_block_beside_a_large_one_keeps_its_digits(scaled):
+  """Scaling by a power of two changes scales alone."""
   x = normal(2)
-  x[256:] *= np.float32(1e-3)
-  y = decode(int8, encode(int8, x))
-  errors = np.linalg.norm((y - x).reshape(2, 256), axis=1)
-  assert (errors <= 0.01 * np.linalg.norm(x.reshape(2, 256), axis=1)).all()
+  x[256:] = x[:256] * np.float32(2**-10)
+  scale, number = numbers(scaled, encode(scaled, x))
+  assert scale[1] == scale[0] / 2**10
+  np.testing.assert_array_equal(number[0], number[1])
 
 
-def test_float32_is_exact(codec):
-  x = extreme(64, 0)
+def test_float32_is_exact():
+  x, codec = extreme(64, 0), codec_lib.make_codec("float32")
   y = decode(codec, encode(codec, x))
-  if codec.name == "float32":
-    np.testing.assert_array_equal(x.view(np.uint32), y.view(np.uint32))
+  np.testing.assert_array_equal(x.view(np.uint32), y.view(np.uint32))
 
 
 @pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])
@@ -167,9 +220,9 @@ def test_accumulate_rounds_as_numpy_float32_does(codec):
   for seed, weight in enumerate(weights):
     codes = encode(codec, normal(256, seed))
     codec.accumulate(total, codes, weight)
-    if codec.name == "int8":
-      blocks = codes.view(kernels.INT8_BLOCK)
-      decoded = blocks["scale"][:, None] * blocks["codes"].astype(np.float32)
+    if codec.name in SCALED:
+      scale, number = numbers(codec, codes)
+      decoded = scale[:, None] * number.astype(np.float32)
       np.testing.assert_array_equal(decode(codec, codes), decoded.ravel())
     expected = expected + weight * decode(codec, codes)
   np.testing.assert_array_equal(total, expected)
@@ -199,11 +252,10 @@ def test_squared_norm_is_that_of_the_decoded_values(codec):
   assert codec.squared_norm(codes) == pytest.approx(exact, rel=1e-6)
 
 
-def test_squared_norm_of_int8_is_exact_in_each_block(int8):
-  codes = encode(int8, normal(1))
-  block = codes.view(kernels.INT8_BLOCK)[0]
-  squares = sum(int(c) ** 2 for c in block["codes"])
-  assert int8.squared_norm(codes) == float(block["scale"]) ** 2 * squares
+def test_squared_norm_is_exact_in_each_block(scaled):
+  codes = encode(scaled, normal(1))
+  (scale,), number = numbers(scaled, codes)
+  assert scaled.squared_norm(codes) == float(scale) ** 2 * (number**2).sum()
 
 
 def test_a_wrong_length_or_type_is_refused(codec):

@@ -1,6 +1,6 @@
 import pytest
 
-from intellect_jax.outer import codec, schedule
+from intellect_jax.outer import codec, schedule, traffic
 
 
 def test_position_grows_by_the_tokens_of_all_members():
@@ -15,13 +15,18 @@ def test_a_joiner_ramps_up_and_stays():
 
 
 @pytest.mark.parametrize("islands", [2, 3, 14])
-def test_int8_sends_393_times_less_than_data_parallel(islands):
-  """INTELLECT-1 counts 400: it leaves out the scales."""
-  int8, values = codec.make_codec("int8"), 256_000
-  coded = values // int8.block * int8.block_bytes
-  sent = 2 * (islands - 1) * coded / islands
+@pytest.mark.parametrize(
+  ("name", "expected"), [("int8", 393.8), ("int4", 775.8), ("e3m0", 775.8)]
+)
+def test_how_much_less_a_codec_sends_than_data_parallel(
+  islands, name, expected
+):
+  """INTELLECT-1 counts 400 for int8: it leaves out the scales."""
+  made, values = codec.make_codec(name), 256_000
+  coded = values // made.block * made.block_bytes
+  sent = traffic.coded_bytes_sent(islands, coded)
   reduction = schedule.payload_reduction(islands, values, 100, sent)
-  assert reduction == pytest.approx(393.8, abs=0.05)
+  assert reduction == pytest.approx(expected, abs=0.05)
 
 
 def test_a_lone_island_reduces_nothing():
