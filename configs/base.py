@@ -9,7 +9,9 @@ for itself: its mesh, its paths, its place. Other configs start from this one:
 Sources: [I1] INTELLECT-1, arXiv 2412.01152; [D] DiLoCo, arXiv 2311.08105;
 [SL] DiLoCo scaling laws, arXiv 2503.09799; [L3] Llama 3, arXiv 2407.21783;
 [M] Muon at scale, arXiv 2502.16982; [ML] MuLoCo, arXiv 2505.23725;
-[S] Streaming DiLoCo, arXiv 2501.18512; [P] docs/protocol.md of this project.
+[C] Covenant-72B, arXiv 2603.08163; [DD] Decoupled DiLoCo, arXiv 2604.21428;
+[PI] Pier, arXiv 2511.17849; [S] Streaming DiLoCo, arXiv 2501.18512;
+[P] docs/protocol.md of this project.
 """
 
 import ml_collections
@@ -86,8 +88,17 @@ def run_config() -> ml_collections.ConfigDict:
   run.outer = ml_collections.ConfigDict(
     dict(
       inner_steps=100,  # H: inner steps a window [I1]
-      learning_rate=0.7,  # eta; 0.4 / 0.6 / 0.8 for 1 / 2-4 / 8 [SL]
+      # eta; or "auto": 0.4 / 0.6 / 0.8 for 1 / 2-4 / 8 members of a record, and
+      # between (outer/rates.py), tuned at momentum=0.9 [SL].
+      learning_rate=ml_collections.FieldReference(0.7, field_type=object),
+      # The rate falls linearly over the last so many tokens of the run; 0: not.
+      decay_tokens=0,
+      decay_to=0.65,  # the part of it that is left at the end [C]
       momentum=0.9,  # mu, Nesterov [D]
+      momentum_warmup_tokens=0,  # first committed ones, linear from 0 [PI]
+      # Of deltas: "mean", weighted by tokens, or "rda", that mean with the norm
+      # that the deltas have: for 8 islands and more [DD].
+      merge="mean",
       # Of deltas and means: "int8" [I1], "int4", "e3m0" [S], or "float32"
       # (exact). 8.1, 4.1, 4.1 and 32 bits a value.
       codec="int8",

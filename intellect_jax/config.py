@@ -155,18 +155,7 @@ def validate_run(run: ConfigDict) -> None:
     outer.codec,
     "int8, int4, e3m0 or float32",
   )
-  _require(
-    0 < outer.learning_rate <= 2,
-    "run.outer.learning_rate",
-    outer.learning_rate,
-    "above 0 and at most 2; good ones lie between 0.4 and 0.8",
-  )
-  _require(
-    0 <= outer.momentum < 1,
-    "run.outer.momentum",
-    outer.momentum,
-    "at least 0 and below 1",
-  )
+  _validate_outer_optimizer(outer)
   _require(
     outer.max_ahead_steps >= 0 and outer.max_carry >= 0,
     "run.outer.max_ahead_steps and max_carry",
@@ -204,6 +193,37 @@ def validate_run(run: ConfigDict) -> None:
     "at least 0 and below 1",
   )
   _validate_data(data)
+
+
+def _validate_outer_optimizer(outer: ConfigDict) -> None:
+  rate = outer.learning_rate
+  _require(
+    rate == "auto" or (type(rate) in (int, float) and 0 < rate <= 2),
+    "run.outer.learning_rate",
+    rate,
+    "'auto', or a number above 0 and at most 2; good ones lie between 0.4 and"
+    " 0.8",
+  )
+  _require(
+    0 <= outer.momentum < 1,
+    "run.outer.momentum",
+    outer.momentum,
+    "at least 0 and below 1",
+  )
+  for name in ("momentum_warmup_tokens", "decay_tokens"):
+    _require(outer[name] >= 0, f"run.outer.{name}", outer[name], "not negative")
+  _require(
+    0 < outer.decay_to <= 1,
+    "run.outer.decay_to",
+    outer.decay_to,
+    "above 0 and at most 1, the part of the rate that is left at the end",
+  )
+  _require(
+    outer.merge in ("mean", "rda"),
+    "run.outer.merge",
+    outer.merge,
+    "mean or rda",
+  )
 
 
 def _validate_data(data: ConfigDict) -> None:

@@ -7,8 +7,8 @@
   finish                     the next record is the final one
   evict NAME                 the island's process may not come back
   rollback --to=N            records after N count as not written
-  set FIELD=VALUE …          such as run.outer.learning_rate=0.65; with
-                             --at-record=N they hold from that record on
+  set FIELD=VALUE …          such as run.outer.learning_rate=0.65, or =auto;
+                             with --at-record=N from that record on
 
 Each change is a record of the run, so that all islands, who joins later, and a
 replay agree on it. --reason="…" is kept with it.

@@ -21,7 +21,7 @@ from absl import flags, logging
 
 from intellect_jax import command
 from intellect_jax.data.texts import identify
-from intellect_jax.elastic import rpc
+from intellect_jax.elastic import figures, rpc
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.elastic.service import CoordinatorService
 from intellect_jax.errors import UserError
@@ -175,6 +175,7 @@ def _tell(log: MetricsLog, record: pb.Record, status: pb.Status) -> None:
       tokens_trained=status.tokens_trained,
       tokens_lost=status.tokens_lost,
       final=record.final,
+      **(figures.of_step(step) if record.HasField("step") else {}),
     )
   )
   print(

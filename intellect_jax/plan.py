@@ -4,7 +4,8 @@
       --devices=8 --device=h100
 
 Says what an island's devices and host must hold, how long steps and rounds
-take, and which part of the time is training, over links of several speeds. The
+take, and which part of the time is training, over links of several speeds; and
+which outer learning rate "auto" stands for, with so many islands. The
 step is traced on abstract devices and lowered for CUDA; what is a formula, and
 what was measured, stands beside each figure. Nothing is allocated.
 """

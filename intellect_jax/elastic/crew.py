@@ -144,6 +144,7 @@ class Crew:
       share=index,
       mean=self._serve(plan.attempt, length, reports),
       squared_norms=[sum(parts) for parts in squares],
+      mean_squared_norm=sum(r.mean_squared_norm for r in reports),
     )
 
   def _serve(

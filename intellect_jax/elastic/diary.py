@@ -1,15 +1,18 @@
 """What an island notes down: for its own logs, and for the operator's screen."""
 
 import collections
+import concurrent.futures
 import math
 from typing import Any
 
 import jax
 
+from intellect_jax.elastic import figures
 from intellect_jax.elastic.crew import Crew
 from intellect_jax.elastic.holdings import Holdings
 from intellect_jax.elastic.meter import Meter
 from intellect_jax.elastic.news import News
+from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.elastic.windows import Windows
 from intellect_jax.errors import UserError
 
@@ -23,7 +26,7 @@ class Diary:
 
   Attributes:
     events: what happened since they were last taken: dicts with a "kind" of
-      "step", "record", "evaluation", "lost" or "restored".
+      "step", "record", "direction", "evaluation", "lost" or "restored".
     hand_in_seconds: of the newest encoding.
   """
 
@@ -44,6 +47,7 @@ class Diary:
     self._windows = windows
     self._news = news
     self._step: dict[str, Any] | None = None  # the newest, not noted yet
+    self._look: concurrent.futures.Future[None] | None = None
 
   def note(self, kind: str, **figures) -> None:
     """Something happened at the record that theta stands at."""
@@ -52,6 +56,37 @@ class Diary:
     self.events.append(
       dict(kind=kind, round=number, tokens_lost=tokens_lost, **figures)
     )
+
+  def recorded(self, record: pb.Record, included: bool) -> None:
+    """Theta was moved by a record, which this island is in or not."""
+    self.wait()  # not for long: theta has moved on
+    told = figures.of_step(record.step)
+    self.note(
+      "record",
+      included=included,
+      members=len(record.step.members),
+      total_tokens=record.total_tokens,
+      final=record.final,
+      **told,
+    )
+    with self._news.changed:
+      newest = pb.OuterFigures(record=record.number, **told)
+      self._news.heartbeat.outer.CopyFrom(newest)
+    self._look = self._held.look_back(
+      lambda direction: self._directed(record.number, direction)
+    )
+
+  def _directed(self, record: int, direction: figures.Direction) -> None:
+    """It is known where the step of a record went. From another thread."""
+    told = direction._asdict()
+    self.events.append(dict(kind="direction", round=record, **told))
+    with self._news.changed:
+      self._news.heartbeat.outer.MergeFrom(pb.OuterFigures(**told))
+
+  def wait(self) -> None:
+    """Waits for what is being found out; raises what that raised."""
+    if self._look is not None:
+      self._look.result()
 
   def evaluated(self, record: int, loss: float) -> None:
     """Theta at a record has this loss, nats a token. From any thread."""

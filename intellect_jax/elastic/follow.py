@@ -142,15 +142,8 @@ class Follower:
     self._obey()
     if lost:
       self._give_up("left out of too many records")
-    members = [member.island for member in record.step.members]
-    self._diary.note(
-      "record",
-      included=included,
-      members=len(members),
-      total_tokens=record.total_tokens,
-      final=record.final,
-    )
-    self._evaluation.take_turn(members)
+    self._diary.recorded(record, included)
+    self._evaluation.take_turn([m.island for m in record.step.members])
     if held.saves.is_due(record):
       with self._news.busy("saving", held.slow_seconds):
         self._crew.order(ipb.Order(save=ipb.Save()))

@@ -1,5 +1,6 @@
 """What an island holds: theta and b, the log, and what of it others may have."""
 
+from collections.abc import Callable
 import concurrent.futures
 import pathlib
 import threading
@@ -9,7 +10,7 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from intellect_jax.elastic import blobs, rpc
+from intellect_jax.elastic import blobs, figures, rpc
 from intellect_jax.elastic.log import RecordLog
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.elastic.saves import Saves
@@ -92,6 +93,7 @@ class Holdings:
     self.fetcher = blobs.Fetcher(
       credentials, run.elastic.fetch_patience, island.download_mbit
     )
+    self._last_steps: tuple[int, int] = (0, 0)  # records; 0: before a start
     self._hasher = concurrent.futures.ThreadPoolExecutor(1, "state-hash")
     self._hash: concurrent.futures.Future[bytes] | None = None
     self._closing = threading.Event()
@@ -118,6 +120,7 @@ class Holdings:
   def stand_at(self, record: pb.Record, both: np.ndarray) -> None:
     """Takes over theta and b, float32 [2 * size], as they are at a record."""
     self.outer.replace(both, record.number)
+    self._last_steps = 0, 0
     self._moved(record)
 
   def apply(self, record: pb.Record) -> None:
@@ -126,6 +129,7 @@ class Holdings:
       mean = self.log.mean(record.number)
       assert mean is not None, f"record {record.number} was adopted without it"
       self.outer.apply(record, mean, self.codec)
+      self._last_steps = self._last_steps[1], record.number
     else:
       self.outer.advance(record.number)
     self._moved(record)
@@ -141,6 +145,24 @@ class Holdings:
     """The hash of theta and b, as it will stand in the next record."""
     assert self._hash is not None
     return self._hash.result()
+
+  def look_back(
+    self, told: Callable[[figures.Direction], None]
+  ) -> concurrent.futures.Future[None]:
+    """Tells where the newest step went, in the thread that hashes the state.
+
+    Nothing is told if theta moves on before that is known.
+    """
+    before, newest = map(self.log.mean, self._last_steps)
+    record = self.record
+    assert newest is not None and self._last_steps[1] == record.number
+
+    def look() -> None:
+      found = figures.direction(self.outer, record, newest, before, self.codec)
+      if found is not None:
+        told(found)
+
+    return self._hasher.submit(look)
 
   def host_theta(self) -> Any:
     """Theta as a tree of new numpy arrays."""

@@ -9,7 +9,7 @@ The training loop talks to this one object and to nothing else of the run:
         state = mesh.after_step(state, metrics)
 
 How islands agree stands in `round.py`; what becomes of an island's parameters
-when a record moves theta, in `merge.py`.
+when a record moves theta, in `replica.py`.
 """
 
 import collections
@@ -284,6 +284,7 @@ class ElasticDeviceMesh:
     if self._news.finished:
       return
     self._evaluation.wait()
+    self._diary.wait()
     self._held.saves.wait()
     state = pb.Blob(id=self._held.state_hash())
     self._agent.say(state_ready=pb.StateReady(record=self.record, state=state))

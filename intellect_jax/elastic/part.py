@@ -153,7 +153,9 @@ class Part:
     length = (share.stop - share.start) * self.block_bytes
     part = self._inner.cut(length, self.chunk)[self._inner.process]
     mean = self._exchange.reduce_share(plan, work.share, cancelled, part)
-    return self.keep(plan.attempt, part[0], mean)
+    report = self.keep(plan.attempt, part[0], mean)
+    report.mean_squared_norm = self._exchange.codec.squared_norm(mean.codes)
+    return report
 
   def _serve(self, work: ipb.Serve, cancelled: threading.Event) -> ipb.Report:
     if work.kept not in self._kept:

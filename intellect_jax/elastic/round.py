@@ -18,7 +18,6 @@ import math
 
 from blake3 import blake3
 from ml_collections import ConfigDict
-import numpy as np
 
 from intellect_jax.elastic import chain
 from intellect_jax.elastic.actions import (
@@ -41,6 +40,8 @@ from intellect_jax.elastic.shares import (
   share_bounds,
 )
 from intellect_jax.outer.clip import clip_factors
+from intellect_jax.outer.merge import rda_scale
+from intellect_jax.outer.rates import rates
 
 _NORM_TOLERANCE = 1e-3  # relative, between a claimed and a measured norm
 
@@ -188,11 +189,20 @@ class CoordinatorRound:
       return []
     found = []
     for index, member in enumerate(self.plan.members):
-      seen = math.sqrt(sum(r.squared_norms[index] for r in self._in_order()))
-      claimed = self._claims[member.island]
+      seen, claimed = self._norm(index), self._claims[member.island]
       if not math.isclose(seen, claimed, rel_tol=_NORM_TOLERANCE):
         found.append(member.island)
     return found
+
+  def _norm(self, index: int) -> float:
+    """Of a member's delta, as those who reduced it saw it."""
+    square = sum(r.squared_norms[index] for r in self._in_order())
+    return math.sqrt(max(square, 0.0))
+
+  def _mean_norm(self) -> float:
+    """Of the decoded mean; 0 if what was reported is no sum of squares."""
+    square = sum(r.mean_squared_norm for r in self._in_order())
+    return math.sqrt(square) if 0 < square < math.inf else 0.0
 
   def _in_order(self) -> list[pb.ShareReduced]:
     return [self._reduced[index] for index in sorted(self._reduced)]
@@ -210,27 +220,37 @@ class CoordinatorRound:
     there = self._members() - self._absent
     return bool(there) and there <= self._prepared
 
-  def step(self, outer: ConfigDict) -> pb.OuterStep:
+  def step(self, run: ConfigDict, committed_tokens: int) -> pb.OuterStep:
     """What is committed: everything that an island needs to apply it.
 
     Args:
-      outer: the run's settings for this record.
+      run: the run half, as it holds for this record.
+      committed_tokens: of the run, before this record.
     """
     plan = self.plan
     assert plan is not None
+    outer, islands = run.outer, len(plan.members)
+    eta, mu = rates(outer, islands, committed_tokens, run.tokens)
     step = pb.OuterStep(
       attempt=plan.attempt,
       fragment=plan.fragment,
       base=plan.base,
       shares=plan.shares,
       codec=outer.codec,
-      learning_rate=float(np.float32(outer.learning_rate)),
-      momentum=float(np.float32(outer.momentum)),
+      learning_rate=eta,
+      momentum=mu,
       base_state=self._base_state,
+      scale=1.0,
+      mean_norm=self._mean_norm(),
     )
-    for member in plan.members:
+    for index, member in enumerate(plan.members):
       step.members.add().CopyFrom(member)
       step.members[-1].ClearField("delta")
+      step.members[-1].norm = self._norm(index)
+    if outer.merge == "rda":
+      weights = [member.weight for member in step.members]
+      norms = [member.clip * member.norm for member in step.members]
+      step.scale = rda_scale(weights, norms, step.mean_norm)
     return step
 
   def gone(self, island: str) -> bool:

@@ -276,7 +276,8 @@ class Rounds:
 
   def _commit(self, now: float) -> None:
     """Writes the record: every member that still lives is prepared."""
-    step = self.round.step(self._books.run.outer)
+    books = self._books
+    step = self.round.step(books.run, books.head.total_tokens)
     step.minority = len(step.members) < self._quorum.half()
     if step.minority:
       members = ", ".join(member.island for member in step.members)

@@ -1,5 +1,6 @@
 """The outer state: theta, b and the record that they stand at."""
 
+from collections.abc import Iterator
 import threading
 
 import numpy as np
@@ -9,7 +10,7 @@ from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.outer import nesterov
 from intellect_jax.outer.codec import Codec
 
-_PIECE_BLOCKS = 4096  # codec blocks decoded at a time: 4 MiB of float32
+PIECE_BLOCKS = 512  # codec blocks at a time: 512 KiB of float32, for the cache
 
 
 class OuterState:
@@ -39,23 +40,20 @@ class OuterState:
   def apply(self, record: pb.Record, mean: np.ndarray, codec: Codec) -> None:
     """Moves theta and b by a record and the encoded mean, uint8."""
     step = record.step
+    scale = step.scale or 1.0  # records of before there was one have none
     with self._lock:
-      values = np.empty(_PIECE_BLOCKS * codec.block, np.float32)
-      for first in range(0, len(self.theta), len(values)):
-        last = min(first + len(values), len(self.theta))
-        codes = mean[
-          first // codec.block * codec.block_bytes : last
-          // codec.block
-          * codec.block_bytes
-        ]
-        piece = values[: last - first]
-        codec.decode(codes, piece)
+      values = np.empty(PIECE_BLOCKS * codec.block, np.float32)
+      for place, codes in pieces(len(self.theta), codec):
+        theta = self.theta[place]
+        piece = values[: len(theta)]
+        codec.decode(mean[codes], piece)
         nesterov.apply(
-          self.theta[first:last],
-          self.momentum[first:last],
+          theta,
+          self.momentum[place],
           piece,
           step.learning_rate,
           step.momentum,
+          scale,
         )
       self.record = record.number
 
@@ -63,6 +61,13 @@ class OuterState:
     """Stands at a record that moves nothing."""
     with self._lock:
       self.record = record
+
+  def read_momentum(self, record: int, place: slice, out: np.ndarray) -> bool:
+    """Copies a piece of b; not if it no longer stands at `record`."""
+    with self._lock:
+      if self.record == record:
+        out[:] = self.momentum[place]
+      return self.record == record
 
   def manifest(self) -> tuple[int, blobs.Manifest]:
     """The record, and the manifest of theta and b; its id is the state hash."""
@@ -75,6 +80,14 @@ class OuterState:
       copy = self._both.copy()
       record = self.record
     return record, _manifest(copy), copy.view(np.uint8)
+
+
+def pieces(size: int, codec: Codec) -> Iterator[tuple[slice, slice]]:
+  """Yields where each piece of a vector is, in values and in codes."""
+  for first in range(0, size, PIECE_BLOCKS * codec.block):
+    last = min(first + PIECE_BLOCKS * codec.block, size)
+    blocks = first // codec.block, last // codec.block
+    yield slice(first, last), slice(*(n * codec.block_bytes for n in blocks))
 
 
 def _manifest(both: np.ndarray) -> blobs.Manifest:

@@ -18,11 +18,15 @@ from intellect_jax.errors import UserError
 SETTABLE = (
   "run.tokens",
   "run.outer.clip_ratio",
+  "run.outer.decay_to",
+  "run.outer.decay_tokens",
   "run.outer.inner_steps",
   "run.outer.learning_rate",
   "run.outer.max_ahead_steps",
   "run.outer.max_carry",
+  "run.outer.merge",
   "run.outer.momentum",
+  "run.outer.momentum_warmup_tokens",
 )
 _SETTABLE_SECTIONS = ("run.elastic.",)
 
@@ -110,7 +114,7 @@ def with_values(run: ConfigDict, values: dict[str, str]) -> ConfigDict:
     UserError: if a setting is unknown, fixed for the run, or impossible.
   """
   changed = config_lib.base().run
-  changed.update(run)
+  changed.update(run.to_dict())
   for name, text in values.items():
     if name not in SETTABLE and not name.startswith(_SETTABLE_SECTIONS):
       raise UserError(
@@ -124,19 +128,23 @@ def with_values(run: ConfigDict, values: dict[str, str]) -> ConfigDict:
     if field not in section:
       raise UserError(f"There is no setting {name}; see configs/base.py.")
     try:
-      section[field] = _cast(json.loads(text), section[field])
+      section[field] = _cast(json.loads(text), section.get_type(field))
     except (ValueError, TypeError) as error:
       raise UserError(
-        f"{name}={text} is not a {type(section[field]).__name__}."
+        f"{name}={text} is not a {section.get_type(field).__name__}."
       ) from error
   config_lib.validate_run(changed)
   return changed
 
 
-def _cast(value, known):
-  """`value` as the type of `known`: 1 may stand for 1.0, and no more."""
-  if isinstance(known, float) and type(value) is int:
+def _cast(value: object, kind: type) -> object:
+  """`value` as a field of a kind takes it: 1 may stand for 1.0, and no more.
+
+  Of the kind `object` is a field that has a number or a word: what it may be
+  is checked with the rest.
+  """
+  if kind is float and type(value) is int:
     return float(value)
-  if type(value) is not type(known):
+  if kind is not object and type(value) is not kind:
     raise TypeError
   return value

@@ -19,6 +19,7 @@ from intellect_jax.model.huggingface import tensor_names
 from intellect_jax.outer import traffic
 from intellect_jax.outer.codec import make_codec
 from intellect_jax.outer.layout import Layout
+from intellect_jax.outer.rates import learning_rate
 from intellect_jax.outer.schedule import payload_reduction
 
 _GB = 1e9
@@ -141,6 +142,11 @@ class Forecast:
         f"a window of {self.run.outer.inner_steps} steps",
         _duration(self.window_seconds),
         "from that",
+      ),
+      (
+        "outer learning rate",
+        f"{learning_rate(self.run.outer, self.islands):.2g}",
+        f"run.outer.learning_rate={self.run.outer.learning_rate}",
       ),
       (
         f"all {self.run.tokens:,} tokens",

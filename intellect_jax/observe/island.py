@@ -91,6 +91,14 @@ class IslandReport:
       flush=True,
     )
 
+  def _direction(self, event: Event) -> None:
+    cosine = event["delta_cosine"]
+    print(
+      f"record {event['round']:3d}  outer gain {event['gain']:.2f}"
+      + ("" if cosine is None else f", cosine with the last {cosine:+.2f}"),
+      flush=True,
+    )
+
   def _evaluation(self, event: Event) -> None:
     self._evaluations[event["round"]] = event["eval_loss"]
     print(

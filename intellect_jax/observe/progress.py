@@ -29,10 +29,16 @@ _LINE_SECONDS = 15.0  # between two lines where there is no terminal
 _PACE_SECONDS = 60.0  # over which the time left is estimated
 _UNANSWERED_SECONDS = 2.0  # before the screen says so
 _NOTES = 3  # newest, shown
-_OTHER_LINES = 15  # of the screen: all that is no row of an island
+_OTHER_LINES = 16  # of the screen: all that is no row of an island
 _PHASE_LETTERS = 120  # two lines, or three with long names
 _SLOW = 2 / 3  # of the median island's tokens a second, or link
 _OUT = ("gone", "left")  # states of islands that take no part
+_OUTER_WORDS: dict[str, Callable[[float], str]] = {
+  "delta_norm": "|Δ| {:.2g}".format,
+  "gain": "gain {:.1f}".format,
+  "island_cosine": "cos: islands {:+.2f}".format,
+  "delta_cosine": "rounds {:+.2f}".format,
+}
 _BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -180,6 +186,7 @@ def render(
   facts.add_row(
     "held-out loss", f"{_losses(evaluations)}  {_curve(evaluations)}"
   )
+  facts.add_row("outer step", _outer_step(status))
   facts.add_row("all islands", _exchanged(status))
   if status.losses:
     newest = status.losses[-1]
@@ -247,6 +254,23 @@ def sparkline(values: Sequence[float]) -> str:
   return "".join(
     _BARS[round((v - low) * scale)] if math.isfinite(v) else "·" for v in values
   )
+
+
+def _outer_step(status: pb.Status) -> str:
+  """Of the newest, as who knows most of it says."""
+  newest = max(
+    (island.heartbeat.outer for island in status.islands),
+    key=lambda outer: (outer.record, outer.HasField("gain")),
+    default=pb.OuterFigures(),
+  )
+  if not newest.record:
+    return "none yet"
+  eta, mu = newest.outer_learning_rate, newest.outer_momentum
+  said = [f"η {eta:.3g} μ {mu:.3g}"]
+  for field, words in _OUTER_WORDS.items():
+    if newest.HasField(field):
+      said.append(words(getattr(newest, field)))
+  return "  ".join(said)
 
 
 def _exchanged(status: pb.Status) -> str:

@@ -347,9 +347,29 @@ E3M0 = Loops(
   _reads(types.float32),
   types.float32,
   types.float32,
+  types.float32,
 )
-def nesterov(theta, momentum, mean, learning_rate, mu):
-  """momentum = mu momentum + mean; theta -= rate (mean + mu momentum)."""
+def nesterov(theta, momentum, mean, scale, learning_rate, mu):
+  """momentum = mu momentum + d; theta -= rate (d + mu momentum).
+
+  d is scale * mean.
+  """
   for i in range(theta.size):
-    momentum[i] = mu * momentum[i] + mean[i]
-    theta[i] -= learning_rate * (mean[i] + mu * momentum[i])
+    d = scale * mean[i]
+    momentum[i] = mu * momentum[i] + d
+    theta[i] -= learning_rate * (d + mu * momentum[i])
+
+
+@_kernel(_reads(types.float32), _reads(types.float32))
+def dot(a, b):
+  """Sum of a * b over whole blocks, in float64: a sum for each place in one.
+
+  As many sums side by side are vector instructions, where one is not.
+  """
+  sums = np.zeros(BLOCK)
+  for n in range(a.size // BLOCK):
+    x = a[n * BLOCK : (n + 1) * BLOCK]
+    y = b[n * BLOCK : (n + 1) * BLOCK]
+    for i in range(BLOCK):
+      sums[i] += np.float64(x[i]) * np.float64(y[i])
+  return sums.sum()

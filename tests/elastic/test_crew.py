@@ -126,13 +126,17 @@ def exchange(made: list[Island]) -> bytes:
   squares = np.sum([report.squared_norms for report in reduced], axis=0)
   for island, square in zip(made, squares, strict=True):
     assert square == pytest.approx(np.square(island.values).sum(), rel=1e-3)
+  square = sum(report.mean_squared_norm for report in reduced)
   means = {
     island.mean(process, attempt)
     for island in made
     for process in range(len(island.stores))
   }
   assert len(means) == 1
-  return means.pop()
+  (mean,) = means
+  decoded_square = CODEC.squared_norm(np.frombuffer(mean, np.uint8))
+  assert square == pytest.approx(decoded_square, rel=1e-12)
+  return mean
 
 
 def test_the_mean_does_not_depend_on_how_many_processes(islands, tmp_path):

@@ -2,8 +2,10 @@
 
 import itertools
 
+import numpy as np
 import pytest
 
+from intellect_jax import config as config_lib
 from intellect_jax.elastic import blobs, chain
 from intellect_jax.elastic import round as round_lib
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
@@ -12,6 +14,7 @@ from intellect_jax.elastic.shares import capacity, cover, share_bounds
 
 BLOCK_BYTES = 260
 BLOCKS = 1000
+MEAN_SQUARE = 4.0  # of the whole mean
 
 
 def proposal(window=1, tokens=10, norm=3.0, blocks=BLOCKS) -> pb.Proposal:
@@ -47,6 +50,7 @@ def report(round_, share: int, squared=None) -> pb.ShareReduced:
     share=share,
     mean=pb.Blob(id=b"mean%d" % share),
     squared_norms=[squared / len(plan.shares)] * members,
+    mean_squared_norm=MEAN_SQUARE / len(plan.shares),
   )
 
 
@@ -201,6 +205,43 @@ def test_who_claims_another_norm_than_its_readers_see_is_found():
     lying.squared_norms[1] = 100.0
     round_.share_reduced(island, lying)
   assert round_.liars() == ["b"]
+
+
+def run_of(**outer):
+  run = config_lib.base().run
+  run.outer.update(outer)
+  return run
+
+
+def test_a_record_says_what_its_deltas_and_their_mean_are():
+  step = fixed("abc").step(run_of(momentum_warmup_tokens=100), 50)
+  assert [member.norm for member in step.members] == [3, 3, 3]
+  assert step.mean_norm == 2
+  assert step.scale == 1
+  assert (step.learning_rate, step.momentum) == (
+    np.float32(0.7),
+    np.float32(0.45),
+  )
+  auto = fixed("abc").step(run_of(learning_rate="auto"), 50)
+  assert auto.learning_rate == np.float32(0.6)
+
+
+def test_the_mean_may_be_given_the_norm_of_its_deltas():
+  assert fixed("abc").step(run_of(merge="rda"), 0).scale == 1.5
+  clipped = fixed("abc")
+  open_plan(clipped).members[0].clip = 0.5
+  scale = clipped.step(run_of(merge="rda"), 0).scale
+  assert scale == pytest.approx((0.5 * 3 + 3 + 3) / 3 / 2)
+
+
+@pytest.mark.parametrize("square", [0.0, -1.0, float("nan"), float("inf")])
+def test_what_no_mean_can_measure_scales_nothing(square):
+  round_ = opened("a")
+  odd = report(round_, 0)
+  odd.mean_squared_norm = square
+  round_.share_reduced("a", odd)
+  step = round_.step(run_of(merge="rda"), 0)
+  assert (step.scale, step.mean_norm) == (1, 0)
 
 
 def test_broken_pairs_count_only_between_members():

@@ -1,6 +1,7 @@
 """What an operator changes in flight: the coordinator's side."""
 
 from driver import TOKENS, Driver, lost
+import numpy as np
 import pytest
 
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
@@ -23,12 +24,40 @@ def test_settings_are_records_and_hold_from_their_record_on():
   assert driver.commit("ab", window=2).step.learning_rate == 0.5
 
 
+def test_the_rate_may_be_left_to_the_table_and_taken_back():
+  driver = Driver()
+  driver.begin("ab")
+  taken = []
+  for window, rate in enumerate(('"auto"', "1", '"auto"', "0.5")):
+    values = {"run.outer.learning_rate": rate}
+    assert driver.control(set=pb.Set(values=values)).refusal == ""
+    for island in "ab":
+      driver.say(island, ready=pb.Ready(record=driver.machine.head.number))
+    taken.append(driver.commit("ab", window + 1).step.learning_rate)
+  assert taken == [np.float32(0.6), 1, np.float32(0.6), 0.5]
+
+
+def test_schedules_follow_the_committed_tokens():
+  driver = Driver()
+  driver.begin("ab")
+  values = {"run.outer.momentum_warmup_tokens": str(4 * TOKENS)}
+  driver.control(set=pb.Set(values=values))
+  for island in "ab":
+    driver.say(island, ready=pb.Ready(record=1))
+  steps = [driver.commit("ab", window).step for window in (1, 2, 3, 4)]
+  assert [step.momentum for step in steps] == pytest.approx([0, 0.45, 0.9, 0.9])
+
+
 @pytest.mark.parametrize(
   ("values", "words"),
   [
     ({"run.model.layers": "3"}, "cannot be changed"),
-    ({"run.outer.learning_rate": '"high"'}, "is not a float"),
+    ({"run.outer.momentum": '"high"'}, "is not a float"),
+    ({"run.outer.learning_rate": '"high"'}, "'auto', or a number"),
+    ({"run.outer.learning_rate": "true"}, "'auto', or a number"),
     ({"run.outer.learning_rate": "7"}, "at most 2"),
+    ({"run.outer.merge": '"median"'}, "mean or rda"),
+    ({"run.outer.decay_to": "0"}, "above 0"),
     ({"run.elastic.nonsense": "1"}, "no setting"),
     ({}, "no values"),
   ],

@@ -1,12 +1,18 @@
 """Islands in processes, bit for bit what one process computes in turn."""
 
+import numpy as np
 import pytest
 
 
-@pytest.mark.parametrize("codec", ["float32", "int8"])
-def test_a_swarm_equals_its_simulation(world, codec):
+@pytest.mark.parametrize(
+  ("codec", "merge"), [("float32", "mean"), ("int8", "rda")]
+)
+def test_a_swarm_equals_its_simulation(world, codec, merge):
   coordinator = world.coordinator(
     f"outer.codec={codec}",
+    f"outer.merge={merge}",
+    "outer.learning_rate=auto",
+    f"outer.momentum_warmup_tokens={3 * 2048}",
     "elastic.start_islands=3",
     f"tokens={3 * 3 * 2048}",
   )
@@ -23,3 +29,30 @@ def test_a_swarm_equals_its_simulation(world, codec):
   assert [r.step.base_state.hex() for r in records[1:]] == simulated[:-1]
   assert [island.state_hash() for island in islands] == 3 * [simulated[-1]]
   assert len(set(simulated)) == len(records)
+
+  steps = [record.step for record in records[1:]]
+  assert [step.learning_rate for step in steps] == 3 * [np.float32(0.6)]
+  assert [step.momentum for step in steps] == [0, *2 * [np.float32(0.9)]]
+  for step in steps:
+    norm = np.mean([member.norm for member in step.members])
+    assert norm > step.mean_norm > 0, "the islands went the same way"
+    scale = norm / step.mean_norm if merge == "rda" else 1
+    assert step.scale == pytest.approx(scale, rel=1e-6)
+  for island in islands:
+    check_figures(island, steps)
+
+
+def check_figures(island, steps):
+  """What an island tells of outer steps is what the records make of them."""
+  told = island.metrics("record")
+  for event, step in zip(told, steps, strict=True):
+    applied = step.scale * step.mean_norm
+    assert event["delta_norm"] == pytest.approx(applied, rel=1e-6)
+    assert -0.5 < event["island_cosine"] < 1
+  first, second, third = island.metrics("direction")
+  assert (first["gain"], first["delta_cosine"]) == (1, None)
+  # The first step had no momentum: b before the second is the first delta.
+  mu, ratio = 0.9, told[0]["delta_norm"] / told[1]["delta_norm"]
+  gain = 1 + mu + mu**2 * ratio * second["delta_cosine"]
+  assert second["gain"] == pytest.approx(gain, rel=1e-4)
+  assert -1 < third["delta_cosine"] < 1

@@ -119,11 +119,33 @@ def test_an_island_that_does_not_train_says_why(island, says):
   assert says in row_of(screen(make_status(island)), "island-0")
 
 
+def test_the_newest_outer_step_shows_as_far_as_it_is_known():
+  known = pb.OuterFigures(
+    record=12,
+    outer_learning_rate=0.6,
+    outer_momentum=0.9,
+    delta_norm=0.01234,
+    island_cosine=0.11,
+  )
+  behind = pb.OuterFigures(record=11, gain=9.0)
+  status = make_status(
+    make_island("island-0", outer=known), make_island("island-1", outer=behind)
+  )
+  said = "η 0.6 μ 0.9  |Δ| 0.012  cos: islands +0.11"
+  assert row_of(screen(status), "outer step").endswith(said)
+  more = pb.OuterFigures(gain=3.456, delta_cosine=-0.5)
+  more.MergeFrom(known)
+  status.islands.append(make_island("island-2", outer=more))
+  said = "|Δ| 0.012  gain 3.5  cos: islands +0.11  rounds -0.50"
+  assert row_of(screen(status), "outer step").endswith(said)
+
+
 def test_a_run_without_islands():
   coordinator = Coordinator(RUN, History("r", term=1), now=0.0)
   lines = screen(coordinator.status(now=1.0))
   assert "waiting for 1 more" in row_of(lines, "this round")
   assert "not known yet" in row_of(lines, "held-out loss")
+  assert "none yet" in row_of(lines, "outer step")
   assert lines[-1] == "none yet"
 
 
@@ -166,7 +188,7 @@ def test_long_names_many_islands_and_all_notes_fit_one_screen():
     notes=notes,
   )
   assert lines[-1].startswith("12:00:08")
-  assert "52 more" in "".join(lines)
+  assert "53 more" in "".join(lines)
   assert "4 d 15 h left" in row_of(lines, "tokens")
 
 

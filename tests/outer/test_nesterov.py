@@ -3,7 +3,7 @@ import numpy as np
 import optax
 import pytest
 
-from intellect_jax.outer import nesterov
+from intellect_jax.outer import kernels, nesterov
 
 
 def test_known_vectors():
@@ -39,6 +39,43 @@ def test_rounds_as_numpy_float32_does():
   nesterov.apply(theta, b, d, 0.7, 0.9)
   np.testing.assert_array_equal(b, b_new)
   np.testing.assert_array_equal(theta, theta_new)
+
+
+def test_a_scale_is_rounded_before_anything_else():
+  rng = np.random.default_rng(0)
+  theta, b, mean = rng.standard_normal((3, 100_000), dtype=np.float32)
+  expected, expected_b = theta.copy(), b.copy()
+  scaled = np.float32(1.7) * mean
+  nesterov.apply(expected, expected_b, scaled, 0.7, 0.9)
+  nesterov.apply(theta, b, mean, 0.7, 0.9, scale=1.7)
+  np.testing.assert_array_equal(b, expected_b)
+  np.testing.assert_array_equal(theta, expected)
+
+
+def test_the_gain_is_the_steps_part_along_the_mean():
+  """From b after the step it is what it is from b before: 1 + mu + …"""
+  rng = np.random.default_rng(0)
+  mu, b = 0.9, np.zeros(10_240, np.float32)
+  common, gains = rng.standard_normal(10_240, dtype=np.float32), []
+  for _ in range(30):
+    d = common + rng.standard_normal(10_240, dtype=np.float32)
+    before, theta = b.copy(), np.zeros_like(b)
+    nesterov.apply(theta, b, d, 1.0, mu)
+    square = kernels.dot(d, d)
+    gains.append(nesterov.gain(mu, kernels.dot(b, d), square))
+    known = 1 + mu + mu**2 * kernels.dot(before, d) / square
+    assert gains[-1] == pytest.approx(known, rel=1e-6)
+    assert gains[-1] == pytest.approx(-kernels.dot(theta, d) / square, rel=1e-5)
+  assert gains[0] == pytest.approx(1 + mu, rel=1e-6)
+  # Steps whose neighbours have cosine 1/2: 1 + mu + mu^2 / 2 / (1 - mu).
+  assert gains[-1] == pytest.approx(1 + mu + mu**2 / 2 / (1 - mu), rel=0.05)
+
+
+def test_the_dot_product_is_as_exact_as_float64():
+  rng = np.random.default_rng(0)
+  a, b = rng.standard_normal((2, 256 * 1000), dtype=np.float32)
+  exact = np.dot(a.astype(np.float64), b)
+  assert kernels.dot(a, b) == pytest.approx(exact, rel=1e-9)
 
 
 def test_without_momentum_and_at_rate_one_the_mean_is_subtracted():

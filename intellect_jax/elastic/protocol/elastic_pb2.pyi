@@ -102,20 +102,22 @@ class Blob(_message.Message):
     def __init__(self, id: _Optional[bytes] = ..., length: _Optional[int] = ..., parts: _Optional[_Iterable[_Union[Part, _Mapping]]] = ...) -> None: ...
 
 class Member(_message.Message):
-    __slots__ = ("island", "incarnation", "windows", "weight", "clip", "delta")
+    __slots__ = ("island", "incarnation", "windows", "weight", "clip", "delta", "norm")
     ISLAND_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     WINDOWS_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_FIELD_NUMBER: _ClassVar[int]
     CLIP_FIELD_NUMBER: _ClassVar[int]
     DELTA_FIELD_NUMBER: _ClassVar[int]
+    NORM_FIELD_NUMBER: _ClassVar[int]
     island: str
     incarnation: int
     windows: _containers.RepeatedCompositeFieldContainer[Window]
     weight: float
     clip: float
     delta: Blob
-    def __init__(self, island: _Optional[str] = ..., incarnation: _Optional[int] = ..., windows: _Optional[_Iterable[_Union[Window, _Mapping]]] = ..., weight: _Optional[float] = ..., clip: _Optional[float] = ..., delta: _Optional[_Union[Blob, _Mapping]] = ...) -> None: ...
+    norm: float
+    def __init__(self, island: _Optional[str] = ..., incarnation: _Optional[int] = ..., windows: _Optional[_Iterable[_Union[Window, _Mapping]]] = ..., weight: _Optional[float] = ..., clip: _Optional[float] = ..., delta: _Optional[_Union[Blob, _Mapping]] = ..., norm: _Optional[float] = ...) -> None: ...
 
 class Share(_message.Message):
     __slots__ = ("start", "stop", "owner", "mean")
@@ -154,7 +156,7 @@ class Record(_message.Message):
     def __init__(self, number: _Optional[int] = ..., term: _Optional[int] = ..., previous: _Optional[bytes] = ..., total_tokens: _Optional[int] = ..., islands: _Optional[int] = ..., final: _Optional[bool] = ..., step: _Optional[_Union[OuterStep, _Mapping]] = ..., annulment: _Optional[_Union[Annulment, _Mapping]] = ..., genesis: _Optional[_Union[Genesis, _Mapping]] = ..., settings: _Optional[_Union[Settings, _Mapping]] = ...) -> None: ...
 
 class OuterStep(_message.Message):
-    __slots__ = ("attempt", "fragment", "base", "members", "shares", "codec", "learning_rate", "momentum", "base_state", "minority")
+    __slots__ = ("attempt", "fragment", "base", "members", "shares", "codec", "learning_rate", "momentum", "base_state", "minority", "scale", "mean_norm")
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     FRAGMENT_FIELD_NUMBER: _ClassVar[int]
     BASE_FIELD_NUMBER: _ClassVar[int]
@@ -165,6 +167,8 @@ class OuterStep(_message.Message):
     MOMENTUM_FIELD_NUMBER: _ClassVar[int]
     BASE_STATE_FIELD_NUMBER: _ClassVar[int]
     MINORITY_FIELD_NUMBER: _ClassVar[int]
+    SCALE_FIELD_NUMBER: _ClassVar[int]
+    MEAN_NORM_FIELD_NUMBER: _ClassVar[int]
     attempt: bytes
     fragment: int
     base: int
@@ -175,7 +179,9 @@ class OuterStep(_message.Message):
     momentum: float
     base_state: bytes
     minority: bool
-    def __init__(self, attempt: _Optional[bytes] = ..., fragment: _Optional[int] = ..., base: _Optional[int] = ..., members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., shares: _Optional[_Iterable[_Union[Share, _Mapping]]] = ..., codec: _Optional[str] = ..., learning_rate: _Optional[float] = ..., momentum: _Optional[float] = ..., base_state: _Optional[bytes] = ..., minority: _Optional[bool] = ...) -> None: ...
+    scale: float
+    mean_norm: float
+    def __init__(self, attempt: _Optional[bytes] = ..., fragment: _Optional[int] = ..., base: _Optional[int] = ..., members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., shares: _Optional[_Iterable[_Union[Share, _Mapping]]] = ..., codec: _Optional[str] = ..., learning_rate: _Optional[float] = ..., momentum: _Optional[float] = ..., base_state: _Optional[bytes] = ..., minority: _Optional[bool] = ..., scale: _Optional[float] = ..., mean_norm: _Optional[float] = ...) -> None: ...
 
 class Settings(_message.Message):
     __slots__ = ("values", "at_record", "pause", "finish", "evicted", "reason")
@@ -315,7 +321,7 @@ class Records(_message.Message):
     def __init__(self, records: _Optional[_Iterable[_Union[SealedRecord, _Mapping]]] = ..., end: _Optional[int] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
-    __slots__ = ("record", "window", "step", "tokens_trained", "activity", "loss", "tokens_per_second", "train_seconds", "blocked_seconds", "bytes_sent", "bytes_received", "evaluations", "busy_seconds", "hand_in_seconds", "oldest", "bytes_relayed", "tokens_open", "upload_rate", "download_rate")
+    __slots__ = ("record", "window", "step", "tokens_trained", "activity", "loss", "tokens_per_second", "train_seconds", "blocked_seconds", "bytes_sent", "bytes_received", "evaluations", "busy_seconds", "hand_in_seconds", "oldest", "bytes_relayed", "tokens_open", "upload_rate", "download_rate", "outer")
     RECORD_FIELD_NUMBER: _ClassVar[int]
     WINDOW_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
@@ -335,6 +341,7 @@ class Heartbeat(_message.Message):
     TOKENS_OPEN_FIELD_NUMBER: _ClassVar[int]
     UPLOAD_RATE_FIELD_NUMBER: _ClassVar[int]
     DOWNLOAD_RATE_FIELD_NUMBER: _ClassVar[int]
+    OUTER_FIELD_NUMBER: _ClassVar[int]
     record: int
     window: int
     step: int
@@ -354,7 +361,26 @@ class Heartbeat(_message.Message):
     tokens_open: int
     upload_rate: float
     download_rate: float
-    def __init__(self, record: _Optional[int] = ..., window: _Optional[int] = ..., step: _Optional[int] = ..., tokens_trained: _Optional[int] = ..., activity: _Optional[str] = ..., loss: _Optional[float] = ..., tokens_per_second: _Optional[float] = ..., train_seconds: _Optional[float] = ..., blocked_seconds: _Optional[float] = ..., bytes_sent: _Optional[int] = ..., bytes_received: _Optional[int] = ..., evaluations: _Optional[_Iterable[_Union[Evaluation, _Mapping]]] = ..., busy_seconds: _Optional[float] = ..., hand_in_seconds: _Optional[float] = ..., oldest: _Optional[int] = ..., bytes_relayed: _Optional[int] = ..., tokens_open: _Optional[int] = ..., upload_rate: _Optional[float] = ..., download_rate: _Optional[float] = ...) -> None: ...
+    outer: OuterFigures
+    def __init__(self, record: _Optional[int] = ..., window: _Optional[int] = ..., step: _Optional[int] = ..., tokens_trained: _Optional[int] = ..., activity: _Optional[str] = ..., loss: _Optional[float] = ..., tokens_per_second: _Optional[float] = ..., train_seconds: _Optional[float] = ..., blocked_seconds: _Optional[float] = ..., bytes_sent: _Optional[int] = ..., bytes_received: _Optional[int] = ..., evaluations: _Optional[_Iterable[_Union[Evaluation, _Mapping]]] = ..., busy_seconds: _Optional[float] = ..., hand_in_seconds: _Optional[float] = ..., oldest: _Optional[int] = ..., bytes_relayed: _Optional[int] = ..., tokens_open: _Optional[int] = ..., upload_rate: _Optional[float] = ..., download_rate: _Optional[float] = ..., outer: _Optional[_Union[OuterFigures, _Mapping]] = ...) -> None: ...
+
+class OuterFigures(_message.Message):
+    __slots__ = ("record", "outer_learning_rate", "outer_momentum", "delta_norm", "island_cosine", "gain", "delta_cosine")
+    RECORD_FIELD_NUMBER: _ClassVar[int]
+    OUTER_LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
+    OUTER_MOMENTUM_FIELD_NUMBER: _ClassVar[int]
+    DELTA_NORM_FIELD_NUMBER: _ClassVar[int]
+    ISLAND_COSINE_FIELD_NUMBER: _ClassVar[int]
+    GAIN_FIELD_NUMBER: _ClassVar[int]
+    DELTA_COSINE_FIELD_NUMBER: _ClassVar[int]
+    record: int
+    outer_learning_rate: float
+    outer_momentum: float
+    delta_norm: float
+    island_cosine: float
+    gain: float
+    delta_cosine: float
+    def __init__(self, record: _Optional[int] = ..., outer_learning_rate: _Optional[float] = ..., outer_momentum: _Optional[float] = ..., delta_norm: _Optional[float] = ..., island_cosine: _Optional[float] = ..., gain: _Optional[float] = ..., delta_cosine: _Optional[float] = ...) -> None: ...
 
 class Evaluation(_message.Message):
     __slots__ = ("record", "loss")
@@ -405,16 +431,18 @@ class Proposal(_message.Message):
     def __init__(self, fragment: _Optional[int] = ..., base: _Optional[int] = ..., windows: _Optional[_Iterable[_Union[Window, _Mapping]]] = ..., delta: _Optional[_Union[Blob, _Mapping]] = ..., norm: _Optional[float] = ..., base_state: _Optional[bytes] = ..., tokens_trained: _Optional[int] = ...) -> None: ...
 
 class ShareReduced(_message.Message):
-    __slots__ = ("attempt", "share", "mean", "squared_norms")
+    __slots__ = ("attempt", "share", "mean", "squared_norms", "mean_squared_norm")
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     SHARE_FIELD_NUMBER: _ClassVar[int]
     MEAN_FIELD_NUMBER: _ClassVar[int]
     SQUARED_NORMS_FIELD_NUMBER: _ClassVar[int]
+    MEAN_SQUARED_NORM_FIELD_NUMBER: _ClassVar[int]
     attempt: bytes
     share: int
     mean: Blob
     squared_norms: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, attempt: _Optional[bytes] = ..., share: _Optional[int] = ..., mean: _Optional[_Union[Blob, _Mapping]] = ..., squared_norms: _Optional[_Iterable[float]] = ...) -> None: ...
+    mean_squared_norm: float
+    def __init__(self, attempt: _Optional[bytes] = ..., share: _Optional[int] = ..., mean: _Optional[_Union[Blob, _Mapping]] = ..., squared_norms: _Optional[_Iterable[float]] = ..., mean_squared_norm: _Optional[float] = ...) -> None: ...
 
 class Prepared(_message.Message):
     __slots__ = ("attempt",)

@@ -195,13 +195,14 @@ class End(_message.Message):
     def __init__(self, failure: _Optional[str] = ...) -> None: ...
 
 class Report(_message.Message):
-    __slots__ = ("culprit", "failure", "cancelled", "addresses", "hashes", "squared_norms", "blob", "record", "state_hash", "bytes_sent", "bytes_relayed", "bytes_received", "upload_rate", "download_rate")
+    __slots__ = ("culprit", "failure", "cancelled", "addresses", "hashes", "squared_norms", "mean_squared_norm", "blob", "record", "state_hash", "bytes_sent", "bytes_relayed", "bytes_received", "upload_rate", "download_rate")
     CULPRIT_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
     CANCELLED_FIELD_NUMBER: _ClassVar[int]
     ADDRESSES_FIELD_NUMBER: _ClassVar[int]
     HASHES_FIELD_NUMBER: _ClassVar[int]
     SQUARED_NORMS_FIELD_NUMBER: _ClassVar[int]
+    MEAN_SQUARED_NORM_FIELD_NUMBER: _ClassVar[int]
     BLOB_FIELD_NUMBER: _ClassVar[int]
     RECORD_FIELD_NUMBER: _ClassVar[int]
     STATE_HASH_FIELD_NUMBER: _ClassVar[int]
@@ -216,6 +217,7 @@ class Report(_message.Message):
     addresses: _containers.RepeatedScalarFieldContainer[str]
     hashes: bytes
     squared_norms: _containers.RepeatedScalarFieldContainer[float]
+    mean_squared_norm: float
     blob: _elastic_pb2.Blob
     record: int
     state_hash: bytes
@@ -224,4 +226,4 @@ class Report(_message.Message):
     bytes_received: int
     upload_rate: float
     download_rate: float
-    def __init__(self, culprit: _Optional[str] = ..., failure: _Optional[str] = ..., cancelled: _Optional[bool] = ..., addresses: _Optional[_Iterable[str]] = ..., hashes: _Optional[bytes] = ..., squared_norms: _Optional[_Iterable[float]] = ..., blob: _Optional[_Union[_elastic_pb2.Blob, _Mapping]] = ..., record: _Optional[int] = ..., state_hash: _Optional[bytes] = ..., bytes_sent: _Optional[int] = ..., bytes_relayed: _Optional[int] = ..., bytes_received: _Optional[int] = ..., upload_rate: _Optional[float] = ..., download_rate: _Optional[float] = ...) -> None: ...
+    def __init__(self, culprit: _Optional[str] = ..., failure: _Optional[str] = ..., cancelled: _Optional[bool] = ..., addresses: _Optional[_Iterable[str]] = ..., hashes: _Optional[bytes] = ..., squared_norms: _Optional[_Iterable[float]] = ..., mean_squared_norm: _Optional[float] = ..., blob: _Optional[_Union[_elastic_pb2.Blob, _Mapping]] = ..., record: _Optional[int] = ..., state_hash: _Optional[bytes] = ..., bytes_sent: _Optional[int] = ..., bytes_relayed: _Optional[int] = ..., bytes_received: _Optional[int] = ..., upload_rate: _Optional[float] = ..., download_rate: _Optional[float] = ...) -> None: ...
