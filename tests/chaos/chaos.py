@@ -39,6 +39,7 @@ _PACE = 0.2  # seconds a step
 _SOAK_PACE = 0.5  # of eight islands on two cores
 _SOAK_EVERY = 30.0  # seconds between faults
 _WARM_RECORDS = 5  # undisturbed, in which islands' waiting is measured
+_ENDING = 60.0  # seconds from leaving the run to the process's end
 _LAST = 5  # evaluations whose mean is a run's final loss
 _REFERENCES = 3  # runs without faults, whose losses tell the noise
 _QUICK = (
@@ -191,6 +192,9 @@ def end(world: World) -> dict[str, Any]:
     ),
     "all islands to leave",
   )
+  for part in world.swarm.islands:  # who has left may still be writing
+    assert part.process is not None
+    part.process.wait(_ENDING)
   losses = [e.loss for e in status.evaluations[-_LAST:]]
   summaries = [
     json.loads((part.folder / "summary.json").read_text())
