@@ -97,7 +97,8 @@ def run_config() -> ml_collections.ConfigDict:
       momentum=0.9,  # mu, Nesterov [D]
       momentum_warmup_tokens=0,  # first committed ones, linear from 0 [PI]
       # Of deltas: "mean", weighted by tokens, or "rda", that mean with the norm
-      # that the deltas have: for 8 islands and more [DD].
+      # that the deltas have: for 8 islands and more [DD]. The step then does not
+      # shrink as islands come: take a rate of your own, not "auto".
       merge="mean",
       # Of deltas and means: "int8" [I1], "int4", "e3m0" [S], or "float32"
       # (exact). 8.1, 4.1, 4.1 and 32 bits a value.

@@ -1,7 +1,7 @@
 """What the norms of deltas and of their mean tell, and a rule to merge by it.
 
-The norms are there for nothing: who reduces a share decodes every delta. So
-they cost no further byte, and no further pass over the values.
+Who reduces a share decodes every delta, and encodes their mean: the norms come
+from there, and need no byte of a delta to travel again.
 """
 
 from collections.abc import Sequence

@@ -3,6 +3,9 @@
 import numpy as np
 import pytest
 
+from intellect_jax.checkpoint.durable import read_outer
+from intellect_jax.replay import replay
+
 
 @pytest.mark.parametrize(
   ("codec", "merge"), [("float32", "mean"), ("int8", "rda")]
@@ -29,6 +32,10 @@ def test_a_swarm_equals_its_simulation(world, codec, merge):
   assert [r.step.base_state.hex() for r in records[1:]] == simulated[:-1]
   assert [island.state_hash() for island in islands] == 3 * [simulated[-1]]
   assert len(set(simulated)) == len(records)
+  for island in islands:
+    replayed = replay(island.workdir, to=None)  # from a checkpoint, by the log
+    assert replayed.manifest()[1].id.hex() == simulated[-1]
+    assert read_outer(island.workdir / "checkpoints", oldest=True).record < 3
 
   steps = [record.step for record in records[1:]]
   assert [step.learning_rate for step in steps] == 3 * [np.float32(0.6)]

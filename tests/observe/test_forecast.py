@@ -37,6 +37,14 @@ def test_a_link_as_fast_as_theirs_takes_as_long(intellect_1):
   assert intellect_1.round_seconds(0.34) == pytest.approx(469, rel=0.15)
 
 
+def test_the_outer_rate_is_that_of_so_many_islands():
+  config = load("tiny")
+  config.run.outer.learning_rate = "auto"
+  plan = Forecast(config, 1, "h100", mfu=0.4, islands=8)
+  (row,) = [n for n in text(plan.model_table()).splitlines() if "outer" in n]
+  assert "0.8" in row and "run.outer.learning_rate=auto" in row
+
+
 def test_all_tables_say_where_figures_come_from(intellect_1):
   said = text(
     intellect_1.model_table(),
