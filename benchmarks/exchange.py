@@ -38,7 +38,7 @@ _QUICK = flags.DEFINE_bool("quick", False, "Fewer values, under a minute.")
 _JSON = flags.DEFINE_string("json", None, "File for every figure.")
 _INSIDE = flags.DEFINE_bool("inside", False, "In a namespace with a slow link.")
 
-_CODECS = ("int8",)
+_CODECS = ("int8", "int4")
 _LIMIT = "1gbit"  # of the slow loopback, all directions together
 _TIMES = 5
 
