@@ -18,6 +18,7 @@ the newest step.)
 
 from collections.abc import Callable
 import concurrent.futures
+import contextlib
 import itertools
 import json
 import os
@@ -164,7 +165,7 @@ class DurableCheckpoints:
       files: small files that belong to it, by name; see `file`.
 
     Raises:
-      Exception: whatever stopped the save before, such as a full disk.
+      OSError: what stopped the save before, such as a full disk.
     """
     self.wait()
     chex.assert_equal_shape([theta, momentum])
@@ -175,13 +176,14 @@ class DurableCheckpoints:
       self._clear_unfinished()
       self._move_torn_aside(record)
     saving = self._directory / f"{record}.saving"
-    self._orbax.save(
-      saving,
-      args=ocp.args.Composite(
-        outer=ocp.args.PyTreeSave(dict(theta=theta, momentum=momentum)),
-        inner=ocp.args.PyTreeSave(inner),
-      ),
-    )
+    with _as_os_error():
+      self._orbax.save(
+        saving,
+        args=ocp.args.Composite(
+          outer=ocp.args.PyTreeSave(dict(theta=theta, momentum=momentum)),
+          inner=ocp.args.PyTreeSave(inner),
+        ),
+      )
     self._publishing = self._thread.submit(
       self._publish, saving, manifest, before, dict(files or {})
     )
@@ -265,10 +267,11 @@ class DurableCheckpoints:
     )
 
   def wait(self) -> None:
-    """Waits until the last save is whole; raises what stopped it."""
+    """Waits until the last save is whole; raises OSError if it will not be."""
     publishing, self._publishing = self._publishing, None
     if publishing is not None:
-      publishing.result()
+      with _as_os_error():
+        publishing.result()
 
   def close(self) -> None:
     """Waits for the last save and ends the threads."""
@@ -276,7 +279,8 @@ class DurableCheckpoints:
       self.wait()
     finally:
       self._thread.shutdown()
-      self._orbax.close()
+      with _as_os_error():
+        self._orbax.close()
 
   def _publish(
     self,
@@ -346,6 +350,17 @@ class DurableCheckpoints:
 
   def _whole(self, warn: bool = False) -> dict[int, dict[str, Any]]:
     return _whole(self._directory, warn)
+
+
+@contextlib.contextmanager
+def _as_os_error():
+  """Of a full disk Orbax raises what its libraries do, a ValueError too."""
+  try:
+    yield
+  except OSError:
+    raise
+  except Exception as error:
+    raise OSError(f"it was not saved: {error}") from error
 
 
 def _leads() -> bool:

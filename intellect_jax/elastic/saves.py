@@ -83,7 +83,10 @@ class Saves:
   def close(self) -> None:
     if self._remote is not None:
       self._remote.close()
-    self._here.close()
+    try:
+      self._here.close()
+    except OSError as error:
+      logging.error("The newest checkpoint was not saved: %s", error)
 
   # -------------------------------------------------------------- to save
 

@@ -278,7 +278,7 @@ def test_a_save_that_fails_says_so_and_the_next_one_works(directory):
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, limits[1]))
     try:
       save(checkpoints, 2)
-      with pytest.raises(Exception, match="File too large"):
+      with pytest.raises(OSError, match="File too large"):
         checkpoints.wait()
     finally:
       resource.setrlimit(resource.RLIMIT_FSIZE, limits)
