@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable
+import contextlib
 import math
 import pathlib
 import time
@@ -49,14 +50,13 @@ class IslandReport:
   def compiled(self, memory: dict[str, int]) -> None:
     seconds = time.monotonic() - self._started
     plan = ", ".join(f"{n} {b / 2**20:.1f} MiB" for n, b in memory.items())
-    print(f"compiled in {seconds:.1f} s; a device holds {plan}", flush=True)
+    _say(f"compiled in {seconds:.1f} s; a device holds {plan}")
 
   def joined(self, mesh: ElasticDeviceMesh) -> None:
     self._island = mesh.island
-    print(
+    _say(
       f"island {mesh.island} stands at record {mesh.record}"
-      f" of run {self._run.name!r}",
-      flush=True,
+      f" of run {self._run.name!r}"
     )
 
   def take(self, events: deque[Event]) -> None:
@@ -73,56 +73,45 @@ class IslandReport:
     now = time.monotonic()
     if now - self._last_line >= _LINE_SECONDS:
       self._last_line = now
-      print(
+      _say(
         f"round {event['round']:4d}  step {event['step']:6d}"
         f"  loss {event['loss']:.4f}"
         f"  {event['tokens_per_second']:8,.0f} tokens/s"
-        + (f"  MFU {event['mfu']:.1%}" if "mfu" in event else ""),
-        flush=True,
+        + (f"  MFU {event['mfu']:.1%}" if "mfu" in event else "")
       )
 
   def _record(self, event: Event) -> None:
     spent = event["train_seconds"] + event["blocked_seconds"]
-    print(
+    _say(
       f"record {event['round']:3d}  {event['members']} islands"
       f"  {event['total_tokens']:,} of {self._run.tokens:,} tokens"
       f"  blocked {100 * event['blocked_seconds'] / max(spent, 1e-9):.1f} %"
-      + ("" if event["included"] else "  (this island was left out)"),
-      flush=True,
+      + ("" if event["included"] else "  (this island was left out)")
     )
 
   def _direction(self, event: Event) -> None:
     cosine = event["delta_cosine"]
-    print(
+    _say(
       f"record {event['round']:3d}  outer gain {event['gain']:.2f}"
-      + ("" if cosine is None else f", cosine with the last {cosine:+.2f}"),
-      flush=True,
+      + ("" if cosine is None else f", cosine with the last {cosine:+.2f}")
     )
 
   def _evaluation(self, event: Event) -> None:
     self._evaluations[event["round"]] = event["eval_loss"]
-    print(
-      f"record {event['round']:3d}  held-out loss {event['eval_loss']:.4f}",
-      flush=True,
-    )
+    _say(f"record {event['round']:3d}  held-out loss {event['eval_loss']:.4f}")
 
   def _lost(self, event: Event) -> None:
-    print(
-      f"lost {event['tokens_lost']:,} tokens so far: {event['cause']}",
-      flush=True,
-    )
+    _say(f"lost {event['tokens_lost']:,} tokens so far: {event['cause']}")
 
   def _restored(self, event: Event) -> None:
-    print(
-      f"restored record {event['round']} from {event['source']}", flush=True
-    )
+    _say(f"restored record {event['round']} from {event['source']}")
 
   def finish(self, mesh: ElasticDeviceMesh) -> dict[str, Any]:
     """Writes summary.json and says where it is."""
     self.take(mesh.events)
     summary: dict[str, Any] = {**mesh.summary(), **self._data()}
     if not summary["inner_steps"] and (self._workdir / "summary.json").exists():
-      print("The run was final already; nothing has changed.")
+      _say("The run was final already; nothing has changed.")
       return summary
     evaluations = sorted(self._evaluations.items())
     summary.update(
@@ -137,7 +126,7 @@ class IslandReport:
       wall_seconds=time.monotonic() - self._started,
     )
     write_summary(self._workdir / "summary.json", summary)
-    print(f"Results are in {self._workdir}/summary.json and metrics.jsonl.")
+    _say(f"Results are in {self._workdir}/summary.json and metrics.jsonl.")
     return summary
 
   def __enter__(self) -> "IslandReport":
@@ -145,3 +134,9 @@ class IslandReport:
 
   def __exit__(self, *_) -> None:
     self._log.close()
+
+
+def _say(line: str) -> None:
+  """Prints a line. Where it goes to a full disk, that ends no island."""
+  with contextlib.suppress(OSError):
+    print(line, flush=True)

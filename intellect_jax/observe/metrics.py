@@ -12,6 +12,8 @@ import pathlib
 import time
 from typing import Any
 
+from absl import logging
+
 
 class MetricsLog:
   """Appends events to a file, one JSON object a line."""
@@ -23,11 +25,25 @@ class MetricsLog:
     _cut_torn_line(path)
     # Unbuffered: a line is one write, and a killed process leaves whole lines.
     self._file = open(path, "ab", buffering=0)  # noqa: SIM115
+    self._failing = False
 
   def write(self, event: Mapping[str, Any]) -> None:
-    """Appends an event; `time`, in unix seconds, is added if it has none."""
-    line = json.dumps(_plain({"time": time.time(), **event}), allow_nan=False)
-    self._file.write(line.encode() + b"\n")
+    """Appends an event; `time`, in unix seconds, is added if it has none.
+
+    A disk that is full costs the event, and says so once.
+    """
+    text = json.dumps(_plain({"time": time.time(), **event}), allow_nan=False)
+    line = text.encode() + b"\n"
+    before = os.fstat(self._file.fileno()).st_size
+    try:
+      if self._file.write(line) < len(line):
+        raise OSError("the disk took a part of a line")
+      self._failing = False
+    except OSError as error:
+      os.ftruncate(self._file.fileno(), before)
+      if not self._failing:
+        logging.error("Events are missing in %s: %s", self._file.name, error)
+      self._failing = True
 
   def close(self) -> None:
     self._file.close()

@@ -137,8 +137,13 @@ class World:
       self.look()
 
   def are_in(self, status: pb.Status, names: Iterable[str]) -> bool:
-    states = {i.island: i.state for i in status.islands}
-    return all(states.get(name) == "in" for name in names)
+    """Also those that were heard lately: a dead one is in while its lease is."""
+    there = {
+      i.island
+      for i in status.islands
+      if i.state == "in" and i.silent_seconds < LEASE / 2
+    }
+    return there.issuperset(names)
 
   def all_in(self, status: pb.Status) -> bool:
     return self.are_in(status, self.names)

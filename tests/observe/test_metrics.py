@@ -4,6 +4,7 @@ import json
 import math
 import multiprocessing
 import os
+import resource
 import signal
 import time
 
@@ -76,6 +77,23 @@ def test_an_empty_file_and_a_first_torn_line(tmp_path):
   with metrics.MetricsLog(path) as log:
     log.write(dict(step=2, time=0))
   assert metrics.read(path) == [dict(step=2, time=0)]
+
+
+def test_a_full_disk_costs_events_and_no_more(tmp_path):
+  """No file may grow past 1000 bytes: as good as a full disk."""
+  path = tmp_path / "metrics.jsonl"
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  with metrics.MetricsLog(path) as log:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+      for step in range(100):
+        log.write(dict(step=step))
+    finally:
+      resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    log.write(dict(step=100))
+  *steps, last = [event["step"] for event in metrics.read(path)]
+  assert steps == list(range(len(steps))) and 10 < len(steps) < 100
+  assert last == 100
 
 
 def _write_forever(path, written):
