@@ -28,13 +28,15 @@ INT8_BLOCK = np.dtype([("scale", "<f4"), ("codes", "i1", BLOCK)])
 # Those of neighbours would keep the loops from counting through slices.
 NIBBLE_BLOCK = np.dtype([("scale", "<f4"), ("codes", "i1", HALF)])
 
-# What the largest value of a block is coded as.
-INT8_TOP, INT4_TOP, E3M0_TOP = np.float32(127), np.float32(7), np.float32(64)
+# A block's scale is so much of its largest value, which is coded as 127, 7, 64.
+INT8_SHARE = np.float32(1 / 127)
+INT4_SHARE = np.float32(1 / 7)
+E3M0_SHARE = np.float32(1 / 64)
 # Scales stay normal numbers: a subnormal one has too few digits to keep
-# top * scale >= absmax, and some CPUs flush it to zero. And top * scale stays
-# finite, which absmax / top rounded up would not for the largest float32.
+# 127 * scale near the largest value, and some CPUs flush it to zero. And
+# 127 * scale stays finite: rounding could lift it above the largest float32.
 SMALLEST_SCALE = np.finfo(np.float32).tiny
-LARGEST_ABSMAX = np.nextafter(np.finfo(np.float32).max, np.float32(0))
+LARGEST_ABSMAX = np.float32(3.4028e38)
 
 _SIGNATURES: dict[Any, tuple[types.Type, ...]] = {}
 _INT8 = numba.from_dtype(INT8_BLOCK)
@@ -85,8 +87,8 @@ class Loops(NamedTuple):
 
 
 @numba.njit(error_model="numpy")
-def _scale(x, top):
-  """max |x| / top; 0 of zeros alone, -1 if x has NaN or an infinity.
+def _scale(x, share):
+  """share * max |x|; 0 of zeros alone, -1 if x has NaN or an infinity.
 
   The largest magnitude is found on the bits: unsigned integers order as the
   magnitudes they stand for, NaN and inf above all, and their maximum is a
@@ -101,7 +103,7 @@ def _scale(x, top):
   if largest == 0:
     return np.float32(0)
   absmax = min(np.uint32(largest).view(np.float32), LARGEST_ABSMAX)
-  return max(absmax / top, SMALLEST_SCALE)
+  return max(share * absmax, SMALLEST_SCALE)
 
 
 @numba.njit(error_model="numpy")
@@ -121,7 +123,7 @@ def encode_int8(values, blocks):
   """
   for n in range(blocks.size):
     x = values[n * BLOCK : (n + 1) * BLOCK]
-    scale, codes = _scale(x, INT8_TOP), blocks[n].codes
+    scale, codes = _scale(x, INT8_SHARE), blocks[n].codes
     if scale < 0:
       return n
     inverse = _inverse(scale)
@@ -223,7 +225,7 @@ def encode_int4(values, blocks):
   """As `encode_int8`."""
   for n in range(blocks.size):
     x = values[n * BLOCK : (n + 1) * BLOCK]
-    scale, codes = _scale(x, INT4_TOP), blocks[n].codes
+    scale, codes = _scale(x, INT4_SHARE), blocks[n].codes
     if scale < 0:
       return n
     inverse = _inverse(scale)
@@ -282,7 +284,7 @@ def encode_e3m0(values, blocks):
   """As `encode_int8`."""
   for n in range(blocks.size):
     x = values[n * BLOCK : (n + 1) * BLOCK]
-    scale, codes = _scale(x, E3M0_TOP), blocks[n].codes
+    scale, codes = _scale(x, E3M0_SHARE), blocks[n].codes
     if scale < 0:
       return n
     inverse = _inverse(scale)
