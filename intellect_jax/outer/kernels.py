@@ -92,8 +92,7 @@ class Loops(NamedTuple):
   squared_norm: Any
 
 
-@intrinsic
-def _prefetch(typing_context, values, index):
+def _emit_prefetch(typing_context, values, index):
   """Asks for the cache line of values[index], which may be past the end."""
 
   def generate(context, builder, signature, arguments):
@@ -111,6 +110,9 @@ def _prefetch(typing_context, values, index):
     return context.get_dummy_value()
 
   return types.void(values, types.intp), generate
+
+
+_prefetch: Any = intrinsic(_emit_prefetch)
 
 
 @numba.njit
