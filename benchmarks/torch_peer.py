@@ -59,7 +59,9 @@ class Torchft:
     )
 
     host, port = options.store.rsplit(":", 1)
-    self._store = dist.TCPStore(host, int(port), is_master=True)
+    self._store = dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
+      host, int(port), is_master=True
+    )
     sizes = [_TENSOR] * (options.values // _TENSOR)
     model = torch.nn.ParameterList([torch.randn(size) for size in sizes])
     inner = torch.optim.SGD(model.parameters(), lr=0.0)
@@ -68,7 +70,7 @@ class Torchft:
     )
     self._manager = Manager(
       pg=ProcessGroupGloo(timeout=_PATIENCE),
-      load_state_dict=model.load_state_dict,
+      load_state_dict=model.load_state_dict,  # pyright: ignore
       state_dict=model.state_dict,
       min_replica_size=options.peers,
       use_async_quorum=False,

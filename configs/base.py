@@ -197,6 +197,9 @@ def island_config() -> ml_collections.ConfigDict:
   # first, then old checkpoints. It must hold two, one being written.
   island.disk_gb = 0.0
   island.connect_patience = 30.0  # seconds for a coordinator to answer at start
+  # Encode deltas where x lies, so that only codes leave the devices: "yes", "no",
+  # or "auto", if those are no CPUs. Takes 4 bytes a parameter of their memory.
+  island.encode_on_device = "auto"
   island.threads = 2  # of exchange work: encode, fetch, reduce, hash
   island.compilation_cache = "~/.cache/intellect_jax"  # empty: none
   return island

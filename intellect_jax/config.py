@@ -316,6 +316,12 @@ def validate_island(run: ConfigDict, island: ConfigDict) -> None:
     island.model.attention,
     "xla or cudnn",
   )
+  _require(
+    island.encode_on_device in ("auto", "yes", "no"),
+    "island.encode_on_device",
+    island.encode_on_device,
+    "auto, yes or no",
+  )
 
 
 def _require(holds: bool, name: str, value: object, expected: str) -> None:

@@ -1,7 +1,7 @@
 """What only a GPU can show; `make gpu-smoke`. Says so where there is none.
 
-The model passes its tests on the GPU, cuDNN's attention those of packed
-documents, and an island trains a few rounds with each implementation.
+The model and the encoders pass their tests on the GPU, cuDNN's attention those
+of packed documents, and an island trains a few rounds with each implementation.
 """
 
 import os
@@ -38,9 +38,10 @@ def main() -> None:
     return
   print(f"{len(devices)} x {devices[0].device_kind}")
   check(
-    "the model and its attention, on the GPU",
+    "the model, its attention and the encoders, on the GPU",
     *(sys.executable, "-m", "pytest"),
     *("tests/model/test_attention.py", "tests/model/test_llama.py"),
+    "tests/outer/test_device_codec.py",
   )
   for attention in ("xla", "cudnn"):
     with tempfile.TemporaryDirectory() as workdir:

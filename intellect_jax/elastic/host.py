@@ -20,6 +20,7 @@ from intellect_jax.elastic.reach import Reach
 from intellect_jax.elastic.replica import Replica
 from intellect_jax.elastic.team import Team
 from intellect_jax.inner.step import TrainStep
+from intellect_jax.outer.device_codec import delta_encoder
 
 
 class Host:
@@ -89,7 +90,17 @@ class Host:
       self.inner,
       held.offer,
     )
-    self.replica = Replica(run, held, self.part, train_step, index, weights)
+    self.replica = Replica(
+      run,
+      held,
+      self.part,
+      train_step,
+      index,
+      weights,
+      delta_encoder(
+        island.encode_on_device, held.codec, held.layout, train_step.mesh
+      ),
+    )
 
   def open(self, relays: Sequence[str], coordinator: str) -> None:
     """Serves what is here to other islands.

@@ -42,6 +42,12 @@ class Encoded:
   hashes: bytes  # of the chunks, in order
   squares: list[float]  # sums of squares: of the values, or of each delta
 
+  @classmethod
+  def of(cls, codec: Codec, codes: np.ndarray, chunk: int) -> "Encoded":
+    """Of what was encoded elsewhere, in whole chunks or to the end."""
+    hashes = blobs.Manifest.of(codes, chunk).hashes
+    return cls(codes, hashes, [codec.squared_norm(codes)])
+
   def manifest(self, chunk: int) -> blobs.Manifest:
     """Of the blob, if this is all of it."""
     return blobs.Manifest(len(self.codes), chunk, self.hashes)

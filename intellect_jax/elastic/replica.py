@@ -23,6 +23,7 @@ from intellect_jax.elastic.protocol import island_pb2 as ipb
 from intellect_jax.errors import UserError
 from intellect_jax.inner.step import TrainState, TrainStep
 from intellect_jax.outer.delta import delta
+from intellect_jax.outer.device_codec import DeltaEncoder
 from intellect_jax.outer.schedule import Schedule
 
 DELTA = b"delta"  # the name of an encoded delta, until it is served
@@ -46,6 +47,7 @@ class Replica:
     train_step: TrainStep,
     index: GlobalIndex,
     weights: Weights | None,
+    encoder: DeltaEncoder | None,
   ):
     """Prepares.
 
@@ -56,6 +58,7 @@ class Replica:
       train_step: compiled already.
       index: the global sample index.
       weights: that the run starts from, if it does and they are here.
+      encoder: of deltas, if they are encoded on the devices.
     """
     self.state: Any = None
     self._run = run
@@ -64,6 +67,8 @@ class Replica:
     self._train_step = train_step
     self._index = index
     self._weights = weights
+    self._encoder = encoder
+    self._theta: Params | None = None  # on the devices, to encode from
     self._batches: Iterator[dict[str, np.ndarray]] = iter(())
     self._frozen: Params | None = None  # x at the proposal, if steps go on
     self._rebase = jax.jit(
@@ -88,6 +93,7 @@ class Replica:
     theta = self._held.layout.flatten(self.state.params)
     both = np.concatenate([theta, np.zeros_like(theta)])
     self._held.stand_at(pb.Record(islands=1), both)
+    self._keep_theta(self.state.params)
 
   def _initial_state(self) -> TrainState:
     """Random, or from given weights; always with zero moments."""
@@ -104,6 +110,7 @@ class Replica:
 
   def _restore(self, order: ipb.RestoreCheckpoint) -> None:
     self.state = self._held.restore(order.checkpoint, order.record)
+    self._keep_theta(self.state.params)
 
   def _stand(self, order: ipb.Stand) -> None:
     """Theta and b are those that were fetched, and x is theta."""
@@ -111,6 +118,7 @@ class Replica:
     self._held.stand_at(order.record, both)
     if self.state is None:
       self.state = self._train_step.from_params(self._held.host_theta())
+      self._keep_theta(self.state.params)
     else:
       self._revert(ipb.Revert())
 
@@ -134,8 +142,23 @@ class Replica:
 
   def _freeze(self, order: ipb.Freeze) -> ipb.Report:
     """Encodes this process's part of theta - x."""
-    held, codec = self._held, self._held.codec
+    encode = self._encode if self._encoder is None else self._encode_on_device
     start, stop = self._part.delta_cut()
+    encoded = encode(start, stop)
+    if order.keep_x:
+      self._frozen = self._train_step.place(self.state.params)
+    report = self._part.keep(DELTA, start, encoded)
+    report.state_hash = self._held.state_hash()
+    return report
+
+  def _encode_on_device(self, start: int, stop: int) -> reduce.Encoded:
+    assert self._encoder is not None and self._theta is not None
+    codes = np.empty(stop - start, np.uint8)
+    self._encoder.encode(self._theta, self.state.params, codes, start)
+    return reduce.Encoded.of(self._held.codec, codes, self._part.chunk)
+
+  def _encode(self, start: int, stop: int) -> reduce.Encoded:
+    held, codec = self._held, self._held.codec
     first, last = (
       at // codec.block_bytes * codec.block for at in (start, stop)
     )
@@ -144,7 +167,7 @@ class Replica:
     values = np.empty(tensors[-1].stop - origin if tensors else 0, np.float32)
     delta(held.outer.theta, self.state.params, held.layout, values, tensors)
     size = reduce.PIECE_BLOCKS * codec.block
-    encoded = reduce.encode(
+    return reduce.encode(
       codec,
       (
         values[at : min(at + size, last - origin)]
@@ -153,11 +176,6 @@ class Replica:
       stop - start,
       self._part.chunk,
     )
-    if order.keep_x:
-      self._frozen = self._train_step.place(self.state.params)
-    report = self._part.keep(DELTA, start, encoded)
-    report.state_hash = held.state_hash()
-    return report
 
   def _merge(self, order: ipb.Merge) -> None:
     """Applies a record, whose mean is on the shelf: docs/protocol.md, 3.
@@ -181,12 +199,19 @@ class Replica:
     self._frozen = None
     held.apply(order.record)
     params = held.place_theta()
+    self._keep_theta(params)
     if anchor is not None:
       params = self._rebase(self.state.params, anchor, params)
     self.state = self.state._replace(params=params)
 
   def _revert(self, order: ipb.Revert) -> None:
     self.state = self.state._replace(params=self._held.place_theta())
+    self._keep_theta(self.state.params)
+
+  def _keep_theta(self, theta: Params) -> None:
+    """Keeps a copy of theta on the devices, if deltas are encoded there."""
+    if self._encoder is not None:
+      self._theta = self._train_step.place(theta)
 
   def _save(self, order: ipb.Save) -> None:
     self._held.save(self.state)

@@ -45,7 +45,7 @@ class TrainStep:
   def __init__(self, run: ConfigDict, island: ConfigDict, mesh: Mesh):
     inner = run.inner
     self._run = run
-    self._mesh = mesh
+    self.mesh = mesh
     self._microbatch = island.inner.microbatch or inner.batch_size
     self._loss_chunk = island.inner.loss_chunk
     self._pace_seconds = island.inner.paced_step_seconds
@@ -90,12 +90,12 @@ class TrainStep:
     }
     batch["weights"] = jax.ShapeDtypeStruct(shape, jnp.float32)
     schedule = jax.ShapeDtypeStruct((len(Schedule._fields),), jnp.float32)
-    with jax.sharding.use_abstract_mesh(self._mesh.abstract_mesh):
+    with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
       return self._jitted.trace(self.abstract_state, batch, schedule)
 
   @functools.cached_property
   def _compiled(self) -> jax.stages.Compiled:
-    with jax.set_mesh(self._mesh):
+    with jax.set_mesh(self.mesh):
       return self.trace().lower().compile()
 
   def compile(self) -> dict[str, int]:
@@ -116,7 +116,7 @@ class TrainStep:
 
   def init(self, key: jax.Array) -> TrainState:
     """Random parameters and zero moments, on the mesh."""
-    return self.from_params(llama.init_params(self._c, key, self._mesh))
+    return self.from_params(llama.init_params(self._c, key, self.mesh))
 
   def from_params(self, params: llama.Params) -> TrainState:
     """These parameters, placed (see `place`), with zero moments."""
@@ -129,7 +129,7 @@ class TrainStep:
   @functools.cached_property
   def rows(self) -> tuple[int, int]:
     """[first, last) of a batch: what this process feeds to its devices."""
-    return sharding.local_rows(self._mesh, self._run.inner.batch_size)
+    return sharding.local_rows(self.mesh, self._run.inner.batch_size)
 
   def place(self, params: llama.Params) -> llama.Params:
     """A copy of `params` (numpy or jax) on the mesh, complete on return.

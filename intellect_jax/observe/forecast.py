@@ -162,6 +162,8 @@ class Forecast:
     batch = inner.microbatch or self.run.inner.batch_size
     sequences = batch // self.mesh.shape["fsdp"]
     chunk = inner.loss_chunk or self.run.data.sequence_length
+    on_device = self.island.encode_on_device != "no"
+    theta = memory.parameters if on_device else 0
     table = _table("one device", "", "GB", "how it is known")
     for name, size, source in (
       ("parameters", memory.parameters, "exact: shapes and shardings"),
@@ -176,7 +178,12 @@ class Forecast:
       ("a layer again", memory.layer, "traced: its backward pass"),
       ("logits", memory.logits, f"formula: {chunk} positions a sequence"),
       ("a whole weight", memory.gathered, "formula: the largest, float32"),
-      ("in all", memory.total, "the sum; on CPUs XLA takes 0.7 to 1.1 of it"),
+      ("theta", theta, "as the parameters: deltas are encoded here"),
+      (
+        "in all",
+        memory.total + theta,
+        "the sum; on CPUs XLA takes 0.7 to 1.1 of it",
+      ),
     ):
       table.add_row(name, f"{size / _GB:.3g}", source)
     return table

@@ -118,7 +118,7 @@ class Scaled:
 def int8() -> Scaled:
   """8 bits a value: a byte each, in [-127, 127].
 
-    scale = max |x| / 127,  code = round_half_even(x * (1 / scale))
+    scale = max |x| * (1 / 127),  code = round_half_even(x * (1 / scale))
 
   so that |x - scale * code| <= scale / 2, up to float32's rounding.
   """
@@ -128,7 +128,7 @@ def int8() -> Scaled:
 def int4() -> Scaled:
   """4 bits a value, two to a byte, in [-7, 7].
 
-    scale = max |x| / 7,  code = round_half_even(x * (1 / scale))
+    scale = max |x| * (1 / 7),  code = round_half_even(x * (1 / scale))
 
   so that |x - scale * code| <= scale / 2, up to float32's rounding. Byte i of a
   block has the codes of value i, in its low bits, and of value i + 128, both in

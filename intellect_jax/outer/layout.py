@@ -43,6 +43,10 @@ class Tensor(NamedTuple):
   size: int  # in floats, without padding
   stop: int  # in floats, end of its padding
 
+  def leaf(self, params: Params) -> Any:
+    """The leaf of the tree that it is in, with all its layers."""
+    return functools.reduce(operator.getitem, self.path, params)
+
   def of(self, vector: np.ndarray, origin: int = 0) -> np.ndarray:
     """The view of `vector`, which begins at float `origin`, on this tensor."""
     start = self.start - origin
@@ -73,7 +77,7 @@ class Layout:
     tensors, start = [], 0
     for named in sorted(names, key=lambda named: _in_order(named.name)):
       place = named.name, named.path, named.layer
-      leaf = _leaf(params, named.path)
+      leaf = functools.reduce(operator.getitem, named.path, params)
       if leaf.dtype != np.float32:
         raise ValueError(f"{named.name} is {leaf.dtype}, but must be float32.")
       shape = leaf.shape if named.layer is None else leaf.shape[1:]
@@ -113,7 +117,7 @@ class Layout:
     wanted = self.tensors if wanted is None else wanted
     names = {tensor.name for tensor in wanted}
     for tensor in self.tensors:
-      leaf = _leaf(params, tensor.path)
+      leaf = tensor.leaf(params)
       together = isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
       gathered = _gather(leaf, tensor.layer) if together else None
       if tensor.name not in names:
@@ -155,10 +159,6 @@ def _in_order(name: str) -> list[str | int]:
   return [
     int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)
   ]
-
-
-def _leaf(params: Params, path: tuple[str, ...]) -> Any:
-  return functools.reduce(operator.getitem, path, params)
 
 
 def _of_layer(

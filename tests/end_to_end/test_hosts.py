@@ -5,7 +5,9 @@ from processes import Coordinator, Process, World, wait_until
 from intellect_jax.elastic import rpc
 
 
-def start(world: World, name: str, coordinator: Coordinator) -> list[Process]:
+def start(
+  world: World, name: str, coordinator: Coordinator, encode_on_device: str
+) -> list[Process]:
   """Starts an island of two processes, each with two devices."""
   return [
     world.island(
@@ -14,6 +16,7 @@ def start(world: World, name: str, coordinator: Coordinator) -> list[Process]:
       "--config.island.cpu_devices=2",
       "--process_count=2",
       f"--process_id={process}",
+      f"--config.island.encode_on_device={encode_on_device}",
       f"--island_coordinator={address}",
     )
     for address in [rpc.unused_address()]
@@ -30,7 +33,7 @@ def test_it_ends_on_the_same_bits_also_after_a_process_died(world):
   bo = world.island(
     "bo", coordinator, "--config.island.inner.paced_step_seconds=0.1"
   )
-  ada = start(world, "ada", coordinator)
+  ada = start(world, "ada", coordinator, "no")
 
   def members(start: int) -> list[set[str]]:
     """Of records from `start` on."""
@@ -46,7 +49,7 @@ def test_it_ends_on_the_same_bits_also_after_a_process_died(world):
   died = coordinator.swarm().record
   wait_for({"bo"}, died + 1)
 
-  ada = start(world, "ada", coordinator)
+  ada = start(world, "ada", coordinator, "yes")
   wait_for({"ada", "bo"}, died + 2, *ada)
   world.control(coordinator, "finish")
   for process in [*ada, bo, coordinator]:
