@@ -53,7 +53,7 @@ def main(_) -> None:
   found = machine.describe()
   rows = [*unlimited(_QUICK.value), *in_namespace()]
   wrong = errors()
-  rich.console.Console().print(table(rows), error_table(wrong))
+  rich.console.Console(width=110).print(table(rows), error_table(wrong))
   if _JSON.value:
     path = pathlib.Path(_JSON.value)
     figures = dict(machine=found, rows=rows, errors=wrong)
