@@ -16,7 +16,7 @@ from intellect_jax.elastic.growing import name_of
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.elastic.shares import addresses
 
-_RETRY = 0.05  # seconds until an owner that has not begun is asked again
+_RETRY = 0.001, 0.05  # seconds until an owner that has not begun is asked again
 
 
 class Ahead:
@@ -82,7 +82,7 @@ class Ahead:
     self, index: int, address: str, name: bytes, part: np.ndarray
   ) -> None:
     hashes: list[bytes] = []
-    done = 0
+    done, pause = 0, _RETRY[0]
     while done < len(part):
       try:
         for chunk in self._fetcher.follow(
@@ -90,10 +90,11 @@ class Ahead:
         ):
           part[done : done + len(chunk)] = np.frombuffer(chunk, np.uint8)
           hashes.append(blobs.chunk_hash(chunk))
-          done += len(chunk)
+          done, pause = done + len(chunk), _RETRY[0]
       except blobs.Cancelled:
         return
       except blobs.FetchError:
-        if self._fixed.is_set() or self._cancelled.wait(_RETRY):
+        if self._fixed.is_set() or self._cancelled.wait(pause):
           return
+        pause = min(2 * pause, _RETRY[1])
     self._came[index] = blobs.Manifest.joined(len(part), self._chunk, hashes)
