@@ -1,7 +1,7 @@
 """How long an outer step takes on loopback, beside Gloo and torchft.
 
   python -m benchmarks.exchange --json=benchmarks/results/exchange.json
-  python -m benchmarks.exchange --quick      # 25M values alone, a minute
+  python -m benchmarks.exchange --quick      # 1M and 25M values
 
 An outer step is timed from the islands' parameters to theta moved on all of
 them, and the all-reduce in it; processes, rounds, records and bytes are real,

@@ -35,8 +35,8 @@ _HASH = 32
 _AHEAD = 4  # chunks that a fetch may be ahead of its reader
 _RETRY = 0.05  # seconds before the next address is asked
 _SILENT = 0.5  # seconds to a failure after which an address is silent …
-_NOTHING = object()  # no frame is this
 _AVOIDED = 60.0  # … and for so many seconds others are asked before it
+_NOTHING = object()  # no frame is this
 
 
 def chunk_bytes(length: int, block_bytes: int) -> int:
@@ -145,6 +145,7 @@ def relayed(relay: str, island: str) -> str:
 
 
 def is_relayed(address: str) -> bool:
+  """Whether a relay passes on what is served there."""
   return address.startswith(_RELAY)
 
 
@@ -361,7 +362,7 @@ class Fetcher:
 
     def rank(address: str) -> tuple[bool, bool]:
       silent = self._silent.get(address, 0) > started
-      return silent, bool(split_relayed(address)[1])
+      return silent, is_relayed(address)
 
     for address in itertools.cycle(sorted(addresses, key=rank)):
       asked = time.monotonic()

@@ -62,7 +62,7 @@ class StateFetch:
           iter(failures.values()), blobs.FetchError("nobody", "no donor")
         )
       # A relay is a second way to a donor, and not a second donor.
-      direct = [way for way in ways if not blobs.split_relayed(way)[1]]
+      direct = [way for way in ways if not blobs.is_relayed(way)]
       self._share_out(direct or ways, cancelled, failures)
     return self._data
 

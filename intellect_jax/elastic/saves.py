@@ -1,6 +1,7 @@
 """An island's checkpoints: here, far away, and within the caps of its disk."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+import contextlib
 import pathlib
 from typing import Any
 
@@ -83,10 +84,8 @@ class Saves:
   def close(self) -> None:
     if self._remote is not None:
       self._remote.close()
-    try:
+    with _logged():
       self._here.close()
-    except OSError as error:
-      logging.error("The newest checkpoint was not saved: %s", error)
 
   # -------------------------------------------------------------- to save
 
@@ -144,10 +143,8 @@ class Saves:
       logging.error("The last checkpoint was not copied in %g s.", patience)
 
   def _wait_here(self) -> None:
-    try:
+    with _logged():
       self._here.wait()
-    except OSError as error:
-      logging.error("The newest checkpoint was not saved: %s", error)
 
   # -------------------------------------------------------------- to find
 
@@ -223,3 +220,12 @@ class Saves:
     Returns whether there is one now.
     """
     return self._remote is not None and self._remote.fetch_newer(than, to)
+
+
+@contextlib.contextmanager
+def _logged() -> Iterator[None]:
+  """A save that failed costs the checkpoint, and not the island."""
+  try:
+    yield
+  except OSError as error:
+    logging.error("The newest checkpoint was not saved: %s", error)

@@ -21,7 +21,7 @@ def addresses(blob: pb.Blob) -> list[str]:
 
 def relayed_only(delta: pb.Blob) -> bool:
   """Whether a relay is the only way to its bytes."""
-  return all(blobs.split_relayed(a)[1] for a in addresses(delta))
+  return all(map(blobs.is_relayed, addresses(delta)))
 
 
 def capacity(delta: pb.Blob) -> int:

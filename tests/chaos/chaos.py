@@ -93,6 +93,12 @@ def _blocked_since(
   ]
 
 
+def _lost_since(before: pb.Status, after: pb.Status) -> int:
+  """Tokens. A ledger that was lost has taken its earlier losses with it."""
+  anew = after.tokens_lost < before.tokens_lost
+  return after.tokens_lost - (0 if anew else before.tokens_lost)
+
+
 def strike(world: World, waiting: Waiting, fault: str, name: str) -> Outcome:
   """Plays one fault and waits until the swarm is whole and commits again."""
   before = world.wait_until(world.all_in, "all islands to be in")
@@ -125,8 +131,7 @@ def strike(world: World, waiting: Waiting, fault: str, name: str) -> Outcome:
     fault,
     commits[0],
     whole,
-    # A ledger that was lost has taken its earlier losses with it.
-    after.tokens_lost - min(before.tokens_lost, after.tokens_lost),
+    _lost_since(before, after),
     waiting.beyond(before, after, others),
   )
 
