@@ -187,5 +187,6 @@ class Admission:
     member.state = State.JOINING
     first = self._transfers.initialiser()
     if not chain.head.number and first in (None, member):
+      self._transfers.makes(member.island)
       return pb.Welcome.START_INITIALISE
     return pb.Welcome.START_RESTORE

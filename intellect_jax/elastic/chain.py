@@ -55,9 +55,11 @@ class Chain:
 
   def state_at(self, number: int) -> bytes:
     """The hash of theta and b at a record that counts; empty: not known yet."""
-    later = (r for r in self.effective if r.number > number)
-    step = next((r.step for r in later if r.HasField("step")), pb.OuterStep())
-    return step.base_state
+    steps = [r for r in self.effective if r.HasField("step")]
+    later = (record.step for record in steps if record.number > number)
+    if (step := next(later, None)) is not None:
+      return step.base_state
+    return b"" if steps or not self.records else self.records[0].genesis.state
 
   def has(self, number: int, digest: bytes) -> bool:
     """Whether this very record is in the chain."""

@@ -1,5 +1,6 @@
 """What goes wrong, and when: one fault after the other, each mended later."""
 
+from simulation.invariants import flip
 from simulation.island import Island
 from simulation.world import World
 
@@ -8,6 +9,7 @@ _KINDS = (
   "kill",
   "freeze",
   "hang",
+  "flip",
   "slow",
   "pair",
   "partition",
@@ -55,6 +57,8 @@ def _strike(world: World, kind: str, snapshot) -> None:
     case "hang":
       island.hung = True
       world.later(mend, lambda: _unhang(island))
+    case "flip" if island.theta:
+      island.theta = flip(island.theta, random.random())
     case "slow":
       island.slowness = random.choice((1.0, 3.0, 8.0))
     case "pair":

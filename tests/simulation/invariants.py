@@ -1,6 +1,7 @@
 """What must be true after each event: docs/protocol.md, section 1."""
 
 import collections
+from collections.abc import Sequence
 import dataclasses
 
 from blake3 import blake3
@@ -15,6 +16,7 @@ def hash_of(*parts) -> bytes:
 
 
 GENESIS = hash_of("initial parameters")
+_FLIPPED = b"flipped: "
 
 
 def delta_id(island: str, incarnation: int, windows, base: bytes) -> bytes:
@@ -36,7 +38,17 @@ def mean_id(members, start: int, stop: int, deltas: list[bytes]) -> bytes:
 def next_theta(theta: bytes, record: pb.Record) -> bytes:
   if not record.HasField("step"):
     return theta
-  return hash_of(theta, [share.mean.id for share in record.step.shares])
+  moved = hash_of(theta, [share.mean.id for share in record.step.shares])
+  return _FLIPPED + moved if is_flipped(theta) else moved
+
+
+def flip(theta: bytes, which: float) -> bytes:
+  """Another theta; what becomes of it is never the run's again."""
+  return _FLIPPED + hash_of(theta, which)
+
+
+def is_flipped(theta: bytes) -> bool:
+  return theta.startswith(_FLIPPED)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,11 +95,19 @@ class Invariants:
     assert known == means, "an attempt was fixed twice, to different bytes"
 
   def check_appended(
-    self, record: pb.Record, sealed: pb.SealedRecord, held: set[bytes]
+    self,
+    record: pb.Record,
+    sealed: pb.SealedRecord,
+    held: set[bytes],
+    claims: Sequence[bytes],
   ) -> None:
     """One chain; each window and sample once in it; only fixed means.
 
-    `held`: ids of means that some island has written to its log.
+    Args:
+      record: that is durable now.
+      sealed: the same.
+      held: ids of means that some island has written to its log.
+      claims: state hashes that islands, which are here, have proposed with.
     """
     assert sealed.hash == blake3(sealed.body).digest()
     before = self.links.get(record.previous)
@@ -99,7 +119,10 @@ class Invariants:
       assert before is not None, "it follows a record that never was"
       assert before.record.number == record.number - 1
       assert before.record.term <= record.term
-    self.links[sealed.hash] = self._link(record, before, held)
+    link = self._link(record, before, held)
+    if before is not None and record.HasField("step"):
+      _check_base(record.step.base_state, before.theta, claims)
+    self.links[sealed.hash] = link
 
   def _link(
     self, record: pb.Record, before: Link | None, held: set[bytes]
@@ -128,9 +151,8 @@ class Invariants:
     assert means == self._fixed.get(step.attempt), "it was never fixed"
     assert set(means) <= held, "committed before anyone held the mean"
     assert step.base == record.number - 1
-    assert step.base_state == before.theta, "its base is not the run's state"
     deltas = [
-      delta_id(m.island, m.incarnation, m.windows, before.theta)
+      delta_id(m.island, m.incarnation, m.windows, step.base_state)
       for m in step.members
     ]
     assert means == [
@@ -183,3 +205,15 @@ class Invariants:
       settled[loss.island, loss.incarnation] += loss.tokens
     for process, tokens in settled.items():
       assert tokens <= self.tokens[process], f"{process}: settled twice"
+
+
+def _check_base(base: bytes, right: bytes, claims: Sequence[bytes]) -> None:
+  """A record starts from the run's state.
+
+  From one with a flipped bit only if nobody could tell, for want of others, or
+  if most who are here had fetched it: a minority is repaired.
+  """
+  if base != right:
+    assert is_flipped(base), "its base is not the run's state"
+    held = claims.count(right)
+    assert not held or claims.count(base) > held, "a flipped bit has won"

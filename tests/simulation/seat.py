@@ -51,6 +51,8 @@ class Seat:
     self.recovery: Recovery | None = None
     self.stopped = ""  # why its machine gave up: for the operator to read
     self.crash_in: int | None = None  # actions until it dies
+    self._claims: dict[str, bytes] = {}  # what islands proposed with first
+    self._claims_of = -1, -1  # term, record that made their state
 
   @property
   def up(self) -> bool:
@@ -108,10 +110,30 @@ class Seat:
 
   def heard(self, session: int, message: pb.FromIsland) -> None:
     if self.machine is not None:
+      if message.HasField("proposal"):
+        self._claimed(session, self.machine, message.proposal)
       self.carry_out(self.machine.handle(session, message, self.world.now))
     elif self.recovery is not None:
       actions = self.recovery.handle(session, message, self.world.now)
       self.carry_out(actions)
+
+  def _claimed(
+    self, session: int, machine: Coordinator, proposal: pb.Proposal
+  ) -> None:
+    """Notes the state that an island proposes with, if that may count."""
+    chain = machine.books.chain
+    of = self.disk.term, chain.state
+    if self._claims_of != of:
+      self._claims_of, self._claims = of, {}
+    island = self.world.island_at(session)
+    holders = [
+      Holder(island.name, island.incarnation, w.number)
+      for w in proposal.windows
+    ]
+    if proposal.base == chain.head.number and all(
+      holder in machine.books.accounts.pool.leased for holder in holders
+    ):
+      self._claims.setdefault(island.name, proposal.base_state)
 
   def disconnected(self, session: int) -> None:
     if self.machine is not None:
@@ -166,7 +188,9 @@ class Seat:
   def _append(self, record: pb.Record, sealed: pb.SealedRecord) -> None:
     world = self.world
     held = set().union(*(island.disk.means for island in world.islands))
-    world.invariants.check_appended(record, sealed, held)
+    here = world.attending(self)
+    claims = [c for island, c in self._claims.items() if island in here]
+    world.invariants.check_appended(record, sealed, held, claims)
     assert record.number == len(self.disk.log)
     self.disk.log.append(sealed)
     for holder, window in chain.windows_of(record):

@@ -189,6 +189,14 @@ class World:
     if session in self._streams:
       self._streams[session].down(message)
 
+  def island_at(self, session: int) -> Island:
+    return self._streams[session].island
+
+  def attending(self, seat: Seat) -> set[str]:
+    """Islands that can be heard by a coordinator."""
+    streams = self._streams.values()
+    return {s.island.name for s in streams if s.seat is seat and not s.dead}
+
   def end_stream(self, session: int) -> None:
     if session in self._streams:
       self._streams[session].end()
@@ -241,8 +249,12 @@ class World:
     if old.alive:
       return
     # Somebody must have kept everything: else the run is lost, rightly.
-    others = [island.disk for island in self.islands if island is not old]
-    kept = any(disk.restore()[0] is not None for disk in others)
+    kept = any(
+      island.disk.restore()[0] is not None
+      for island in self.islands
+      if island is not old
+      and not (island.alive and island.round.record is None)
+    )
     disk = Disk(term=old.disk.term) if empty and kept else old.disk
     new = Island.__new__(Island)
     self.islands[index] = new
