@@ -179,12 +179,23 @@ class Accounts:
           # that something else was lost, it is counted when it comes back.
           self._take_back(holder.island, holder.incarnation, window.tokens)
     self._read(chain, self.pool.leased)
-    counting = dict(chain_lib.committed_windows(chain.effective))
-    for holder, window in chain_lib.committed_windows(before):
-      if holder not in counting:
-        cause = "annulled by a record that was taken over"
-        self._lose(holder.island, holder.incarnation, window.tokens, cause)
+    self._lose_annulled(before, chain)
     self.correct(members)
+
+  def _lose_annulled(self, before: Sequence[pb.Record], chain: Chain) -> None:
+    """What counted is taken back; the ledger may say so already, or not."""
+    counted = {holder for holder, _ in chain_lib.committed_windows(before)}
+    lost: collections.Counter[tuple[str, int, str]] = collections.Counter()
+    owed: collections.Counter[tuple[str, int, str]] = collections.Counter()
+    for cause, holder, window in chain_lib.annulled_windows(chain.records):
+      key = holder.island, holder.incarnation, cause
+      lost[key] += window.tokens
+      owed[key] += window.tokens * (holder in counted)
+    for loss in self.losses:
+      lost[loss.island, loss.incarnation, loss.cause] -= loss.tokens
+    for (island, incarnation, cause), tokens in owed.items():
+      tokens = min(tokens, lost[island, incarnation, cause])
+      self._lose(island, incarnation, tokens, cause)
 
   def correct(self, members: Iterable[Member]) -> None:
     """What had been counted as lost may be in records taken over."""

@@ -113,6 +113,23 @@ def effective(records: Sequence[pb.Record]) -> list[pb.Record]:
   return kept
 
 
+def annulled_windows(
+  records: Sequence[pb.Record],
+) -> list[tuple[str, Holder, pb.Window]]:
+  """The windows that were committed and taken back: why, whose, which."""
+  kept: list[pb.Record] = []
+  found = []
+  for record in records:
+    if record.HasField("annulment"):
+      to, reason = record.annulment.to, record.annulment.reason
+      for each in kept:
+        if each.number > to:
+          found += [(reason, *window) for window in windows_of(each)]
+      kept = [each for each in kept if each.number <= to]
+    kept.append(record)
+  return found
+
+
 def newest_state(records: Sequence[pb.Record]) -> pb.Record:
   """The newest record that counts and made theta and b what they are."""
   for record in reversed(effective(records)):

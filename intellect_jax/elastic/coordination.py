@@ -319,6 +319,8 @@ class Coordinator:
       self._give_state(member)
     elif answer.mended:
       self.rounds.excuse(member.island)
+    if self._ties.disputed():
+      self.rounds.doubt()
 
   def _on_dropped(
     self, member: Member, dropped: pb.Dropped, now: float

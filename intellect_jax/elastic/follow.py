@@ -114,18 +114,22 @@ class Follower:
     if news.evicted:
       news.evicted = False
       self._give_up("evicted while it was silent")
-    if news.recheck:
-      news.recheck = False
-      self._recheck()
+    if news.recheck is not None:
+      recheck, news.recheck = news.recheck, None
+      self._recheck(recheck.right)
     self._diary.stands()
 
-  def _recheck(self) -> None:
-    """Islands hold different states: what does this one's log come to?"""
+  def _recheck(self, right: bytes) -> None:
+    """Islands hold different states: what does this one's log come to?
+
+    Args:
+      right: the state hash that it must be; empty: not known.
+    """
     if not self._agent.standing:
       return
     patience = self.run.elastic.recheck_patience
     with self._news.busy("replaying the log", patience):
-      answer = rebuild.recheck(self._crew, self._held, self._island)
+      answer = rebuild.recheck(self._crew, self._held, self._island, right)
     if answer.mended:
       self._agent.withdraw()
       self._give_up("its state was not what its log comes to")

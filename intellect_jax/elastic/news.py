@@ -42,7 +42,7 @@ class News:
     self.hand_in = 0
     self.restores: collections.deque[pb.Restore] = collections.deque()
     self.initialise = False
-    self.recheck = False
+    self.recheck: pb.Recheck | None = None
     self.leases: dict[int, list[Interval]] = {}
     self.adopted: collections.deque[pb.Record] = collections.deque()
     self.annulled: tuple[int, int] | None = None
@@ -57,7 +57,7 @@ class News:
   def any(self) -> bool:
     """Whether there is something that changes this island's state."""
     came = bool(self.adopted) or bool(self.restores) or self.initialise
-    told = self.evicted or self.recheck
+    told = self.evicted or self.recheck is not None
     return came or told or self.annulled is not None
 
   def wait(

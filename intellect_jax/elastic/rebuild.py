@@ -58,8 +58,16 @@ def _agreed(counting: list[pb.Record], number: int, island: str) -> bytes:
   return b"" if steps else counting[0].genesis.state
 
 
-def recheck(crew: Crew, held: Holdings, island: str) -> pb.Rechecked:
+def recheck(
+  crew: Crew, held: Holdings, island: str, right: bytes
+) -> pb.Rechecked:
   """Replays the log, and goes on with that if it is sure to be right.
+
+  Args:
+    crew: the island's processes.
+    held: of this one.
+    island: its name.
+    right: the state hash that it must be; empty: not known.
 
   Returns:
     What the coordinator is to hear. If theta and b were mended, x is still what
@@ -75,7 +83,10 @@ def recheck(crew: Crew, held: Holdings, island: str) -> pb.Rechecked:
     if start.checkpoint > record or crew.reach(start.checkpoint) < record:
       continue
     order = ipb.Rebuild(
-      checkpoint=start.checkpoint, record=record, agreed=start.agreed
+      checkpoint=start.checkpoint,
+      record=record,
+      agreed=start.agreed,
+      right=right,
     )
     reports = crew.order(ipb.Order(rebuild=order))
     if len({report.rebuilt for report in reports}) > 1:
@@ -88,14 +99,16 @@ def recheck(crew: Crew, held: Holdings, island: str) -> pb.Rechecked:
       continue  # the checkpoint itself is not what others had there
     wrong = any(report.state_hash != rebuilt for report in reports)
     logging.warning(
-      "Replayed record %d from checkpoint %d: %s.",
+      "Replayed record %d from checkpoint %d: theta and b are %s.",
       record,
       start.checkpoint,
-      "theta and b were not that" if wrong else "theta and b are that",
+      "not that" if wrong else "that",
     )
-    answer.checkpoint, answer.rebuilt = start.checkpoint, rebuilt
-    answer.agreed = bool(start.agreed)
-    answer.mended = wrong and answer.agreed
-    answer.state = rebuilt if answer.mended else answer.state
-    break
+    sure = bool(start.agreed) or rebuilt == right
+    if sure or not answer.rebuilt:
+      answer.checkpoint, answer.rebuilt = start.checkpoint, rebuilt
+      answer.agreed, answer.mended = bool(start.agreed), wrong and sure
+      answer.state = rebuilt if answer.mended else answer.state
+    if sure or not right:
+      break
   return answer

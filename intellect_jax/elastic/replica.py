@@ -211,7 +211,9 @@ class Replica:
   def _rebuild(self, order: ipb.Rebuild) -> ipb.Report:
     """Compares theta and b with what the log comes to; x stays."""
     held, before = self._held, self._held.actual_hash()
-    rebuilt = held.rebuild(order.checkpoint, order.record, order.agreed)
+    rebuilt = held.rebuild(
+      order.checkpoint, order.record, order.agreed, order.right
+    )
     return ipb.Report(record=order.record, state_hash=before, rebuilt=rebuilt)
 
   def _keep_theta(self, theta: Params) -> None:

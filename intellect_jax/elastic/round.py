@@ -348,6 +348,7 @@ class IslandRound:
     """The island's own state is of no use: it waits for another."""
     self.record = None
     self._tip = _Tip(-1)
+    self._fetching = 0
     self._void.clear()
     self._waiting.clear()
 

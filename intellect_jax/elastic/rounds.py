@@ -149,6 +149,10 @@ class Rounds:
     self.round.proposals.pop(island, None)
     self._awaited.discard(island)
 
+  def doubt(self) -> None:
+    """Whether its members hold the run's state is not settled after all."""
+    self.round.abandon()
+
   def gone(self, island: str) -> None:
     """A member cannot be heard, or is out of the run."""
     if self.round.gone(island):

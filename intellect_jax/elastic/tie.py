@@ -28,6 +28,8 @@ class Ties:
     self._asked: dict[str, float] = {}  # who has not answered; when, seconds
     self._answers: dict[str, pb.Rechecked] = {}  # empty: it could not
     self._settled = b""  # the hash that is right
+    self._contested = False  # most were right, but for somebody's replay
+    self._told: set[str] = set()  # who was asked for that very state
     self._now = 0.0  # as of the newest tick
 
   # ------------------------------------------------------------ what is said
@@ -39,13 +41,20 @@ class Ties:
       self._claims[island] = state
 
   def ask(self, island: str) -> bool:
-    """Has an island replay its log. False: it has done so for this state."""
+    """Has an island replay its log. False: it has, and no more can be had."""
     self._follow()
-    if island in self._answers:
-      return False
+    right = self.known(self._books.head.number)
+    answer = self._answers.get(island)
+    if answer is not None:
+      if island in self._told or answer.rebuilt != right:
+        return False
+      del self._answers[island]  # it did not know that this is right
     if island not in self._asked:
       self._asked[island] = self._now
-      self._outbox.tell(island, pb.ToIsland(recheck=pb.Recheck()))
+      if right:
+        self._told.add(island)
+      recheck = pb.Recheck(right=right)
+      self._outbox.tell(island, pb.ToIsland(recheck=recheck))
     return True
 
   def rechecked(self, island: str, answer: pb.Rechecked) -> bool:
@@ -58,6 +67,9 @@ class Ties:
     self._answers[island] = answer
     if answer.state:
       self._claims[island] = answer.state
+    won = not self._contested and self._settled not in (b"", answer.rebuilt)
+    if won and answer.agreed:  # by votes, of states that may be copies of one
+      self._contested, self._settled = True, b""
     return True
 
   def overdue(self, now: float) -> list[str]:
@@ -85,10 +97,11 @@ class Ties:
     """Begins anew when a record has moved the state."""
     state = self._books.chain.state
     if self._of != state:
-      self._of, self._settled = state, b""
+      self._of, self._settled, self._contested = state, b"", False
       self._claims.clear()
       self._asked.clear()
       self._answers.clear()
+      self._told.clear()
 
   # -------------------------------------------------------- what is right
 
@@ -122,9 +135,9 @@ class Ties:
     (first, votes), *others = ranked
     if not others:
       return first  # so far: others may say otherwise
-    if votes > others[0][1]:
+    if votes > others[0][1] and not self._contested:
       self._settled = first
-    elif complete:
+    elif complete or self._contested:
       self._settled = self._replayed()
     return self._settled
 

@@ -53,7 +53,7 @@ def _strike(world: World, kind: str, snapshot) -> None:
       world.kill(island)
       world.later(mend, lambda: world.restart(island.name, empty))
     case "freeze":
-      island.frozen_until = world.now + mend
+      island.frozen_until = max(island.frozen_until, world.now + mend)
     case "hang":
       island.hung = True
       world.later(mend, lambda: _unhang(island))
@@ -151,6 +151,7 @@ def mend_all(world: World) -> None:
   for island in world.islands:
     island.slowness = min(island.slowness, 3.0)
     island.frozen_until = min(island.frozen_until, world.now)
+    island.wake()
     if island.hung:
       _unhang(island)
 

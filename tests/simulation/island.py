@@ -109,6 +109,9 @@ class Island:
     self.done = False
     self.hung = False  # the training thread, not the others
     self.frozen_until = 0.0
+    self._asleep: list[
+      Callable[[], None]
+    ] = []  # what is done once it is thawed
     self.stream: Stream | None = None
     self.seat = 0  # that it turns to first
     standing, self.theta = disk.restore()
@@ -137,11 +140,23 @@ class Island:
     """Calls now, or once the process is thawed; never if it is dead."""
     if not self.alive:
       return
-    if self.world.now < self.frozen_until:
-      delay = self.frozen_until - self.world.now
-      self.world.later(delay, lambda: self.awake(call))
+    if self.world.now < self.frozen_until or self._asleep:
+      self._asleep.append(call)
+      if len(self._asleep) == 1:
+        self.wake()
     else:
       call()
+
+  def wake(self) -> None:
+    """Does what came while it was frozen, in that order, if it is thawed."""
+    left = self.frozen_until - self.world.now
+    if left > 1e-9:
+      self.world.later(left, self.wake)
+      return
+    self.frozen_until = 0.0
+    calls, self._asleep = self._asleep, []
+    for call in calls:
+      self.awake(call)
 
   def later(self, bounds, call: Callable[[], None]) -> None:
     delay = self.world.random.uniform(*bounds)
@@ -298,20 +313,20 @@ class Island:
 
     self.later(WORK, fetched)
 
-  def on_recheck(self, _) -> None:
+  def on_recheck(self, recheck: pb.Recheck) -> None:
     """Replays the log, as rebuild.py does."""
 
     def replayed() -> None:
       if self.hung:
-        self.on_recheck(_)
+        self.on_recheck(recheck)
       elif self.round.record is not None and self.standing >= 0:
-        self.send(pb.FromIsland(rechecked=self.recheck()))
+        self.send(pb.FromIsland(rechecked=self.recheck(recheck.right)))
         self.ready()
         self.train()
 
     self.later(WORK, replayed)
 
-  def recheck(self) -> pb.Rechecked:
+  def recheck(self, right: bytes) -> pb.Rechecked:
     disk, record = self.disk, self.standing
     answer = pb.Rechecked(record=record, state=self.theta)
     for start in rebuild.starts(disk.records(), self.name, disk.whole()):
@@ -321,17 +336,20 @@ class Island:
       saved = disk.saved[start.checkpoint][1]
       if reach < record or start.agreed not in (b"", saved):
         continue
-      answer.checkpoint, answer.rebuilt = start.checkpoint, theta
-      answer.agreed = bool(start.agreed)
-      if answer.agreed and self.theta != theta:
-        self.theta = answer.state = theta
-        answer.mended = True
-        self.carry_out(self.round.withdraw())
-        self.drop("its state was not what its log comes to")
-        inside = self.in_run
-        self.give_up()
-        self.in_run = inside
-      break
+      sure = bool(start.agreed) or theta == right
+      if sure or not answer.rebuilt:
+        answer.checkpoint, answer.rebuilt = start.checkpoint, theta
+        answer.agreed, answer.mended = bool(start.agreed), sure
+      if sure or not right:
+        break
+    answer.mended &= answer.rebuilt != self.theta
+    if answer.mended:
+      self.theta = answer.state = answer.rebuilt
+      self.carry_out(self.round.withdraw())
+      self.drop("its state was not what its log comes to")
+      inside = self.in_run
+      self.give_up()
+      self.in_run = inside
     return answer
 
   def read_log(self, start: int) -> None:

@@ -577,8 +577,10 @@ class OfferState(_message.Message):
     def __init__(self) -> None: ...
 
 class Recheck(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("right",)
+    RIGHT_FIELD_NUMBER: _ClassVar[int]
+    right: bytes
+    def __init__(self, right: _Optional[bytes] = ...) -> None: ...
 
 class LeaseGrant(_message.Message):
     __slots__ = ("window", "samples")

@@ -191,14 +191,16 @@ class Save(_message.Message):
     def __init__(self) -> None: ...
 
 class Rebuild(_message.Message):
-    __slots__ = ("checkpoint", "record", "agreed")
+    __slots__ = ("checkpoint", "record", "agreed", "right")
     CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
     RECORD_FIELD_NUMBER: _ClassVar[int]
     AGREED_FIELD_NUMBER: _ClassVar[int]
+    RIGHT_FIELD_NUMBER: _ClassVar[int]
     checkpoint: int
     record: int
     agreed: bytes
-    def __init__(self, checkpoint: _Optional[int] = ..., record: _Optional[int] = ..., agreed: _Optional[bytes] = ...) -> None: ...
+    right: bytes
+    def __init__(self, checkpoint: _Optional[int] = ..., record: _Optional[int] = ..., agreed: _Optional[bytes] = ..., right: _Optional[bytes] = ...) -> None: ...
 
 class End(_message.Message):
     __slots__ = ("failure",)
