@@ -287,7 +287,7 @@ class ElasticDeviceMesh:
     self._diary.wait()
     self._held.saves.wait()
     self._agent.beat()
-    self._say_state()
+    self._say_state(self._held.actual_hash())
     if self._held.record.final:
       self._await_others()
     final = self._held.record.final
@@ -295,9 +295,8 @@ class ElasticDeviceMesh:
     self._agent.say(leave=pb.Leave(reason=reason))
     self._agent.flush()
 
-  def _say_state(self) -> None:
-    """Tells the hash of theta and b as they are now."""
-    digest = self._held.actual_hash()
+  def _say_state(self, digest: bytes) -> None:
+    """Tells the hash of theta and b."""
     ready = pb.StateReady(record=self.record, state=pb.Blob(id=digest))
     self._agent.say(state_ready=ready)
 
@@ -307,22 +306,19 @@ class ElasticDeviceMesh:
     Not without a coordinator: another would have to be started for that.
     """
     news, patience = self._news, self._run.elastic.lease_seconds
+    digest = self._held.actual_hash()
     while self._held.record.final and not news.finished:
-      welcome = news.welcome
-      heard = news.wait(
-        lambda w=welcome: news.any or news.welcome is not w,
-        "the others' final state",
-        patience,
-      )
+      heard = news.wait(lambda: news.any, "the others' final state", patience)
       if not heard and news.silent_since is not None:
         return
-      changed = news.any
       self._follower.merge_news()
-      if changed and self._agent.standing:
+      if not self._agent.standing:
+        continue  # it waits for the others' state
+      if heard:
         self._crew.order(ipb.Order(save=ipb.Save()))
         self._held.saves.wait()
-      if heard and self._agent.standing:
-        self._say_state()
+        digest = self._held.actual_hash()
+      self._say_state(digest)  # again: it may not have been heard
 
   def __exit__(self, kind, error, trace) -> None:
     """Ends what was started; also after a failure half-way."""

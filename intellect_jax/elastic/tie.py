@@ -46,7 +46,7 @@ class Ties:
     right = self.known(self._books.head.number)
     answer = self._answers.get(island)
     if answer is not None:
-      if island in self._told or answer.rebuilt != right:
+      if island in self._told or not right or answer.rebuilt != right:
         return False
       del self._answers[island]  # it did not know that this is right
     if island not in self._asked:
@@ -58,19 +58,22 @@ class Ties:
     return True
 
   def rechecked(self, island: str, answer: pb.Rechecked) -> bool:
-    """Takes what an island's replay comes to. Whether it was asked for."""
+    """Takes what an island's replay comes to, late or not.
+
+    Returns:
+      Whether an answer was still waited for.
+    """
     self._follow()
-    if self._asked.pop(island, None) is None:
-      return False
+    asked = self._asked.pop(island, None) is not None
     if self._books.chain.counting(answer.record) < self._of:
       answer = pb.Rechecked()  # of another state
     self._answers[island] = answer
     if answer.state:
       self._claims[island] = answer.state
-    won = not self._contested and self._settled not in (b"", answer.rebuilt)
-    if won and answer.agreed:  # by votes, of states that may be copies of one
-      self._contested, self._settled = True, b""
-    return True
+    outvoted = self._settled not in (b"", answer.rebuilt)
+    if outvoted and answer.rebuilt and answer.agreed and not self._contested:
+      self._contested, self._settled = True, b""  # votes may be copies of one
+    return asked
 
   def overdue(self, now: float) -> list[str]:
     """Lets time pass. Returns who takes too long, and is left out."""
@@ -116,6 +119,14 @@ class Ties:
     newest = self._books.chain.counting(record) >= self._of
     known = self._books.chain.state_at(record)
     return known or (self._settled if newest else b"")
+
+  def wrong(self, record: int, state: bytes) -> bool:
+    """Whether a state is not the run's, by the chain or by all who are asked."""
+    known = self.known(record)
+    if not known and self._books.chain.counting(record) >= self._of:
+      claims = set(self._claims.values())
+      known = claims.pop() if len(claims) == 1 else b""
+    return known not in (b"", state)
 
   def disputed(self) -> bool:
     """Whether the newest state's hash is not known, and not for want of one."""

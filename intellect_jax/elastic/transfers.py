@@ -44,6 +44,7 @@ class Transfers:
     self._repair = repair
     self._stateless: set[str] = set()  # islands that wait for a state
     self._told_to_wait: set[str] = set()  # of those: their own is of no use
+    self._uninvited: set[str] = set()  # told so; what they offer is from before
     self._makers: set[str] = set()  # islands that are to make record 0
     self._asked: dict[str, float] = {}  # donors that have not answered; when
     self._donors_asked = 0
@@ -68,11 +69,13 @@ class Transfers:
   def tell_to_wait(self, island: str) -> None:
     self._stateless.add(island)
     self._told_to_wait.add(island)
+    self._uninvited.add(island)
 
   def has_one(self, island: str) -> None:
     """It stands at a state of the run, or makes the first one."""
     self._stateless.discard(island)
     self._told_to_wait.discard(island)
+    self._uninvited.discard(island)
 
   def came(self, member: Member) -> None:
     """A new stream: the island may not have heard that it was asked."""
@@ -117,6 +120,8 @@ class Transfers:
   ) -> None:
     """A member serves its state, or tells its hash."""
     chain, state = self._books.chain, ready.state
+    if member.island in self._uninvited:
+      return  # perhaps of another chain
     if not chain.records:
       genesis = pb.Genesis(state=state.id)
       self._books.append(pb.Record(genesis=genesis), now)
@@ -130,9 +135,8 @@ class Transfers:
     if asked_at is not None:
       patience = _OFFER_SLACK + (now - asked_at) / 2
       self._offer_by = min(self._offer_by, now + patience)
-    if not self.waits(member.island):
-      self._ties.claim(member.island, ready.record, state.id)
-    if self._is_wrong(ready):
+    self._ties.claim(member.island, ready.record, state.id)
+    if self._ties.wrong(ready.record, state.id):
       self._offers.pop(member.island, None)
       self._repair(member)
     elif state.parts:
@@ -142,10 +146,6 @@ class Transfers:
     """Whether it was to make the initial state, and made another."""
     genesis = self._books.chain.records[0].genesis
     return member.island in self._makers and state != genesis.state
-
-  def _is_wrong(self, ready: pb.StateReady) -> bool:
-    """Whether a state is known not to be the run's at its record."""
-    return self._ties.known(ready.record) not in (b"", ready.state.id)
 
   def advance(self, now: float) -> None:
     """Finds somebody for those who wait."""
@@ -168,7 +168,7 @@ class Transfers:
       old = chain.head.number - ready.record > _OFFER_AGE
       if old or chain.counting(ready.record) < 0:
         del self._offers[donor]
-      elif self._is_wrong(ready):
+      elif self._ties.wrong(ready.record, ready.state.id):
         del self._offers[donor]
         self._repair(self._members.members[donor])
 

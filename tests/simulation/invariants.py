@@ -53,11 +53,17 @@ def is_flipped(theta: bytes) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Link:
-  """A record, and what the chain up to it comes to."""
+  """A record, and what the chain up to it comes to.
+
+  Attributes:
+    theta: by the records alone.
+    said: by the records, and by the newest one's word of its base.
+  """
 
   record: pb.Record
   before: "Link | None"
   theta: bytes
+  said: bytes
   effective: tuple["Link", ...]  # this one too, if it counts
   committed: frozenset[Holder]
   samples: tuple[Interval, ...]
@@ -121,14 +127,14 @@ class Invariants:
       assert before.record.term <= record.term
     link = self._link(record, before, held)
     if before is not None and record.HasField("step"):
-      _check_base(record.step.base_state, before.theta, claims)
+      _check_base(record.step.base_state, before, claims)
     self.links[sealed.hash] = link
 
   def _link(
     self, record: pb.Record, before: Link | None, held: set[bytes]
   ) -> Link:
     if before is None:
-      link = Link(record, None, GENESIS, (), frozenset(), ())
+      link = Link(record, None, GENESIS, GENESIS, (), frozenset(), ())
     elif record.HasField("annulment"):
       to = record.annulment.to
       back = before.at(to)
@@ -171,9 +177,12 @@ class Invariants:
       assert subtract(used, list(samples)) == merge(used), "a sample twice"
       samples = tuple(merge([*samples, *used]))
     assert record.total_tokens == before.record.total_tokens + tokens
-    theta = next_theta(before.theta, record)
     return dataclasses.replace(
-      link, theta=theta, committed=committed, samples=samples
+      link,
+      theta=next_theta(before.theta, record),
+      said=next_theta(step.base_state, record),
+      committed=committed,
+      samples=samples,
     )
 
   def check_announced(self, sealed: pb.SealedRecord) -> None:
@@ -207,13 +216,14 @@ class Invariants:
       assert tokens <= self.tokens[process], f"{process}: settled twice"
 
 
-def _check_base(base: bytes, right: bytes, claims: Sequence[bytes]) -> None:
+def _check_base(base: bytes, before: Link, claims: Sequence[bytes]) -> None:
   """A record starts from the run's state.
 
   From one with a flipped bit only if nobody could tell, for want of others, or
-  if most who are here had fetched it: a minority is repaired.
+  if most who are here had fetched it: a minority is repaired. Such a record's
+  word counts from then on, unless those who can replay from before say no.
   """
-  if base != right:
+  if base not in (before.theta, before.said):
     assert is_flipped(base), "its base is not the run's state"
-    held = claims.count(right)
+    held = claims.count(before.theta)
     assert not held or claims.count(base) > held, "a flipped bit has won"

@@ -188,7 +188,10 @@ class Seat:
   def _append(self, record: pb.Record, sealed: pb.SealedRecord) -> None:
     world = self.world
     held = set().union(*(island.disk.means for island in world.islands))
-    here = world.attending(self)
+    assert self.machine is not None
+    members = self.machine.status(world.now).islands
+    inside = {m.island for m in members if m.state in ("in", "joining")}
+    here = world.attending(self) & inside
     claims = [c for island, c in self._claims.items() if island in here]
     world.invariants.check_appended(record, sealed, held, claims)
     assert record.number == len(self.disk.log)
