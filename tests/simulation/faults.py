@@ -18,6 +18,8 @@ _KINDS = (
   "unsynced",
   "snapshot",
   "second",
+  "back",
+  "gone",
   "power",
   "control",
 )
@@ -83,7 +85,7 @@ def _strike(world: World, kind: str, snapshot) -> None:
         seat.disk = snapshot.copy()
     case "second":  # another coordinator, while this one lives on, cut off
       other = next(s for s in world.seats if s is not seat)
-      known = all(i.disk.restore()[0] is not None for i in world.islands)
+      known = all(map(_has_state, world.islands))
       if seat.machine is not None and not other.up and known:
         cut = random.sample(
           world.islands, random.randint(1, len(world.islands))
@@ -92,6 +94,17 @@ def _strike(world: World, kind: str, snapshot) -> None:
           _cut(world, lonely.name, seat.name, mend)
         other.recover()
         world.later(mend, seat.kill)
+    case "back":  # who was replaced is started again, on its old ledger
+      other = next(s for s in world.seats if s is not seat)
+      if seat.up and other.disk.log and not other.stopped:
+        other.start()
+        world.later(mend, other.kill)
+    case "gone":  # for good; the others can go on
+      others = [i for i in world.islands if i is not island]
+      enough = len(others) >= max(2, world.run.elastic.min_islands)
+      if enough and not world.gone and all(map(_has_state, others)):
+        world.gone.add(island.name)
+        world.kill(island)
     case "power":
       for each in world.seats:
         each.kill()
@@ -102,6 +115,10 @@ def _strike(world: World, kind: str, snapshot) -> None:
           world.restart_later(each.name)
     case "control" if seat.machine is not None:
       _steer(world, seat)
+
+
+def _has_state(island: Island) -> bool:
+  return island.disk.restore()[0] is not None
 
 
 def _steer(world: World, seat) -> None:

@@ -1,7 +1,7 @@
 """What must be true after each event: docs/protocol.md, section 1."""
 
 import collections
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 import dataclasses
 
 from blake3 import blake3
@@ -184,6 +184,20 @@ class Invariants:
       committed=committed,
       samples=samples,
     )
+
+  def check_recovered(self, head: pb.SealedRecord, heard: set[str]) -> None:
+    """A lost ledger's run goes on from what most members of its end have."""
+    steps = [x.record.step for x in self._until(head) if x.record.step.members]
+    members = {member.island for member in steps[0].members} if steps else set()
+    few = "recovered from half of the newest members, or fewer"
+    assert not members or 2 * len(members & heard) > len(members), few
+
+  def _until(self, head: pb.SealedRecord) -> Iterator[Link]:
+    """All links back from a record, annulled ones too."""
+    link = self.links.get(head.hash)
+    while link is not None:
+      yield link
+      link = link.before
 
   def check_announced(self, sealed: pb.SealedRecord) -> None:
     assert sealed.hash in self.links, "announced before it was durable"

@@ -494,7 +494,8 @@ class Island:
 
   def start(self, work: Callable[[], None]) -> None:
     attempt = self.work
-    self.later(WORK, lambda: work() if self.work == attempt else None)
+    bounds = tuple(seconds * self.slowness for seconds in WORK)
+    self.later(bounds, lambda: work() if self.work == attempt else None)
 
   def diverged(self, record: int, to: int) -> None:
     """Back to a state of its own that still counts, or to another's."""

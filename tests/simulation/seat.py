@@ -49,6 +49,8 @@ class Seat:
     self.disk = Ledger()
     self.machine: Coordinator | None = None
     self.recovery: Recovery | None = None
+    self.force = False  # the recovery goes on with whoever is there
+    self.ended: set[tuple[str, int]] = set()  # incarnations that lost a lease
     self.stopped = ""  # why its machine gave up: for the operator to read
     self.crash_in: int | None = None  # actions until it dies
     self._claims: dict[str, bytes] = {}  # what islands proposed with first
@@ -80,9 +82,10 @@ class Seat:
       world = self.world
       serial = world.random.randrange(TERMS)
       self.recovery = Recovery(world.run, force, serial, world.now)
+      self.force = force
 
   def _lead(self, history: History) -> None:
-    world = self.world
+    world, self.ended = self.world, set()
     self.machine = Coordinator(world.run, history, world.now)
 
   def kill(self) -> None:
@@ -104,6 +107,9 @@ class Seat:
     assert self.recovery is not None
     hellos, self.recovery = self.recovery.hellos, None
     self.disk.term, self.disk.log = history.term, list(history.log)
+    heard = {m.hello.island for m in hellos.values() if m.hello.has_state}
+    if not self.force:
+      self.world.invariants.check_recovered(history.log[-1], heard)
     self._lead(history)
     for session, hello in hellos.items():
       self.heard(session, hello)
@@ -174,9 +180,11 @@ class Seat:
         case actions_lib.EndLeases(holders, loss):
           for holder in holders:
             self.disk.end(holder)
+            self.ended.add(holder[:2])
           if loss is not None:
             self.disk.losses.append(loss)
             self._check_settled()
+            self._check_leases(loss)
         case actions_lib.SaveLosses(losses):
           self.disk.losses = list(losses)
           self._check_settled()
@@ -204,6 +212,13 @@ class Seat:
   def _check_settled(self) -> None:
     head = self.disk.log[-1] if self.disk.log else None
     self.world.invariants.check_settled(head, self.disk.losses)
+
+  def _check_leases(self, loss: pb.Loss) -> None:
+    """A recovered coordinator knows what is leased: islands have told it."""
+    assert self.machine is not None
+    if self.machine.books.recovered and loss.cause == "its leases had ended":
+      ended = (loss.island, loss.incarnation) in self.ended
+      assert ended, f"{loss.island}'s leases were forgotten"
 
   def _sent(self, message: pb.ToIsland) -> None:
     kind = message.WhichOneof("message")

@@ -124,6 +124,7 @@ class World:
     self._streams: dict[int, Stream] = {}
     self.over = False  # the run is, and every island has left
     self.cut_pairs: set[frozenset[str]] = set()  # of islands and seats
+    self.gone: set[str] = set()  # islands that never come back
     self.last_sent: str | None = ""
     self.offers = 0  # times that somebody was asked for its state
     self.invariants = Invariants()
@@ -246,7 +247,7 @@ class World:
     """Starts another process of a dead island, with its workdir or without."""
     index = [island.name for island in self.islands].index(name)
     old = self.islands[index]
-    if old.alive:
+    if old.alive or name in self.gone:
       return
     # Somebody must have kept everything: else the run is lost, rightly.
     kept = any(
