@@ -386,6 +386,8 @@ class Coordinator:
     refusal = ""
     if self._stopped or not self.log or self.final:
       refusal = "the run is over, or has not begun: there is nothing to steer"
+    elif not self._admission.knows_the_end:
+      refusal = "no island is back that knows the newest record: try again soon"
     else:
       try:
         self._steer(request, now)

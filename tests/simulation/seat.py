@@ -50,10 +50,10 @@ class Seat:
     self.machine: Coordinator | None = None
     self.recovery: Recovery | None = None
     self.force = False  # the recovery goes on with whoever is there
-    self.ended: set[tuple[str, int]] = set()  # incarnations that lost a lease
     self.stopped = ""  # why its machine gave up: for the operator to read
     self.crash_in: int | None = None  # actions until it dies
-    self._claims: dict[str, bytes] = {}  # what islands proposed with first
+    # What islands proposed with first, by island and incarnation.
+    self._claims: dict[tuple[str, int], bytes] = {}
     self._claims_of = -1, -1  # term, record that made their state
 
   @property
@@ -85,7 +85,7 @@ class Seat:
       self.force = force
 
   def _lead(self, history: History) -> None:
-    world, self.ended = self.world, set()
+    world = self.world
     self.machine = Coordinator(world.run, history, world.now)
 
   def kill(self) -> None:
@@ -119,6 +119,8 @@ class Seat:
       if message.HasField("proposal"):
         self._claimed(session, self.machine, message.proposal)
       self.carry_out(self.machine.handle(session, message, self.world.now))
+      if message.HasField("hello"):
+        self._check_claimed(message.hello)
     elif self.recovery is not None:
       actions = self.recovery.handle(session, message, self.world.now)
       self.carry_out(actions)
@@ -139,7 +141,8 @@ class Seat:
     if proposal.base == chain.head.number and all(
       holder in machine.books.accounts.pool.leased for holder in holders
     ):
-      self._claims.setdefault(island.name, proposal.base_state)
+      process = island.name, island.incarnation
+      self._claims.setdefault(process, proposal.base_state)
 
   def disconnected(self, session: int) -> None:
     if self.machine is not None:
@@ -180,11 +183,9 @@ class Seat:
         case actions_lib.EndLeases(holders, loss):
           for holder in holders:
             self.disk.end(holder)
-            self.ended.add(holder[:2])
           if loss is not None:
             self.disk.losses.append(loss)
             self._check_settled()
-            self._check_leases(loss)
         case actions_lib.SaveLosses(losses):
           self.disk.losses = list(losses)
           self._check_settled()
@@ -198,9 +199,11 @@ class Seat:
     held = set().union(*(island.disk.means for island in world.islands))
     assert self.machine is not None
     members = self.machine.status(world.now).islands
-    inside = {m.island for m in members if m.state in ("in", "joining")}
+    inside = {
+      (m.island, m.incarnation) for m in members if m.state in ("in", "joining")
+    }
     here = world.attending(self) & inside
-    claims = [c for island, c in self._claims.items() if island in here]
+    claims = [c for process, c in self._claims.items() if process in here]
     world.invariants.check_appended(record, sealed, held, claims)
     assert record.number == len(self.disk.log)
     self.disk.log.append(sealed)
@@ -213,12 +216,20 @@ class Seat:
     head = self.disk.log[-1] if self.disk.log else None
     self.world.invariants.check_settled(head, self.disk.losses)
 
-  def _check_leases(self, loss: pb.Loss) -> None:
-    """A recovered coordinator knows what is leased: islands have told it."""
-    assert self.machine is not None
-    if self.machine.books.recovered and loss.cause == "its leases had ended":
-      ended = (loss.island, loss.incarnation) in self.ended
-      assert ended, f"{loss.island}'s leases were forgotten"
+  def _check_claimed(self, hello: pb.Hello) -> None:
+    """A recovered coordinator leases to islands what they say they have."""
+    if self.machine is None or not self.machine.books.recovered:
+      return
+    accounts, pool = (
+      self.machine.books.accounts,
+      self.machine.books.accounts.pool,
+    )
+    free = [*pool._free, (pool._unused, 1 << 60)]
+    for grant in hello.leases:
+      holder = Holder(hello.island, hello.incarnation, grant.window)
+      kept = holder in pool.leased or holder[:2] in accounts._departed
+      samples = chain.intervals(grant)
+      assert kept or subtract(samples, free), f"{holder} was forgotten"
 
   def _sent(self, message: pb.ToIsland) -> None:
     kind = message.WhichOneof("message")

@@ -193,10 +193,13 @@ class World:
   def island_at(self, session: int) -> Island:
     return self._streams[session].island
 
-  def attending(self, seat: Seat) -> set[str]:
-    """Islands that can be heard by a coordinator."""
-    streams = self._streams.values()
-    return {s.island.name for s in streams if s.seat is seat and not s.dead}
+  def attending(self, seat: Seat) -> set[tuple[str, int]]:
+    """Islands, and their incarnations, that a coordinator can hear."""
+    return {
+      (stream.island.name, stream.island.incarnation)
+      for stream in self._streams.values()
+      if stream.seat is seat and not stream.dead
+    }
 
   def end_stream(self, session: int) -> None:
     if session in self._streams:
