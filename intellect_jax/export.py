@@ -8,23 +8,15 @@ what else reads such a folder; so does --init-from of a further run.
 
 import pathlib
 
-from absl import flags
-
 from intellect_jax import command
 from intellect_jax import config as config_lib
 from intellect_jax.checkpoint import pretrained
 from intellect_jax.checkpoint.durable import read_outer
-from intellect_jax.data.tokenizer import tokenizer_of
-from intellect_jax.model import llama
-from intellect_jax.model.huggingface import config_json, tensor_names
-from intellect_jax.outer.layout import Layout
 
 WORKDIR = command.define_workdir("an island that has trained")
 OUTPUT = command.define_output("Folder to write to; made if needed.")
-DTYPE = flags.DEFINE_enum(
-  "dtype", "float32", [*pretrained.DTYPES], "float32 is exact."
-)
-PART = flags.DEFINE_float("part", 5.0, "Gigabytes in a file, at most.", 0.0)
+DTYPE = command.define_dtype()
+PART = command.define_part()
 
 
 def main() -> None:
@@ -45,23 +37,7 @@ def export(
   """
   outer = read_outer(workdir / "checkpoints")
   run = config_lib.from_dict(outer.meta["run"])
-  island = config_lib.base().island
-  tokenizer = tokenizer_of(run, workdir)
-  length = run.data.sequence_length
-  abstract = llama.abstract_params(
-    llama.LlamaConfig.of(run.model, island.model)
-  )
-  pretrained.write(
-    output,
-    outer.theta,
-    Layout.of(abstract, tensor_names(abstract)),
-    config_json(run.model, dtype, length, tokenizer.eos),
-    part_bytes,
-  )
-  eos = dict(eos_token_id=tokenizer.eos)
-  pretrained.write_json(output / "generation_config.json", eos)
-  for name, content in tokenizer.files(length).items():
-    (output / name).write_bytes(content)
+  pretrained.write_run(output, run, workdir, outer.theta, dtype, part_bytes)
   return outer.record
 
 
