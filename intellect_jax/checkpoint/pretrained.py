@@ -31,6 +31,7 @@ from intellect_jax.model.huggingface import (
 from intellect_jax.model.llama import Params
 from intellect_jax.outer.layout import Layout
 
+CONFIG = tensors.CONFIG
 TOKENIZER = "tokenizer.json"
 
 
@@ -68,7 +69,7 @@ class Weights:
         " --init-from=FOLDER to the coordinator when the run begins, and the"
         " same weights to its islands, or none."
       )
-    check_config(run.model, tensors.read_json(self.folder / tensors.CONFIG))
+    check_config(run.model, tensors.read_json(self.folder / CONFIG))
     if not self._shares_ids(tokenizer_of(run, folder)):
       logging.warning(
         "The tokenizer.json in %s has other ids than run.data.tokenizer=%s:"
@@ -145,7 +146,7 @@ def write(
 
   shapes = {name: weight.shape for name, weight in weights.items()}
   tensors.write(folder, shapes, pieces, config["dtype"], part_bytes)
-  tensors.write_json(folder / tensors.CONFIG, config)
+  tensors.write_json(folder / CONFIG, config)
 
 
 def layout_of(run: ConfigDict) -> Layout:

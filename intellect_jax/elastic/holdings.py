@@ -21,6 +21,7 @@ from intellect_jax.inner.step import TrainState, TrainStep
 from intellect_jax.model.huggingface import tensor_names
 from intellect_jax.outer.codec import make_codec
 from intellect_jax.outer.layout import Layout
+from intellect_jax.version import version
 
 _SLOW_SECONDS = 60.0  # that anything may take on a host that is busy
 _SLOW_RATE = 10e6  # bytes/s, of the slowest disk or network that is used
@@ -186,6 +187,7 @@ class Holdings:
         run=self._run.to_dict(),
         record_hash=sealed.hash.hex(),
         committed_tokens=self.record.total_tokens,
+        version=version(),
       ),
     )
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from intellect_jax.checkpoint.durable import read_outer
+from intellect_jax.checkpoint import durable
 from intellect_jax.replay import replay
 
 
@@ -38,7 +38,7 @@ def test_a_swarm_equals_its_simulation(world, codec, merge):
   for island in islands:
     replayed = replay(island.workdir, to=None)  # from a checkpoint, by the log
     assert replayed.manifest()[1].id.hex() == simulated[-1]
-    assert read_outer(island.workdir / "checkpoints", oldest=True).record < 3
+    assert durable.records(island.workdir / "checkpoints")[0] < 3
 
   steps = [record.step for record in records[1:]]
   assert [step.learning_rate for step in steps] == 3 * [np.float32(0.6)]
