@@ -168,7 +168,6 @@ def _tell(log: MetricsLog, record: pb.Record, status: pb.Status) -> None:
   log.write(
     dict(
       kind="record",
-      run_id=status.run_id,
       round=record.number,
       term=record.term,
       members=[member.island for member in step.members],

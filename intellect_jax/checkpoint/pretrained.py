@@ -181,8 +181,8 @@ def write_run(
   length = run.data.sequence_length
   config = config_json(run.model, dtype, length, tokenizer.eos)
   write(folder, theta, layout_of(run), config, part_bytes)
-  eos = dict(eos_token_id=tokenizer.eos)
-  tensors.write_json(folder / "generation_config.json", eos)
+  ids = dict(eos_token_id=tokenizer.eos, pad_token_id=tokenizer.eos)
+  tensors.write_json(folder / "generation_config.json", ids)
   for name, content in tokenizer.files(length).items():
     (folder / name).write_bytes(content)
 

@@ -152,9 +152,11 @@ def _islands(told: Provenance) -> str:
   if rows and None not in hours:
     text += f"\n\nTogether {math.fsum(filter(None, hours)):,.3g} hours"
     text += " of training and of waiting for each other."
-  if told.lost is not None:
+  if told.lost == 0:
+    text += "\n\nNo token was lost on the way."
+  elif told.lost is not None:
     text += (
-      f" {told.lost:,} more tokens were trained and lost on the way"
+      f"\n\n{told.lost:,} more tokens were trained and lost on the way"
       f" ({told.lost / max(1, told.lost + told.tokens):.2%})."
     )
   return text
@@ -173,7 +175,7 @@ def _evaluations(told: Provenance) -> str:
     [f"{record}", f"{loss:.4f}", f"{math.exp(min(loss, 700)):,.2f}"]
     for record, loss in (told.evaluations[i] for i in chosen)
   ]
-  return "On held-out text of the sources:\n\n" + _table(
+  return "Of theta, on held-out text of the sources:\n\n" + _table(
     ["record", "nats a token", "perplexity"], rows
   )
 

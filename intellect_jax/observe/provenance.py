@@ -1,20 +1,21 @@
 """Where a model comes from: what was trained on what, and who gave the hours.
 
-The records say who trained how many tokens, on which samples, in an order that
-all islands agree on. Hours are in no record: the coordinator's metrics.jsonl
-has those of all islands, an island's own only its own.
+The records say who trained how many tokens, on which samples, and all islands
+agree on them. The rest is in no record: held-out losses and lost tokens are in
+the coordinator's ledger, the hours of all islands in its metrics.jsonl. Where it
+is not at hand, an island's own metrics.jsonl has what that one knows.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import math
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
 from intellect_jax.data.mixture import Mixture
-from intellect_jax.elastic import chain
+from intellect_jax.elastic import chain, ledger
 from intellect_jax.elastic.log import RecordLog
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.elastic.steering import Steering
@@ -49,7 +50,7 @@ class Provenance:
   Attributes:
     record: that theta is of.
     tokens: committed by then.
-    lost: tokens trained in vain by then; None: not known.
+    lost: tokens trained in vain in the run so far; None: not known.
     islands: by name.
     sources: tokens of each source that were committed.
     evaluations: record, held-out loss in nats a token; in order.
@@ -93,28 +94,22 @@ def gather(
   steps = [r for r in log if r.number <= record]
   tokens = steps[-1].total_tokens if steps else 0
   islands = contributions(steps)
-  own = _events(workdir)
-  told = _of_coordinator(workdir, coordinator, run_id)
-  for name, (hours, place) in hours_of(told or own).items():
+  books = _books(workdir, coordinator, run_id)
+  events = _events(books.folder) or _events(workdir)
+  for name, (hours, place) in hours_of(events).items():
     if name in islands:
       islands[name].hours, islands[name].place = hours, place
   count = {r.number for r in steps}
-  evaluations = {
-    e["round"]: e["eval_loss"]
-    for e in own
-    if e["kind"] == "evaluation" and e["round"] in count
-  }
-  lost = [e["tokens_lost"] for e in told if e["round"] == record]
-  times = [e["time"] for e in told or own if e.get("round", 0) <= record]
+  times = [e["time"] for e in events if e.get("round", 0) <= record]
   outer = [(r.step.learning_rate, r.step.momentum) for r in steps
            if r.HasField("step")]  # fmt: skip
   return Provenance(
     record,
     tokens,
-    lost[-1] if lost else None,
+    books.lost,
     islands,
     sources_of(steps, run.data),
-    sorted((k, v) for k, v in evaluations.items() if v is not None),
+    [(number, loss) for number, loss in books.evaluations if number in count],
     min(times, default=0.0),
     max(times, default=0.0),
     outer[-1] if outer else (0.0, 0.0),
@@ -200,24 +195,37 @@ def of_status(status: pb.Status) -> Mapping[str, dict[str, Any]]:
   }
 
 
-def _events(folder: pathlib.Path) -> list[Event]:
-  path = folder / "metrics.jsonl"
-  return metrics.read(path) if path.is_file() else []
+class _Books(NamedTuple):
+  """What a coordinator's workdir has; or, if it is not near, an island's."""
+
+  folder: pathlib.Path
+  lost: int | None
+  evaluations: list[tuple[int, float]]
 
 
-def _of_coordinator(
+def _books(
   workdir: pathlib.Path, coordinator: pathlib.Path | None, run_id: str
-) -> list[Event]:
-  """The events of the run's coordinator; of none, if it is not near."""
+) -> _Books:
   near = (workdir / "coordinator", workdir.parent / "coordinator")
   for folder in near if coordinator is None else (coordinator,):
-    events = [e for e in _events(folder) if e.get("run_id") == run_id]
-    if events:
-      return events
+    if (folder / ledger.FILE).is_file():
+      with ledger.reading(folder / ledger.FILE) as db:
+        if db.execute("SELECT id FROM run").fetchone() == (run_id,):
+          losses = db.execute("SELECT tokens FROM losses").fetchall()
+          evaluations = db.execute("SELECT * FROM evaluations ORDER BY record")
+          lost = sum(tokens for (tokens,) in losses)
+          return _Books(folder, lost, evaluations.fetchall())
   if coordinator is not None:
     raise UserError(
-      f"{coordinator} has no metrics.jsonl of the run in {workdir}. Pass the"
+      f"{coordinator} has no {ledger.FILE} of the run in {workdir}. Pass the"
       " --workdir that the run's coordinator was started with, or nothing: the"
       " card is then without the hours of other islands."
     )
-  return []
+  own = [e for e in _events(workdir) if e["kind"] == "evaluation"]
+  evaluations = [(e["round"], e["eval_loss"]) for e in own if e["eval_loss"]]
+  return _Books(workdir, None, sorted(dict(evaluations).items()))
+
+
+def _events(folder: pathlib.Path) -> list[Event]:
+  path = folder / "metrics.jsonl"
+  return metrics.read(path) if path.is_file() else []

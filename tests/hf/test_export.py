@@ -1,42 +1,20 @@
-"""An exported run writes in transformers what it writes here."""
+"""An exported run is, to transformers and to a hub, a model like any other."""
 
+import json
+import pathlib
 import subprocess
 import sys
 
-import jax
-import numpy as np
 import pytest
 
-from intellect_jax import config as config_lib
-from intellect_jax.checkpoint.durable import DurableCheckpoints
 from intellect_jax.data.tokenizer import make_tokenizer
-from intellect_jax.model import llama, sharding
-from intellect_jax.model.huggingface import tensor_names
-from intellect_jax.outer.layout import Layout
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
+huggingface_hub = pytest.importorskip("huggingface_hub")
 
 TOKENS = 24
-
-
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-  """Of an island that has stopped at record 3, on random parameters."""
-  workdir = tmp_path_factory.mktemp("island")
-  config = config_lib.load(config_lib.base_path().with_name("tiny.py"))
-  run = config.run
-  run.model.update(tied_embeddings=True)
-  run.data.update(tokenizer="bpe:500")
-  c = llama.LlamaConfig.of(run.model, config.island.model)
-  mesh = sharding.make_mesh(devices=jax.devices()[:1])
-  params = llama.init_params(c, jax.random.key(0), mesh)
-  theta = Layout.of(params, tensor_names(params)).flatten(params)
-  checkpoints = DurableCheckpoints(workdir / "checkpoints", "a-run", keep=1)
-  meta = dict(run=run.to_dict())
-  checkpoints.save(3, theta, np.zeros_like(theta), params, meta)
-  checkpoints.close()
-  return workdir
+PROMPT = "The function returns"
 
 
 def run(module, *flags):
@@ -47,20 +25,87 @@ def run(module, *flags):
   return done.stdout
 
 
-def test_greedy_text_is_the_same(workdir, tmp_path):
-  here = f"--workdir={workdir}"
-  run("export", here, f"--output={tmp_path / 'llama'}")
-  tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "llama")
-  model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "llama")
-  prompt = "The function returns"
-  greedy = ["--temperature=0", f"--tokens={TOKENS}", f"--prompt={prompt}"]
-  expected = run("generate", here, *greedy).removesuffix("\n")
-  ids = tokenizer(prompt, return_tensors="pt")
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+  """Of a lone island that has trained for six records, keeping them all."""
+  workdir = tmp_path_factory.mktemp("island")
+  run(
+    "train",
+    "--config=configs/tiny.py",
+    "--config.run.model.tied_embeddings=True",
+    "--config.run.data.tokenizer=bpe:500",
+    "--config.island.checkpoint.keep=9",
+    f"--workdir={workdir}",
+  )
+  return workdir
+
+
+@pytest.fixture(scope="module")
+def exported(workdir):
+  """In several parts."""
+  folder = workdir / "exported"
+  told = run("export", f"--workdir={workdir}", f"--output={folder}",
+             "--part=0.0001", "--name=Ada", "--license=mit")  # fmt: skip
+  assert told == f"theta of record 6 is in {folder}\n"
+  return folder
+
+
+def load(folder: pathlib.Path):
+  return (
+    transformers.AutoTokenizer.from_pretrained(folder),
+    transformers.AutoModelForCausalLM.from_pretrained(folder),
+  )
+
+
+def test_greedy_text_is_the_same(workdir, exported):
+  tokenizer, model = load(exported)
+  greedy = ["--temperature=0", f"--tokens={TOKENS}", f"--prompt={PROMPT}"]
+  told = run("generate", f"--workdir={workdir}", *greedy)
+  ids = tokenizer(PROMPT, return_tensors="pt")
   with torch.no_grad():
-    (written,) = model.generate(
-      **ids, max_new_tokens=TOKENS, do_sample=False, pad_token_id=0
-    )
+    (written,) = model.generate(**ids, max_new_tokens=TOKENS, do_sample=False)
   added = written[ids["input_ids"].shape[1] :].tolist()
   ours = make_tokenizer("bpe:500").decode(added)
   theirs = tokenizer.decode(added, skip_special_tokens=True)
-  assert prompt + ours == prompt + theirs == expected
+  assert PROMPT + ours == PROMPT + theirs == told.removesuffix("\n")
+
+
+def test_the_folder_is_whole(exported):
+  index = json.loads((exported / "model.safetensors.index.json").read_text())
+  parts = {path.name for path in exported.glob("model-*-of-*.safetensors")}
+  assert parts == set(index["weight_map"].values()) and len(parts) > 1
+  told = transformers.GenerationConfig.from_pretrained(exported)
+  assert told.eos_token_id == told.pad_token_id == 499
+  config = transformers.AutoConfig.from_pretrained(exported)
+  assert config.tie_word_embeddings and config.num_hidden_layers == 2
+
+
+def test_a_hub_reads_the_card(exported):
+  model_card = huggingface_hub.ModelCard.load(exported / "README.md")
+  assert model_card.data.license == "mit"
+  assert model_card.data.library_name == "transformers"
+  assert "diloco" in model_card.data.tags
+  assert model_card.text.lstrip().startswith("# Ada")
+  training = json.loads((exported / "training.json").read_text())
+  (island,) = training["islands"].values()
+  assert island["tokens"] == training["tokens"] == 12_288
+  assert 0 < island["hours"] < 1
+  evaluated = [record for record, _ in training["evaluations"]]
+  assert evaluated[0] == 0 and evaluated[-1] == 6
+  assert training["run"]["model"]["layers"] == 2
+
+
+def test_the_mean_of_records_and_a_merge_of_exports(workdir, tmp_path):
+  """The mean over two records is that of the models of both, merged."""
+  here = f"--workdir={workdir}"
+  mean, newest, before, merged = (tmp_path / n for n in "abcd")
+  run("export", here, f"--output={mean}", "--last=2")
+  run("export", here, f"--output={newest}")
+  kept = tmp_path / "kept" / "checkpoints"
+  kept.mkdir(parents=True)
+  (kept / "5").symlink_to(workdir / "checkpoints" / "5")
+  run("export", f"--workdir={kept.parent}", f"--output={before}")
+  run("merge", f"--model={newest}", f"--model={before}", f"--output={merged}")
+  (_, a), (_, b) = load(mean), load(merged)
+  for (name, x), y in zip(a.named_parameters(), b.parameters(), strict=True):
+    torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-7, msg=name)
