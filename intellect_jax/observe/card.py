@@ -191,8 +191,9 @@ def _training(run: ConfigDict, told: Provenance) -> Iterator[tuple[str, str]]:
   )
   yield (
     "schedule",
-    f"warm-up over {_rounded(inner.warmup_tokens)} tokens, decay (1 - sqrt) over"
-    f" the last {_rounded(inner.decay_tokens)} of {_rounded(run.tokens)}",
+    f"warm-up over {_rounded(inner.warmup_tokens)} tokens, decay"
+    f" ({inner.decay}, to {inner.decay_to:g}) over the last"
+    f" {_rounded(inner.decay_tokens)} of {_rounded(run.tokens)}",
   )
   yield (
     "batch",

@@ -1,28 +1,61 @@
 """Islands in processes, bit for bit what one process computes in turn."""
 
 import numpy as np
+from processes import read_ledger
 import pytest
 
+from intellect_jax import config as config_lib
 from intellect_jax.checkpoint import durable
+from intellect_jax.data import sources
+from intellect_jax.data.preparation import Preparation, Settings
+from intellect_jax.elastic.ledger import FILE
+from intellect_jax.observe.provenance import sources_of
 from intellect_jax.replay import replay
+
+ROUND = 3 * 2048  # tokens of three islands
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+  """A folder with one more source, "best"."""
+  folder = tmp_path_factory.mktemp("prepared")
+  texts = folder / "texts"
+  texts.mkdir()
+  for i, document in enumerate(sources.documents()[:20]):
+    (texts / f"{i}.txt").write_text(document)
+  settings = Settings("byte", held_out=0.1)
+  preparation = Preparation([str(texts)], settings, folder / "best")
+  preparation.run(0, lambda read: None)
+  preparation.finish()
+  return folder
 
 
 @pytest.mark.parametrize(
   ("codec", "merge"), [("float32", "mean"), ("int8", "rda")]
 )
-def test_a_swarm_equals_its_simulation(world, codec, merge):
+def test_a_swarm_equals_its_simulation(world, prepared, codec, merge):
+  """Through a run that anneals: in its last two rounds the learning rate falls,
+  and half of the text is from the best source."""
   coordinator = world.coordinator(
     f"outer.codec={codec}",
     f"outer.merge={merge}",
     "outer.learning_rate=auto",
-    f"outer.momentum_warmup_tokens={3 * 2048}",
+    f"outer.momentum_warmup_tokens={ROUND}",
+    f"inner.decay_tokens={2 * ROUND}",
+    "data.sources=('python_docs', 'best')",
+    f"data.stages=((0, (1.0, 0.0)), ({ROUND}, (0.5, 0.5)))",
     "elastic.start_islands=3",
-    f"tokens={3 * 3 * 2048}",
+    f"tokens={3 * ROUND}",
+    f"--config.island.data.folder={prepared}",
   )
-  islands = [world.island(name, coordinator) for name in ("ada", "bo")]
+  folder = f"--config.island.data.folder={prepared}"
   # On CPUs XLA's codes are those of the host, but for subnormal numbers.
   encoding = "--config.island.encode_on_device=yes"
-  islands.append(world.island("cy", coordinator, encoding))
+  islands = [
+    world.island("ada", coordinator, folder),
+    world.island("bo", coordinator, folder),
+    world.island("cy", coordinator, folder, encoding),
+  ]
   for process in [*islands, coordinator]:
     process.must_end_well()
 
@@ -30,7 +63,7 @@ def test_a_swarm_equals_its_simulation(world, codec, merge):
   assert [r.number for r in records] == [0, 1, 2, 3] and records[-1].final
   for record in records[1:]:
     assert [m.island for m in record.step.members] == ["ada", "bo", "cy"]
-  simulated = world.simulate(coordinator)
+  simulated = world.simulate(coordinator, prepared)
   # Each record names the state that its members stood at before.
   assert [r.step.base_state.hex() for r in records[1:]] == simulated[:-1]
   assert [island.state_hash() for island in islands] == 3 * [simulated[-1]]
@@ -50,6 +83,11 @@ def test_a_swarm_equals_its_simulation(world, codec, merge):
     assert step.scale == pytest.approx(scale, rel=1e-6)
   for island in islands:
     check_figures(island, steps)
+  run = config_lib.from_json(read_ledger(coordinator.workdir / FILE)[0])
+  trained = [sources_of([record], run.data) for record in records[1:]]
+  docs, best = ([t[name] for t in trained] for name in run.data.sources)
+  assert docs == [ROUND, ROUND / 2, ROUND / 2]
+  assert best == [0, ROUND / 2, ROUND / 2]
 
 
 def check_figures(island, steps):
