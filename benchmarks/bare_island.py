@@ -238,7 +238,9 @@ class BareIsland:
     """A window without training: from parameters to theta moved."""
     news = self._news
     number = self._windows.next
-    news.wait(lambda: number in news.leases, "samples")
+    while number not in news.leases:
+      news.wait(lambda: number in news.leases or news.any, "samples")
+      self._hear_news()
     self._windows.start(news.leases.pop(number))
     self._windows.step()
     self._request_lease()
@@ -316,6 +318,7 @@ class BareIsland:
     if news.evicted:
       news.evicted = False
       self._drop("evicted while it was silent")
+      self._request_lease()
 
   def _apply(self, record: pb.Record) -> None:
     if record.number <= self._record.number and record.number:
