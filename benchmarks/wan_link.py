@@ -238,6 +238,7 @@ class Network:
     """What was carried since the start, and what it took."""
     used = os.times()
     return dict(
+      congestion=self.congestion,
       sent=[end.sent for end in self.ends],
       received=[end.received for end in self.ends],
       dropped=[end.dropped for end in self.ends],
@@ -268,7 +269,6 @@ def main() -> None:
   links = Network(options.count, options.congestion)
   tell(
     "ready",
-    congestion=links.congestion,
     ends=[
       (end.address, f"/proc/{os.getpid()}/fd/{end.namespace}")
       for end in links.ends
