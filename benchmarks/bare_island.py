@@ -144,14 +144,18 @@ class BareIsland:
     coordinators = [options.coordinator]
     description = describe(coordinators, rpc.LOOPBACK, _PATIENCE)
     self._run = run = config_lib.from_json(description.run_json)
-    credentials = rpc.LOOPBACK.for_lease(run.elastic.lease_seconds)
+    credentials = rpc.Credentials(options.insecure).for_lease(
+      run.elastic.lease_seconds
+    )
     self._identity = Identity(pathlib.Path(options.workdir), options.name)
     self._codec = codec = make_codec(run.outer.codec)
     blocks = math.ceil(options.values / codec.block)
     size = blocks * codec.block
     self._outer = OuterState(size)
     self._record = pb.Record()
-    rng = np.random.default_rng(self._identity.incarnation)
+    # Not those of another island: equal deltas are one blob, and stay at home.
+    who = [self._identity.incarnation, *options.name.encode()]
+    rng = np.random.default_rng(who)
     # One piece again and again: what is timed does not depend on the values.
     piece = rng.standard_normal(1 << 20, np.float32)
     self._x = np.resize(piece, size)
@@ -372,6 +376,7 @@ def main() -> None:
   parser.add_argument("--values", type=int, default=1_000_000)
   parser.add_argument("--listen", default="127.0.0.1:0")
   parser.add_argument("--advertise", default="")
+  parser.add_argument("--insecure", action="store_true")
   parser.add_argument("--threads", type=int, default=2)
   options = parser.parse_args()
   kernels.compile_all()
