@@ -206,24 +206,27 @@ class _Books(NamedTuple):
 def _books(
   workdir: pathlib.Path, coordinator: pathlib.Path | None, run_id: str
 ) -> _Books:
+  own = {
+    e["round"]: e["eval_loss"]
+    for e in _events(workdir)
+    if e["kind"] == "evaluation" and e["eval_loss"] is not None
+  }
   near = (workdir / "coordinator", workdir.parent / "coordinator")
   for folder in near if coordinator is None else (coordinator,):
     if (folder / ledger.FILE).is_file():
       with ledger.reading(folder / ledger.FILE) as db:
         if db.execute("SELECT id FROM run").fetchone() == (run_id,):
           losses = db.execute("SELECT tokens FROM losses").fetchall()
-          evaluations = db.execute("SELECT * FROM evaluations ORDER BY record")
+          heard = dict(db.execute("SELECT * FROM evaluations").fetchall())
           lost = sum(tokens for (tokens,) in losses)
-          return _Books(folder, lost, evaluations.fetchall())
+          return _Books(folder, lost, sorted((own | heard).items()))
   if coordinator is not None:
     raise UserError(
       f"{coordinator} has no {ledger.FILE} of the run in {workdir}. Pass the"
       " --workdir that the run's coordinator was started with, or nothing: the"
       " card is then without the hours of other islands."
     )
-  own = [e for e in _events(workdir) if e["kind"] == "evaluation"]
-  evaluations = [(e["round"], e["eval_loss"]) for e in own if e["eval_loss"]]
-  return _Books(workdir, None, sorted(dict(evaluations).items()))
+  return _Books(workdir, None, sorted(own.items()))
 
 
 def _events(folder: pathlib.Path) -> list[Event]:

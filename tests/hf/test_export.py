@@ -91,7 +91,7 @@ def test_a_hub_reads_the_card(exported):
   assert island["tokens"] == training["tokens"] == 12_288
   assert 0 < island["hours"] < 1
   evaluated = [record for record, _ in training["evaluations"]]
-  assert evaluated[0] == 0 and evaluated[-1] == 6
+  assert len(evaluated) > 1 and evaluated[-1] == 6
   assert training["run"]["model"]["layers"] == 2
 
 
