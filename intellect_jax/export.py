@@ -16,6 +16,7 @@ since the oldest checkpoint are replayed.
 
 import dataclasses
 import pathlib
+from typing import Any
 
 from absl import flags
 import numpy as np
@@ -47,6 +48,12 @@ COORDINATOR_WORKDIR = flags.DEFINE_string(
   "Workdir of the run's coordinator, which knows the hours of all islands; none:"
   " looked for beside --workdir.",
 )
+BENCHMARKS = flags.DEFINE_multi_string(
+  "benchmarks",
+  [],
+  "File of results for the model card, as lm-evaluation-harness writes them; may"
+  " be repeated.",
+)
 NAME = flags.DEFINE_string("name", "", "Of the model; empty: that of the run.")
 LICENSE = flags.DEFINE_string(
   "license", "", "Identifier for the model card, such as apache-2.0."
@@ -56,6 +63,7 @@ LICENSE = flags.DEFINE_string(
 def main() -> None:
   workdir, output = command.path(WORKDIR), command.path(OUTPUT)
   tensors.check_empty(output)
+  benchmarks = [_results(pathlib.Path(file)) for file in BENCHMARKS.value]
   outer = read_outer(workdir / "checkpoints")
   run = config_lib.from_dict(outer.meta["run"])
   coordinator = None
@@ -71,10 +79,31 @@ def main() -> None:
   tensors.write_json(output / "training.json", training)
   size = sum(tensor.size for tensor in pretrained.layout_of(run).tensors)
   text = card(
-    run, told, what, DTYPE.value, size, meta, NAME.value, LICENSE.value
+    run,
+    told,
+    what,
+    DTYPE.value,
+    size,
+    meta,
+    benchmarks,
+    NAME.value,
+    LICENSE.value,
   )
   (output / "README.md").write_text(text)
   print(f"{what} is in {output}")
+
+
+def _results(path: pathlib.Path) -> dict[str, Any]:
+  """Raises UserError if the harness has not written that."""
+  if not path.is_file():
+    raise UserError(f"There is no file --benchmarks={path}.")
+  results = tensors.read_json(path)
+  if not isinstance(results.get("results"), dict):
+    raise UserError(
+      f"{path} has no results of lm-evaluation-harness: its JSON has a field"
+      ' "results".'
+    )
+  return results
 
 
 def averaged(

@@ -29,6 +29,7 @@ from intellect_jax.model.huggingface import (
   to_weight,
 )
 from intellect_jax.model.llama import Params
+from intellect_jax.outer.codec import make_codec
 from intellect_jax.outer.layout import Layout
 
 CONFIG = tensors.CONFIG
@@ -153,7 +154,8 @@ def layout_of(run: ConfigDict) -> Layout:
   """The canonical vector of a run's model."""
   c = llama.LlamaConfig.of(run.model, config_lib.base().island.model)
   abstract = llama.abstract_params(c)
-  return Layout.of(abstract, tensor_names(abstract))
+  block = make_codec(run.outer.codec).block
+  return Layout.of(abstract, tensor_names(abstract), block)
 
 
 def write_run(

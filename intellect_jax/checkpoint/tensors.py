@@ -54,7 +54,7 @@ class Folder:
     self._slices: dict[str, Any] = {}
     for file in self.files:
       try:
-        tensors = safe_open(file, "numpy").__enter__()  # maps it; no bytes yet
+        tensors = safe_open(file, "numpy")  # maps it: no bytes yet
       except SafetensorError as error:
         raise UserError(
           f"{file} is damaged, or no safetensors: {error}."

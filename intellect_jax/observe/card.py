@@ -34,6 +34,7 @@ def card(
   dtype: str,
   parameters: int,
   meta: Mapping[str, Any],
+  benchmarks: Sequence[Mapping[str, Any]] = (),
   name: str = "",
   licence: str = "",
 ) -> str:
@@ -47,6 +48,7 @@ def card(
     parameters: of the model.
     meta: of the checkpoint: run_id, record_hash, the version that trained; and
       that which exported.
+    benchmarks: results of lm-evaluation-harness, as it writes them.
     name: of the model; empty: that of the run.
     licence: an identifier such as "apache-2.0"; empty: left out.
   """
@@ -63,6 +65,7 @@ def card(
     _islands(told),
     "## Evaluation",
     _evaluations(told),
+    *([_benchmarks(benchmarks)] if benchmarks else []),
     "## Training",
     _table(["", ""], _training(run, told)),
     "## Where it comes from",
@@ -177,6 +180,27 @@ def _evaluations(told: Provenance) -> str:
   ]
   return "Of theta, on held-out text of the sources:\n\n" + _table(
     ["record", "nats a token", "perplexity"], rows
+  )
+
+
+def _benchmarks(benchmarks: Sequence[Mapping[str, Any]]) -> str:
+  """Every figure of every task; its standard error, if it has one."""
+  rows = []
+  for results in benchmarks:
+    shown = {**results["results"], **results.get("groups", {})}
+    for task, values in shown.items():
+      for key, value in values.items():
+        metric, comma, filtered = key.partition(",")
+        if not comma or metric.endswith("_stderr"):
+          continue
+        error = values.get(f"{metric}_stderr,{filtered}")
+        shots = results.get("n-shot", {}).get(task, "")
+        written = f"{value:.4f}"
+        if isinstance(error, float):
+          written += f" ± {error:.4f}"
+        rows.append([task, str(shots), metric, written])
+  return "By lm-evaluation-harness:\n\n" + _table(
+    ["task", "shots", "metric", ""], rows
   )
 
 

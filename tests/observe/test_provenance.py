@@ -16,6 +16,13 @@ from intellect_jax.observe.provenance import gather, hours_of, of_status
 
 LENGTH, HALF = 64, 1000  # tokens a sample; the sample with which a stage begins
 
+HARNESS = {  # as lm-evaluation-harness writes it
+  "results": {
+    "mmlu": {"alias": "mmlu", "acc,none": 0.375, "acc_stderr,none": 0.004}
+  },
+  "n-shot": {"mmlu": 5},
+}
+
 
 def run_half():
   run = config_lib.load(config_lib.base_path().with_name("tiny.py")).run
@@ -155,7 +162,15 @@ def test_the_card_has_all_of_it(workdir):
   told = gather(workdir, run, run_id, record=4)
   meta = {"run_id": run_id, "record_hash": "abc", "exported by": "0.1"}
   text = card(
-    run, told, "theta of record 4", "bfloat16", 45_600_000, meta, "Ada", "mit"
+    run,
+    told,
+    "theta of record 4",
+    "bfloat16",
+    45_600_000,
+    meta,
+    [HARNESS],
+    "Ada",
+    "mit",
   )
   assert text.startswith("---\nlibrary_name: transformers\n")
   assert "license: mit\n" in text and "# Ada\n" in text
@@ -167,3 +182,4 @@ def test_the_card_has_all_of_it(workdir):
   assert "| web | 75.0% | 0.0% | 48,000 | 46.9% |" in text
   assert "| 4 | 3.0000 | 20.09 |" in text
   assert "theta of record 4, in bfloat16" in text
+  assert "| mmlu | 5 | acc | 0.3750 ± 0.0040 |" in text
