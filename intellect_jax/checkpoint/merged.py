@@ -5,7 +5,7 @@ magnitude to trim at) is found by reading it once before. So memory holds a
 piece of each model, whatever their size.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import itertools
 import math
@@ -18,6 +18,8 @@ from intellect_jax.checkpoint.pretrained import TOKENIZER
 from intellect_jax.checkpoint.tensors import Folder
 from intellect_jax.errors import UserError
 from intellect_jax.model import merging
+
+Cut = Callable[[int, np.ndarray], np.ndarray]  # of a model's task vector
 
 WITHOUT_BASE = ("linear", "slerp")
 METHODS = (
@@ -130,7 +132,9 @@ class Merged:
     else:
       elects = recipe.method.endswith("ties")
       combine = merging.elect if elects else merging.task_arithmetic
-      for base, deltas in self._sparse(name):
+      cut = self._cut(name)
+      for base, deltas in self._deltas([name], range(len(self._models))):
+        deltas = [cut(i, delta) for i, delta in enumerate(deltas)]
         yield combine(base, deltas, recipe.weights, recipe.scale)
 
   def _read(self, name: str) -> Iterator[list[np.ndarray]]:
@@ -138,32 +142,29 @@ class Merged:
     for rows in tensors.row_pieces(self.shapes[name]):
       yield [model.read(name, rows) for model in self._models]
 
-  def _sparse(self, name: str) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
-    """Yields pieces of the base, and of the task vectors, less what is cut."""
+  def _cut(self, name: str) -> Cut:
+    """Cuts down what models have learnt in a tensor, piece after piece."""
     recipe, models = self._recipe, range(len(self._models))
-    trims = recipe.method == "ties"
-    thresholds = self._thresholds
-    if trims and thresholds is None:
-      thresholds = self._largest([name])
-    generators = [merging.generator_of(recipe.seed, i, name) for i in models]
-    for rows in tensors.row_pieces(self.shapes[name]):
-      deltas = [self._delta(i, name, rows) for i in models]
-      if trims:
-        assert thresholds is not None
-        deltas = list(map(merging.trim, deltas, thresholds))
-      elif recipe.method.startswith("dare"):
-        deltas = [
-          merging.drop(d, recipe.density, generator)
-          for d, generator in zip(deltas, generators, strict=True)
-        ]
-      yield self._of_base(name, rows), deltas
+    if recipe.method == "ties":
+      thresholds = self._thresholds or self._largest([name])
+      return lambda model, delta: merging.trim(delta, thresholds[model])
+    if recipe.method.startswith("dare"):
+      drawn = [merging.generator_of(recipe.seed, i, name) for i in models]
+      return lambda model, delta: merging.drop(
+        delta, recipe.density, drawn[model]
+      )
+    return lambda model, delta: delta
 
-  def _of_base(self, name: str, rows: slice) -> np.ndarray:
+  def _deltas(
+    self, names: Sequence[str], models: Sequence[int]
+  ) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
+    """Yields pieces of the base, and of what models have learnt since."""
     assert self._base is not None  # the recipe is checked
-    return self._base.read(name, rows)
-
-  def _delta(self, model: int, name: str, rows: slice) -> np.ndarray:
-    return self._models[model].read(name, rows) - self._of_base(name, rows)
+    for name in names:
+      for rows in tensors.row_pieces(self.shapes[name]):
+        base = self._base.read(name, rows)
+        read = [self._models[i].read(name, rows) for i in models]
+        yield base, [x - base for x in read]
 
   def _largest(self, names: list[str]) -> list[float]:
     """Where to trim each model, for these tensors together."""
@@ -171,9 +172,7 @@ class Merged:
 
     def of_model(model: int) -> float:
       def pieces() -> Iterator[np.ndarray]:
-        for name in names:
-          for rows in tensors.row_pieces(self.shapes[name]):
-            yield self._delta(model, name, rows)
+        return (delta for _, (delta,) in self._deltas(names, [model]))
 
       return merging.largest(pieces, self._recipe.density, size)
 

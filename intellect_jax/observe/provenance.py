@@ -95,10 +95,11 @@ def gather(
   tokens = steps[-1].total_tokens if steps else 0
   islands = contributions(steps)
   books = _books(workdir, coordinator, run_id)
-  events = _events(books.folder) or _events(workdir)
-  for name, (hours, place) in hours_of(events).items():
+  own = _events(workdir)
+  events = _events(books.folder) or own
+  for name, given in (hours_of(own) | hours_of(events)).items():
     if name in islands:
-      islands[name].hours, islands[name].place = hours, place
+      islands[name].hours, islands[name].place = given
   count = {r.number for r in steps}
   times = [e["time"] for e in events if e.get("round", 0) <= record]
   outer = [(r.step.learning_rate, r.step.momentum) for r in steps
