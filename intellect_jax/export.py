@@ -23,7 +23,7 @@ import numpy as np
 
 from intellect_jax import command
 from intellect_jax import config as config_lib
-from intellect_jax.checkpoint import pretrained, tensors
+from intellect_jax.checkpoint import exported, pretrained, tensors
 from intellect_jax.checkpoint.durable import Outer, read_outer
 from intellect_jax.elastic import history
 from intellect_jax.errors import UserError
@@ -73,7 +73,7 @@ def main() -> None:
   told = gather(workdir, run, run_id, outer.record, coordinator)
   theta, what = averaged(workdir, outer, LAST.value, EMA.value)
   part_bytes = int(PART.value * 1e9)
-  pretrained.write_run(output, run, workdir, theta, DTYPE.value, part_bytes)
+  exported.write(output, run, workdir, theta, DTYPE.value, part_bytes)
   meta = {**outer.meta, "exported by": version()}
   training = dict(weights=what, **dataclasses.asdict(told), **meta)
   tensors.write_json(output / "training.json", training)

@@ -32,7 +32,7 @@ from absl import flags
 
 from intellect_jax import command
 from intellect_jax import config as config_lib
-from intellect_jax.checkpoint import pretrained, tensors
+from intellect_jax.checkpoint import exported, tensors
 from intellect_jax.checkpoint.durable import read_outer
 from intellect_jax.checkpoint.merged import METHODS, Merged, Recipe
 
@@ -116,9 +116,7 @@ def merge(
       folder = pathlib.Path(stack.enter_context(copy))
       outer = read_outer(path / "checkpoints")
       run = config_lib.from_dict(outer.meta["run"])
-      pretrained.write_run(
-        folder, run, path, outer.theta, "float32", part_bytes
-      )
+      exported.write(folder, run, path, outer.theta, "float32", part_bytes)
       return tensors.Folder(folder)
 
     folders = [opened(path) for path in models]

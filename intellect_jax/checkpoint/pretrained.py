@@ -23,7 +23,6 @@ from intellect_jax.errors import UserError
 from intellect_jax.model import llama
 from intellect_jax.model.huggingface import (
   check_config,
-  config_json,
   from_weight,
   tensor_names,
   to_weight,
@@ -156,37 +155,6 @@ def layout_of(run: ConfigDict) -> Layout:
   abstract = llama.abstract_params(c)
   block = make_codec(run.outer.codec).block
   return Layout.of(abstract, tensor_names(abstract), block)
-
-
-def write_run(
-  folder: pathlib.Path,
-  run: ConfigDict,
-  workdir: pathlib.Path,
-  theta: np.ndarray,
-  dtype: str,
-  part_bytes: int,
-) -> None:
-  """Writes theta of a run with all that a model of Hugging Face's has beside.
-
-  Args:
-    folder: made if needed.
-    run: the run half of the config.
-    workdir: of an island, where the tokenizer's file is.
-    theta: canonical vector, float32.
-    dtype: of the weights, "float32" or "bfloat16".
-    part_bytes: a file is no larger, unless one tensor is.
-
-  Raises:
-    UserError: if the folder is not empty.
-  """
-  tokenizer = tokenizer_of(run, workdir)
-  length = run.data.sequence_length
-  config = config_json(run.model, dtype, length, tokenizer.eos)
-  write(folder, theta, layout_of(run), config, part_bytes)
-  ids = dict(eos_token_id=tokenizer.eos, pad_token_id=tokenizer.eos)
-  tensors.write_json(folder / "generation_config.json", ids)
-  for name, content in tokenizer.files(length).items():
-    (folder / name).write_bytes(content)
 
 
 def _redundant(name: str, params: Params) -> bool:

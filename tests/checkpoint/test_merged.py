@@ -9,7 +9,7 @@ from safetensors.numpy import load_file
 
 from intellect_jax import config as config_lib
 from intellect_jax import merge
-from intellect_jax.checkpoint import pretrained, tensors
+from intellect_jax.checkpoint import exported, pretrained, tensors
 from intellect_jax.checkpoint.durable import DurableCheckpoints
 from intellect_jax.checkpoint.merged import METHODS, Merged, Recipe
 from intellect_jax.errors import UserError
@@ -135,7 +135,7 @@ def test_a_workdir_is_merged_with_a_folder(tmp_path):
   checkpoints.save(3, theta, theta, dict(x=jnp.zeros(1)), meta)
   checkpoints.close()
   folder, out = tmp_path / "twice", tmp_path / "out"
-  pretrained.write_run(folder, run, workdir, 2 * theta, "float32", 10**9)
+  exported.write(folder, run, workdir, 2 * theta, "float32", 10**9)
   recipe = Recipe("linear", [3, 1])
   merge.merge(recipe, [workdir, folder], None, out, "float32", 10**9)
   merged, twice = (load_file(f / tensors.WHOLE) for f in (out, folder))
