@@ -126,15 +126,17 @@ def merge(
   (output / "README.md").write_text(_card(recipe, models, base))
 
 
-# What is no weights: config.json, tokenizers, chat templates.
+# What is no weights: config.json, tokenizers, chat templates; but not where the
+# first model comes from.
 _REST = (".json", ".jinja", ".model", ".tiktoken", ".txt")
+_OWN = (tensors.INDEX, "training.json")
 
 
 def _copy_the_rest(
   folder: pathlib.Path, output: pathlib.Path, dtype: str
 ) -> None:
   for path in folder.iterdir():
-    if path.suffix in _REST and path.name != tensors.INDEX:
+    if path.suffix in _REST and path.name not in _OWN:
       shutil.copyfile(path, output / path.name)
   config = tensors.read_json(folder / tensors.CONFIG)
   config.update(dtype=dtype, torch_dtype=dtype)

@@ -152,13 +152,15 @@ def test_everything_else_is_of_the_first_model(folders, tmp_path):
   first, second = folders[1:3]
   (first / "chat_template.jinja").write_text("{{ messages }}")
   (second / "chat_template.jinja").write_text("another")
+  (first / "training.json").write_text("{}")
   recipe = Recipe("linear", [1, 3])
   merge.merge(recipe, [first, second], None, tmp_path, "bfloat16", 10**9)
   assert (tmp_path / "chat_template.jinja").read_text() == "{{ messages }}"
   assert tensors.read_json(tmp_path / "config.json")["dtype"] == "bfloat16"
   card = (tmp_path / "README.md").read_text()
   assert "| 1 | 0.25 |" in card and "linear" in card
-  assert not (tmp_path / tensors.INDEX).exists()
+  for name in (tensors.INDEX, "training.json"):
+    assert not (tmp_path / name).exists()
 
 
 @pytest.mark.parametrize(

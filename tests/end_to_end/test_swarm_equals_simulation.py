@@ -9,7 +9,7 @@ from intellect_jax.checkpoint import durable
 from intellect_jax.data import sources
 from intellect_jax.data.preparation import Preparation, Settings
 from intellect_jax.elastic.ledger import FILE
-from intellect_jax.observe.provenance import sources_of
+from intellect_jax.observe.provenance import gather
 from intellect_jax.replay import replay
 
 ROUND = 3 * 2048  # tokens of three islands
@@ -84,10 +84,18 @@ def test_a_swarm_equals_its_simulation(world, prepared, codec, merge):
   for island in islands:
     check_figures(island, steps)
   run = config_lib.from_json(read_ledger(coordinator.workdir / FILE)[0])
-  trained = [sources_of([record], run.data) for record in records[1:]]
-  docs, best = ([t[name] for t in trained] for name in run.data.sources)
-  assert docs == [ROUND, ROUND / 2, ROUND / 2]
-  assert best == [0, ROUND / 2, ROUND / 2]
+  check_provenance(islands[0], run, coordinator)
+
+
+def check_provenance(island, run, coordinator):
+  """What its model card would say: who trained, and that hours are known."""
+  run_id = coordinator.summary()["run_id"]
+  told = gather(island.workdir, run, run_id, record=3)
+  assert told.tokens == 3 * ROUND and told.lost == 0
+  assert told.sources == dict(python_docs=2 * ROUND, best=ROUND)
+  for name in ("ada", "bo", "cy"):
+    assert told.islands[name].tokens == ROUND
+    assert told.islands[name].hours is not None
 
 
 def check_figures(island, steps):
