@@ -150,10 +150,10 @@ def validate_run(run: ConfigDict) -> None:
     "adamw or muon",
   )
   _require(
-    outer.codec in ("int8", "int4", "e3m0", "float32"),
+    outer.codec in ("int8", "int4", "e3m0", "sparse2", "float32"),
     "run.outer.codec",
     outer.codec,
-    "int8, int4, e3m0 or float32",
+    "int8, int4, e3m0, sparse2 or float32",
   )
   _validate_outer_optimizer(outer)
   _require(
@@ -223,6 +223,30 @@ def _validate_outer_optimizer(outer: ConfigDict) -> None:
     "run.outer.merge",
     outer.merge,
     "mean or rda",
+  )
+  if outer.codec == "sparse2":
+    _validate_sparse(outer)
+
+
+def _validate_sparse(outer: ConfigDict) -> None:
+  """Error feedback takes the place of momentum: SparseLoCo, 2508.15706."""
+  for name, holds, expected in (
+    ("learning_rate", outer.learning_rate in (1, "auto"), "1, or 'auto'"),
+    ("momentum", outer.momentum == 0, "0"),
+    ("merge", outer.merge == "mean", "mean"),
+  ):
+    _require(
+      holds,
+      f"run.outer.{name}",
+      outer[name],
+      f"{expected} with run.outer.codec=sparse2, whose error feedback takes the"
+      " place of an outer optimizer",
+    )
+  _require(
+    0 <= outer.feedback <= 1,
+    "run.outer.feedback",
+    outer.feedback,
+    "from 0 to 1",
   )
 
 
