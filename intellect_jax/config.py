@@ -230,17 +230,23 @@ def _validate_outer_optimizer(outer: ConfigDict) -> None:
 
 def _validate_sparse(outer: ConfigDict) -> None:
   """Error feedback takes the place of momentum: SparseLoCo, 2508.15706."""
-  for name, holds, expected in (
-    ("learning_rate", outer.learning_rate in (1, "auto"), "1, or 'auto'"),
-    ("momentum", outer.momentum == 0, "0"),
-    ("merge", outer.merge == "mean", "mean"),
-  ):
-    _require(
-      holds,
-      f"run.outer.{name}",
-      outer[name],
-      f"{expected} with run.outer.codec=sparse2, whose error feedback takes the"
-      " place of an outer optimizer",
+  wrong = [
+    (name, wanted)
+    for name, values in (
+      ("learning_rate", (1, "auto")),
+      ("momentum", (0,)),
+      ("merge", ("mean",)),
+    )
+    if outer[name] not in values
+    for wanted in values[:1]
+  ]
+  if wrong:
+    seen = " and ".join(f"{name} {outer[name]}" for name, _ in wrong)
+    flags = " ".join(f"--config.run.outer.{n}={w}" for n, w in wrong)
+    raise UserError(
+      f"run.outer.codec is sparse2, but run.outer has {seen}. The error feedback"
+      " of sparse2 takes the place of an outer optimizer: its mean is applied as"
+      f" it is. Change it in the config file or with {flags}"
     )
   _require(
     0 <= outer.feedback <= 1,
