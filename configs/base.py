@@ -11,6 +11,7 @@ Sources: [I1] INTELLECT-1, arXiv 2412.01152; [D] DiLoCo, arXiv 2311.08105;
 [M] Muon at scale, arXiv 2502.16982; [ML] MuLoCo, arXiv 2505.23725;
 [C] Covenant-72B, arXiv 2603.08163; [DD] Decoupled DiLoCo, arXiv 2604.21428;
 [PI] Pier, arXiv 2511.17849; [S] Streaming DiLoCo, arXiv 2501.18512;
+[SP] SparseLoCo, arXiv 2508.15706;
 [P] docs/protocol.md of this project.
 """
 
@@ -101,8 +102,10 @@ def run_config() -> ml_collections.ConfigDict:
       # shrink as islands come: take a rate of your own, not "auto".
       merge="mean",
       # Of deltas and means: "int8" [I1], "int4", "e3m0" [S], or "float32"
-      # (exact). 8.1, 4.1, 4.1 and 32 bits a value.
+      # (exact). 8.1, 4.1, 4.1 and 32 bits a value. Or "sparse2", of deltas, 0.16
+      # bits a value [SP]: with learning_rate=1 and momentum=0.
       codec="int8",
+      feedback=0.95,  # beta, of what "sparse2" has left out so far [SP]
       max_ahead_steps=0,  # inner steps past a proposal before waiting
       max_carry=1,  # records that left-out work is carried over [P 3]
       # x the median norm of a delta per inner step, beyond which one is scaled
