@@ -150,6 +150,13 @@ def validate_run(run: ConfigDict) -> None:
     "adamw or muon",
   )
   _require(
+    inner.loss in ("cross_entropy", "dpo"),
+    "run.inner.loss",
+    inner.loss,
+    "cross_entropy or dpo",
+  )
+  _require(inner.dpo_beta > 0, "run.inner.dpo_beta", inner.dpo_beta, "above 0")
+  _require(
     outer.codec in ("int8", "int4", "e3m0", "float32"),
     "run.outer.codec",
     outer.codec,

@@ -189,6 +189,10 @@ def check_messages(messages: Any, special: Mapping[str, int]) -> None:
     if not re.fullmatch(r"\w+", message["role"]):
       raise UserError(f"The role of {where} is {message['role']!r}, no word.")
     content = message["content"]
+    if not content.isascii() and any(
+      "\ud800" <= c <= "\udfff" for c in content
+    ):
+      raise UserError(f"The content of {where} has halves of characters.")
     found = any_of(tuple(special)).search(content) or _MARKS.search(content)
     if found:
       raise UserError(
