@@ -10,9 +10,9 @@ Sources: [I1] INTELLECT-1, arXiv 2412.01152; [D] DiLoCo, arXiv 2311.08105;
 [SL] DiLoCo scaling laws, arXiv 2503.09799; [L3] Llama 3, arXiv 2407.21783;
 [M] Muon at scale, arXiv 2502.16982; [ML] MuLoCo, arXiv 2505.23725;
 [C] Covenant-72B, arXiv 2603.08163; [DD] Decoupled DiLoCo, arXiv 2604.21428;
-[DPO] direct preference optimization, arXiv 2305.18290;
 [PI] Pier, arXiv 2511.17849; [S] Streaming DiLoCo, arXiv 2501.18512;
-[P] docs/protocol.md of this project.
+[DPO] direct preference optimization, arXiv 2305.18290; [LoRA] low-rank
+adaptation, arXiv 2106.09685; [P] docs/protocol.md of this project.
 """
 
 import ml_collections
@@ -45,6 +45,10 @@ def run_config() -> ml_collections.ConfigDict:
       norm_epsilon=1e-5,  # RMSNorm [I1]
       tied_embeddings=False,  # output projection = embedding, transposed
       dtype="bfloat16",  # of compute; parameters and moments are float32
+      # Adapters of this rank are trained beside weights that stay [LoRA]; 0: all
+      # weights are trained.
+      lora_rank=0,
+      lora_alpha=16.0,  # what they add is times lora_alpha / lora_rank [LoRA]
     )
   )
   run.data = ml_collections.ConfigDict(

@@ -331,6 +331,11 @@ def validate_island(run: ConfigDict, island: ConfigDict) -> None:
   )
 
 
+def keeps_weights(run: ConfigDict) -> bool:
+  """Whether every island needs the weights that the run starts from."""
+  return run.inner.loss == "dpo" or run.model.lora_rank > 0
+
+
 def _require(holds: bool, name: str, value: object, expected: str) -> None:
   if not holds:
     raise UserError(

@@ -137,7 +137,7 @@ class WholeSamples:
     if not 0 <= index < len(self):
       raise IndexError(f"sample {index} of {len(self)}")
     length, at = self._length, 0
-    sample = {
+    sample: Sample = {
       name: np.zeros(length, np.int32)
       for name in ("tokens", "targets", "segment_ids", "positions")
     }
