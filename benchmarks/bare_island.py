@@ -292,7 +292,7 @@ class BareIsland:
   def _delta(self) -> Iterator[np.ndarray]:
     """Theta - x, in pieces."""
     theta, x = self._outer.theta, self._x
-    piece = np.empty(reduce.PIECE_BLOCKS * self._codec.block, np.float32)
+    piece = np.empty(reduce.PIECE, np.float32)
     for start in range(0, len(x), len(piece)):
       stop = min(start + len(piece), len(x))
       yield np.subtract(

@@ -12,6 +12,9 @@ that of all that the workdir can build again, in which each counts 0.9 of what
 the next one does. Either is often better than the newest theta where the
 learning rate has not come down to 0. Training knows nothing of it: the records
 since the oldest checkpoint are replayed.
+
+Adapters (run.model.lora_rank) are merged into the weights that the run started
+from. With --adapter they are written alone, as the library PEFT reads them.
 """
 
 import dataclasses
@@ -23,7 +26,7 @@ import numpy as np
 
 from intellect_jax import command
 from intellect_jax import config as config_lib
-from intellect_jax.checkpoint import exported, pretrained, tensors
+from intellect_jax.checkpoint import adapters, exported, tensors
 from intellect_jax.checkpoint.durable import Outer, read_outer
 from intellect_jax.elastic import history
 from intellect_jax.errors import UserError
@@ -54,6 +57,14 @@ BENCHMARKS = flags.DEFINE_multi_string(
   "File of results for the model card, as lm-evaluation-harness writes them; may"
   " be repeated.",
 )
+ADAPTER = flags.DEFINE_bool("adapter", False, "The adapters alone, for PEFT.")
+INIT_FROM = flags.DEFINE_string(
+  "init-from",
+  None,
+  "Folder of the weights that adapters are merged into; none: as the workdir"
+  " says.",
+  allow_override=True,  # as that of commands that train
+)
 NAME = flags.DEFINE_string("name", "", "Of the model; empty: that of the run.")
 LICENSE = flags.DEFINE_string(
   "license", "", "Identifier for the model card, such as apache-2.0."
@@ -66,31 +77,45 @@ def main() -> None:
   benchmarks = [_results(pathlib.Path(file)) for file in BENCHMARKS.value]
   outer = read_outer(workdir / "checkpoints")
   run = config_lib.from_dict(outer.meta["run"])
-  coordinator = None
-  if COORDINATOR_WORKDIR.value is not None:
-    coordinator = command.path(COORDINATOR_WORKDIR)
-  run_id = outer.meta["run_id"]
-  told = gather(workdir, run, run_id, outer.record, coordinator)
-  theta, what = averaged(workdir, outer, LAST.value, EMA.value)
-  part_bytes = int(PART.value * 1e9)
-  exported.write(output, run, workdir, theta, DTYPE.value, part_bytes)
-  meta = {**outer.meta, "exported by": version()}
-  training = dict(weights=what, **dataclasses.asdict(told), **meta)
-  tensors.write_json(output / "training.json", training)
-  size = sum(tensor.size for tensor in pretrained.layout_of(run).tensors)
-  text = card(
+  told = gather(
+    workdir,
     run,
-    told,
-    what,
-    DTYPE.value,
-    size,
-    meta,
-    benchmarks,
-    NAME.value,
-    LICENSE.value,
+    outer.meta["run_id"],
+    outer.record,
+    _path_or_none(COORDINATOR_WORKDIR),
   )
-  (output / "README.md").write_text(text)
+  theta, what = averaged(workdir, outer, LAST.value, EMA.value)
+  if ADAPTER.value:
+    adapters.write_peft(output, run, theta, DTYPE.value, workdir)
+  else:
+    exported.write(
+      output,
+      run,
+      workdir,
+      theta,
+      DTYPE.value,
+      int(PART.value * 1e9),
+      _path_or_none(INIT_FROM),
+    )
+    meta = {**outer.meta, "exported by": version()}
+    training = dict(weights=what, **dataclasses.asdict(told), **meta)
+    tensors.write_json(output / "training.json", training)
+    text = card(
+      run,
+      told,
+      what,
+      DTYPE.value,
+      meta,
+      benchmarks,
+      NAME.value,
+      LICENSE.value,
+    )
+    (output / "README.md").write_text(text)
   print(f"{what} is in {output}")
+
+
+def _path_or_none(holder: flags.FlagHolder) -> pathlib.Path | None:
+  return None if holder.value is None else command.path(holder)
 
 
 def _results(path: pathlib.Path) -> dict[str, Any]:

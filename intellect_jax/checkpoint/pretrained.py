@@ -16,11 +16,9 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from intellect_jax import config as config_lib
 from intellect_jax.checkpoint import tensors
 from intellect_jax.data.tokenizer import Tokenizer, tokenizer_of
 from intellect_jax.errors import UserError
-from intellect_jax.model import llama
 from intellect_jax.model.huggingface import (
   check_config,
   from_weight,
@@ -28,7 +26,6 @@ from intellect_jax.model.huggingface import (
   to_weight,
 )
 from intellect_jax.model.llama import Params
-from intellect_jax.outer.codec import make_codec
 from intellect_jax.outer.layout import Layout
 
 CONFIG = tensors.CONFIG
@@ -147,14 +144,6 @@ def write(
   shapes = {name: weight.shape for name, weight in weights.items()}
   tensors.write(folder, shapes, pieces, config["dtype"], part_bytes)
   tensors.write_json(folder / CONFIG, config)
-
-
-def layout_of(run: ConfigDict) -> Layout:
-  """The canonical vector of a run's model."""
-  c = llama.LlamaConfig.of(run.model, config_lib.base().island.model)
-  abstract = llama.abstract_params(c)
-  block = make_codec(run.outer.codec).block
-  return Layout.of(abstract, tensor_names(abstract), block)
 
 
 def _redundant(name: str, params: Params) -> bool:

@@ -5,12 +5,15 @@ model is good for, its licence) is theirs to add.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+import dataclasses
 import datetime
 import math
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from intellect_jax import config as config_lib
+from intellect_jax.model import llama
 from intellect_jax.observe.provenance import Provenance
 
 _ROWS = 12  # evaluations that are shown, at most
@@ -21,10 +24,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 folder = "."  # of this file, or its name on a hub
 tokenizer = AutoTokenizer.from_pretrained(folder)
 model = AutoModelForCausalLM.from_pretrained(folder)
-inputs = tokenizer("The function", return_tensors="pt")
+{prompt}
 written = model.generate(**inputs, max_new_tokens=100, do_sample=True)
 print(tokenizer.decode(written[0], skip_special_tokens=True))
 ```"""
+_PROMPT = 'inputs = tokenizer("The function", return_tensors="pt")'
+_CHAT = """\
+messages = [{"role": "user", "content": "Who are you?"}]
+inputs = tokenizer.apply_chat_template(
+  messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+)"""
 
 
 def card(
@@ -32,7 +41,6 @@ def card(
   told: Provenance,
   what: str,
   dtype: str,
-  parameters: int,
   meta: Mapping[str, Any],
   benchmarks: Sequence[Mapping[str, Any]] = (),
   name: str = "",
@@ -45,20 +53,22 @@ def card(
     told: of the run.
     what: the weights are, in words, such as "theta of record 20".
     dtype: of the weights.
-    parameters: of the model.
     meta: of the checkpoint: run_id, record_hash, the version that trained; and
       that which exported.
     benchmarks: results of lm-evaluation-harness, as it writes them.
     name: of the model; empty: that of the run.
     licence: an identifier such as "apache-2.0"; empty: left out.
   """
+  plain = llama.LlamaConfig.of(run.model, config_lib.base().island.model)
+  parameters = llama.parameter_count(dataclasses.replace(plain, lora_rank=0))
+  prompt = _CHAT if run.data.chat_template else _PROMPT
   parts = [
     "\n".join(_header(licence)),
     f"# {name or run.name}",
     _summary(run, told, parameters),
     _table(["", ""], _model(run, what, dtype, parameters)),
     "## Use",
-    _USE,
+    _USE.format(prompt=prompt),
     "## Data",
     _data(run, told),
     "## Who trained it",
@@ -206,6 +216,10 @@ def _benchmarks(benchmarks: Sequence[Mapping[str, Any]]) -> str:
 
 def _training(run: ConfigDict, told: Provenance) -> Iterator[tuple[str, str]]:
   inner, outer = run.inner, run.outer
+  if inner.loss != "cross_entropy":
+    yield "loss", f"{inner.loss}, beta {inner.dpo_beta:g}"
+  if run.model.lora_rank:
+    yield "adapters", f"LoRA of rank {run.model.lora_rank}, merged"
   rate, momentum = told.outer
   yield (
     "inner optimizer",

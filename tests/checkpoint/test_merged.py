@@ -9,7 +9,7 @@ from safetensors.numpy import load_file
 
 from intellect_jax import config as config_lib
 from intellect_jax import merge
-from intellect_jax.checkpoint import exported, pretrained, tensors
+from intellect_jax.checkpoint import adapters, exported, tensors
 from intellect_jax.checkpoint.durable import DurableCheckpoints
 from intellect_jax.checkpoint.merged import METHODS, Merged, Recipe
 from intellect_jax.errors import UserError
@@ -128,7 +128,7 @@ def test_memory_holds_pieces_and_no_tensor(tmp_path):
 def test_a_workdir_is_merged_with_a_folder(tmp_path):
   config = config_lib.load(config_lib.base_path().with_name("tiny.py"))
   run, workdir = config.run, tmp_path / "island"
-  size = pretrained.layout_of(run).size
+  size = adapters.layout_of(run)[1].size
   theta = np.random.default_rng(0).standard_normal(size, np.float32)
   checkpoints = DurableCheckpoints(workdir / "checkpoints", "a-run", keep=1)
   meta = dict(run=run.to_dict())

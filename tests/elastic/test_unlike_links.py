@@ -34,7 +34,7 @@ class Swarm:
 
   def __init__(self, up_mbit: list[float], down_mbit: list[float]):
     self.names = [f"island-{i}" for i in range(len(up_mbit))]
-    self.round = CoordinatorRound(CODEC.block_bytes)
+    self.round = CoordinatorRound(CODEC)
     self.exchanges, self.servers = [], []
     self.ahead: dict[int, Ahead] = {}
     for i, (name, up, down) in enumerate(

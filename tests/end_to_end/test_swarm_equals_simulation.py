@@ -31,15 +31,21 @@ def prepared(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-  ("codec", "merge"), [("float32", "mean"), ("int8", "rda")]
+  ("codec", "merge", "rate", "mu"),
+  [
+    ("float32", "mean", 0.6, 0.9),
+    ("int8", "rda", 0.6, 0.9),
+    ("sparse2", "mean", 1, 0),
+  ],
 )
-def test_a_swarm_equals_its_simulation(world, prepared, codec, merge):
+def test_a_swarm_equals_its_simulation(world, prepared, codec, merge, rate, mu):
   """Through a run that anneals: in its last two rounds the learning rate falls,
   and half of the text is from the best source."""
   coordinator = world.coordinator(
     f"outer.codec={codec}",
     f"outer.merge={merge}",
     "outer.learning_rate=auto",
+    f"outer.momentum={mu}",
     f"outer.momentum_warmup_tokens={ROUND}",
     f"inner.decay_tokens={2 * ROUND}",
     "data.sources=('python_docs', 'best')",
@@ -74,15 +80,15 @@ def test_a_swarm_equals_its_simulation(world, prepared, codec, merge):
     assert durable.records(island.workdir / "checkpoints")[0] < 3
 
   steps = [record.step for record in records[1:]]
-  assert [step.learning_rate for step in steps] == 3 * [np.float32(0.6)]
-  assert [step.momentum for step in steps] == [0, *2 * [np.float32(0.9)]]
+  assert [step.learning_rate for step in steps] == 3 * [np.float32(rate)]
+  assert [step.momentum for step in steps] == [0, *2 * [np.float32(mu)]]
   for step in steps:
     norm = np.mean([member.norm for member in step.members])
     assert norm > step.mean_norm > 0, "the islands went the same way"
     scale = norm / step.mean_norm if merge == "rda" else 1
     assert step.scale == pytest.approx(scale, rel=1e-6)
   for island in islands:
-    check_figures(island, steps)
+    check_figures(island, steps, mu)
   run = config_lib.from_json(read_ledger(coordinator.workdir / FILE)[0])
   check_provenance(islands[0], run, coordinator)
 
@@ -98,7 +104,7 @@ def check_provenance(island, run, coordinator):
     assert told.islands[name].hours is not None
 
 
-def check_figures(island, steps):
+def check_figures(island, steps, mu):
   """What an island tells of outer steps is what the records make of them."""
   told = island.metrics("record")
   for event, step in zip(told, steps, strict=True):
@@ -108,7 +114,7 @@ def check_figures(island, steps):
   first, second, third = island.metrics("direction")
   assert (first["gain"], first["delta_cosine"]) == (1, None)
   # The first step had no momentum: b before the second is the first delta.
-  mu, ratio = 0.9, told[0]["delta_norm"] / told[1]["delta_norm"]
+  ratio = told[0]["delta_norm"] / told[1]["delta_norm"]
   gain = 1 + mu + mu**2 * ratio * second["delta_cosine"]
   assert second["gain"] == pytest.approx(gain, rel=1e-4)
   assert -1 < third["delta_cosine"] < 1

@@ -166,7 +166,6 @@ def test_the_card_has_all_of_it(workdir):
     told,
     "theta of record 4",
     "bfloat16",
-    45_600_000,
     meta,
     [HARNESS],
     "Ada",
@@ -174,7 +173,7 @@ def test_the_card_has_all_of_it(workdir):
   )
   assert text.startswith("---\nlibrary_name: transformers\n")
   assert "license: mit\n" in text and "# Ada\n" in text
-  assert "A Llama of 45.6M parameters, trained by 2 islands on 102k" in text
+  assert "A Llama of 51.4k parameters, trained by 2 islands on 102k" in text
   assert "from 1970-01-02 to 1970-01-05" in text
   assert "| ada | Bonn | 76,800 | 75.0% | 150 | 2 | 3 |" in text
   assert "| bo\\|x | Bonn | 25,600 | 25.0% | 50 | 2 | 2 |" in text
