@@ -128,6 +128,8 @@ def test_memory_holds_pieces_and_no_tensor(tmp_path):
 def test_a_workdir_is_merged_with_a_folder(tmp_path):
   config = config_lib.load(config_lib.base_path().with_name("tiny.py"))
   run, workdir = config.run, tmp_path / "island"
+  # Which has blocks of its own, and so another canonical vector.
+  run.outer.update(codec="sparse2", learning_rate=1.0, momentum=0.0)
   size = adapters.layout_of(run)[1].size
   theta = np.random.default_rng(0).standard_normal(size, np.float32)
   checkpoints = DurableCheckpoints(workdir / "checkpoints", "a-run", keep=1)
