@@ -8,8 +8,10 @@ from intellect_jax import config as config_lib
 from intellect_jax.checkpoint import durable
 from intellect_jax.data import sources
 from intellect_jax.data.preparation import Preparation, Settings
+from intellect_jax.elastic import history
 from intellect_jax.elastic.ledger import FILE
 from intellect_jax.observe.provenance import gather
+from intellect_jax.outer.average import mean
 from intellect_jax.replay import replay
 
 ROUND = 3 * 2048  # tokens of three islands
@@ -78,6 +80,10 @@ def test_a_swarm_equals_its_simulation(world, prepared, codec, merge, rate, mu):
     replayed = replay(island.workdir, to=None)  # from a checkpoint, by the log
     assert replayed.manifest()[1].id.hex() == simulated[-1]
     assert durable.records(island.workdir / "checkpoints")[0] < 3
+
+  averages = [history.average(i.workdir, 3, mean, newest=2) for i in islands]
+  assert [over for _, over in averages] == 3 * [[2, 3]]
+  assert len({average.tobytes() for average, _ in averages}) == 1
 
   steps = [record.step for record in records[1:]]
   assert [step.learning_rate for step in steps] == 3 * [np.float32(rate)]
