@@ -65,6 +65,19 @@ def define_output(what: str, required: bool = True) -> flags.FlagHolder:
 
 
 @functools.cache
+def define_dtype() -> flags.FlagHolder:
+  """The --dtype flag of commands that write weights; --part as well."""
+  return flags.DEFINE_enum(
+    "dtype", "float32", ["float32", "bfloat16"], "float32 is exact."
+  )
+
+
+@functools.cache
+def define_part() -> flags.FlagHolder:
+  return flags.DEFINE_float("part", 5.0, "Gigabytes in a file, at most.", 0.0)
+
+
+@functools.cache
 def define_input() -> flags.FlagHolder:
   """The --input flag of commands that read texts; the next two as well."""
   return flags.DEFINE_multi_string(

@@ -31,6 +31,17 @@ def test_every_config_is_valid(file):
   config.validate(config.load(config.base_path().parent / file))
 
 
+def test_intellect_1_anneals_rate_and_mixture_together():
+  """Both are functions of tokens, and change for the last fifth."""
+  run = config.load(config.base_path().with_name("intellect_1_10b.py")).run
+  (_, first), (start, last) = run.data.stages
+  assert start == run.tokens - run.inner.decay_tokens == 0.8 * run.tokens
+  assert dict(zip(run.data.sources, last, strict=True)) == dict(
+    fineweb_edu=0.8, fineweb=0.1, stack_v1=0.1, dclm=0, openwebmath=0
+  )
+  assert first[0] < last[0]
+
+
 @pytest.mark.parametrize("name, size", SIZES.items())
 def test_models_have_their_published_sizes(name, size):
   assert llama.parameter_count(load(name)) == size
