@@ -39,11 +39,6 @@ def define_config() -> flags.FlagHolder:
   )
 
 
-def default_config(path: pathlib.Path) -> None:
-  """Another file than configs/base.py, if --config names none."""
-  flags.FLAGS.set_default("config", str(path))
-
-
 def define_workdir(what: str) -> flags.FlagHolder:
   return flags.DEFINE_string(
     "workdir",
