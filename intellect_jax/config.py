@@ -150,6 +150,13 @@ def validate_run(run: ConfigDict) -> None:
     "adamw or muon",
   )
   _require(
+    inner.loss in ("cross_entropy", "dpo"),
+    "run.inner.loss",
+    inner.loss,
+    "cross_entropy or dpo",
+  )
+  _require(inner.dpo_beta > 0, "run.inner.dpo_beta", inner.dpo_beta, "above 0")
+  _require(
     outer.codec in ("int8", "int4", "e3m0", "sparse2", "float32"),
     "run.outer.codec",
     outer.codec,
@@ -352,6 +359,11 @@ def validate_island(run: ConfigDict, island: ConfigDict) -> None:
     island.encode_on_device,
     "auto, yes or no",
   )
+
+
+def keeps_weights(run: ConfigDict) -> bool:
+  """Whether every island needs the weights that the run starts from."""
+  return run.inner.loss == "dpo" or run.model.lora_rank > 0
 
 
 def _require(holds: bool, name: str, value: object, expected: str) -> None:

@@ -97,9 +97,12 @@ class Replica:
     self._keep_theta(self.state.params)
 
   def _initial_state(self) -> TrainState:
-    """Random, or from given weights; always with zero moments."""
+    """Random, or from given weights; always with zero moments.
+
+    Adapters are random in any case: the weights are beside them.
+    """
     step = self._train_step
-    if not self._run.init_from:
+    if not self._run.init_from or self._run.model.lora_rank:
       return step.init(jax.random.key(self._run.seed))
     if self._weights is None:
       raise UserError(
