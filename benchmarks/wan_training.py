@@ -28,7 +28,12 @@ Figures = dict[str, float]
 
 
 def utilizations(
-  rate: float, rtt: float, rounds: int, inner_steps: int, tokens: int
+  rate: float,
+  rtt: float,
+  rounds: int,
+  inner_steps: int,
+  tokens: int,
+  calibrate: bool = True,
 ) -> Iterator[dict[str, Any]]:
   """Of plain DiLoCo at a pace at which it has _WORST, and with overlap.
 
@@ -38,12 +43,14 @@ def utilizations(
     rounds: of each run.
     inner_steps: of a round.
     tokens: of a step.
+    calibrate: finds the pace by a run; else it follows from a guess of what an
+      exchange takes.
   """
   link, size = (rate, rtt), (rounds, inner_steps, tokens)
-  # From a guess of what an exchange takes it is found out what it does take.
-  guess = _VALUES * 8.2e-6 / rate + 8e-3 * rtt
-  first = trained(link, (4, *size[1:]), _pace(guess, inner_steps), {})
-  pace = _pace(first["blocked"], inner_steps)
+  pace = _pace(_VALUES * 8.2e-6 / rate + 8e-3 * rtt, inner_steps)
+  if calibrate:
+    first = trained(link, size, pace, {})
+    pace = _pace(first["blocked"], inner_steps)
   for name, outer in variants(inner_steps).items():
     about = dict(variant=name, rate=rate, rtt=rtt, inner_steps=inner_steps)
     about |= dict(outer=outer, pace=pace, values=_VALUES)
