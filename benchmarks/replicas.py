@@ -5,7 +5,7 @@ It computes what a swarm does whose islands are all in every record
 compiles once, and needs no network.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -115,9 +115,17 @@ class Replicas:
     return self.layout.blocks * self._codec.block_bytes
 
 
-def coded_mean(codec: Codec, deltas: Sequence[np.ndarray]) -> np.ndarray:
-  """As a share's owner makes it and everybody decodes it; float32 [n]."""
-  total = np.zeros_like(deltas[0])
+def coded_mean(codec: Codec, deltas: np.ndarray) -> np.ndarray:
+  """As a share's owner makes it and everybody decodes it.
+
+  Args:
+    codec: of the exchange.
+    deltas: float32 [islands, n].
+
+  Returns:
+    float32 [n].
+  """
+  total = np.zeros(deltas.shape[1], np.float32)
   codes = np.empty(len(total) // codec.block * codec.block_bytes, np.uint8)
   for values in deltas:
     codec.encode(values, codes)
