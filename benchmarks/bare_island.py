@@ -242,7 +242,9 @@ class BareIsland:
     """A window without training: from parameters to theta moved."""
     news = self._news
     number = self._windows.next
-    news.wait(lambda: number in news.leases, "samples")
+    while number not in news.leases:
+      news.wait(lambda: number in news.leases or news.any, "samples")
+      self._hear_news()
     self._windows.start(news.leases.pop(number))
     self._windows.step()
     self._request_lease()
@@ -290,7 +292,7 @@ class BareIsland:
   def _delta(self) -> Iterator[np.ndarray]:
     """Theta - x, in pieces."""
     theta, x = self._outer.theta, self._x
-    piece = np.empty(reduce.PIECE_BLOCKS * self._codec.block, np.float32)
+    piece = np.empty(reduce.PIECE, np.float32)
     for start in range(0, len(x), len(piece)):
       stop = min(start + len(piece), len(x))
       yield np.subtract(
@@ -320,6 +322,7 @@ class BareIsland:
     if news.evicted:
       news.evicted = False
       self._drop("evicted while it was silent")
+      self._request_lease()
 
   def _apply(self, record: pb.Record) -> None:
     if record.number <= self._record.number and record.number:
