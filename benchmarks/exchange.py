@@ -31,7 +31,7 @@ import rich.table
 
 from benchmarks import machine
 from benchmarks.loopback import Child, Event, Loopback, names_of
-from benchmarks.replicas import coded_mean
+from benchmarks.replicas import coded_mean, encoded
 from intellect_jax.elastic import rpc
 from intellect_jax.outer.codec import make_codec
 
@@ -203,7 +203,8 @@ def errors() -> list[Row]:
       small = np.arange(deltas.shape[1]) // codec.block % 2 == 1
       deltas[:, small] /= 1000
       exact = deltas.mean(axis=0, dtype=np.float64)
-      wrong = coded_mean(codec, deltas) - exact
+      codes = [encoded(codec, values) for values in deltas]
+      wrong = coded_mean(codec, codes) - exact
       parts = dict(large=~small, small=small)
       rows += [
         dict(

@@ -5,7 +5,7 @@ It computes what a swarm does whose islands are all in every record
 compiles once, and needs no network.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,16 +13,26 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from intellect_jax.data.index import GlobalIndex
+from intellect_jax.elastic import means
+from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.inner.step import TrainStep
 from intellect_jax.model.huggingface import tensor_names
-from intellect_jax.outer import delta, nesterov
+from intellect_jax.outer import delta, nesterov, traffic
 from intellect_jax.outer.codec import Codec, make_codec
+from intellect_jax.outer.feedback import ErrorFeedback
 from intellect_jax.outer.layout import Layout
 from intellect_jax.outer.schedule import Schedule, position
 
 
 class Replicas:
-  """Some islands of a run, and theta and b, which are one for all of them."""
+  """Some islands of a run, and theta and b, which are one for all of them.
+
+  Attributes:
+    codec: of the exchange.
+    layout: of theta.
+    theta: float32 [layout.size].
+    steps: of each island, in all of the run.
+  """
 
   def __init__(
     self,
@@ -42,13 +52,17 @@ class Replicas:
     """
     self._run = run
     self._step = train_step
-    self._codec = make_codec(run.outer.codec)
+    self.codec = make_codec(run.outer.codec)
     params = train_step.abstract_state.params
-    self.layout = Layout.of(params, tensor_names(params), self._codec.block)
+    self.layout = Layout.of(params, tensor_names(params), self.codec.block)
     first = train_step.init(jax.random.key(run.seed))
     self.theta = self.layout.flatten(first.params)
     self._momentum = np.zeros_like(self.theta)
     self._islands = [train_step.from_params(first.params) for _ in range(count)]
+    zero = np.zeros_like(self.theta)
+    self._feedback = [
+      ErrorFeedback(zero, run.outer.feedback) for _ in range(count)
+    ]
     batch, length = run.inner.batch_size, run.data.sequence_length
     self._tokens = batch * length  # of an island's step
     self.steps = run.tokens // (count * self._tokens)
@@ -86,11 +100,17 @@ class Replicas:
 
   def _outer_step(self) -> None:
     """A round of plain DiLoCo: x is theta afterwards."""
-    deltas = np.empty((len(self._islands), self.layout.size), np.float32)
-    for island, out in zip(self._islands, deltas, strict=True):
-      delta.delta(self.theta, island.params, self.layout, out)
-    mean = coded_mean(self._codec, deltas)
-    outer = self._run.outer
+    codes = []
+    for island, feedback in zip(self._islands, self._feedback, strict=True):
+      values = np.empty(self.layout.size, np.float32)
+      delta.delta(self.theta, island.params, self.layout, values)
+      feedback.add_to(values, 0)
+      codes.append(encoded(self.codec, values))
+      if self.codec.sparse:
+        self.codec.accumulate(values, codes[-1], -1.0)
+        feedback.propose(values)
+        feedback.decide(b"", included=True, lost=False)
+    mean, outer = coded_mean(self.codec, codes), self._run.outer
     nesterov.apply(
       self.theta, self._momentum, mean, outer.learning_rate, outer.momentum
     )
@@ -109,28 +129,25 @@ class Replicas:
     """Parameters of the model."""
     return sum(tensor.size for tensor in self.layout.tensors)
 
-  @property
-  def coded_bytes(self) -> int:
-    """Of an encoded delta, and of an encoded mean."""
-    return self.layout.blocks * self._codec.block_bytes
+  def coded_bytes_sent(self, islands: int) -> float:
+    """By one of so many islands in a round."""
+    delta_bytes = self.layout.blocks * self.codec.block_bytes
+    shares = not self.codec.sparse
+    return traffic.coded_bytes_sent(islands, delta_bytes, shares)
 
 
-def coded_mean(codec: Codec, deltas: np.ndarray) -> np.ndarray:
-  """As a share's owner makes it and everybody decodes it.
+def encoded(codec: Codec, values: np.ndarray) -> np.ndarray:
+  """The codes of float32 [n]."""
+  codes = np.empty(len(values) // codec.block * codec.block_bytes, np.uint8)
+  codec.encode(values, codes)
+  return codes
 
-  Args:
-    codec: of the exchange.
-    deltas: float32 [islands, n].
 
-  Returns:
-    float32 [n].
-  """
-  total = np.zeros(deltas.shape[1], np.float32)
-  codes = np.empty(len(total) // codec.block * codec.block_bytes, np.uint8)
-  for values in deltas:
-    codec.encode(values, codes)
-    codec.accumulate(total, codes, 1.0)
-  total /= np.float32(len(deltas))
-  codec.encode(total, codes)
-  codec.decode(codes, total)
-  return total
+def coded_mean(codec: Codec, codes: Sequence[np.ndarray]) -> np.ndarray:
+  """The mean of coded deltas as everybody decodes it, float32 [n]."""
+  mean = np.empty(len(codes[0]) // codec.block_bytes * codec.block, np.float32)
+  members = [pb.Member(weight=1, clip=1) for _ in codes]
+  means.average(codec, members, codes, mean)
+  if not codec.sparse:  # the owner of a share encodes it once more
+    codec.decode(encoded(codec, mean), mean)
+  return mean
