@@ -6,6 +6,7 @@ one, of few tokens, and then a wait, so that two cores do for all islands.
 
 from collections.abc import Iterator
 import contextlib
+import itertools
 import pathlib
 import tempfile
 from typing import Any
@@ -51,9 +52,8 @@ def utilizations(
   if not quick:
     first = trained(link, size, pace, {})
     pace = _pace(first["blocked"], inner_steps)
-  for name, outer in list(variants(inner_steps).items())[
-    : 2 if quick else None
-  ]:
+  ways = itertools.islice(variants(inner_steps).items(), 2 if quick else None)
+  for name, outer in ways:
     about = dict(variant=name, rate=rate, rtt=rtt, inner_steps=inner_steps)
     about |= dict(outer=outer, pace=pace, values=_VALUES)
     yield about | trained(link, size, pace, outer)
