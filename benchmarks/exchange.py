@@ -31,6 +31,7 @@ import rich.table
 
 from benchmarks import machine
 from benchmarks.loopback import Child, Event, Loopback, names_of
+from benchmarks.replicas import coded_mean, encoded
 from intellect_jax.elastic import rpc
 from intellect_jax.outer.codec import make_codec
 
@@ -204,7 +205,8 @@ def errors() -> list[Row]:
       small = np.arange(deltas.shape[1]) // codec.block % 2 == 1
       deltas[:, small] /= 1000
       exact = deltas.mean(axis=0, dtype=np.float64)
-      wrong = _coded_mean(codec, deltas) - exact
+      codes = [encoded(codec, values) for values in deltas]
+      wrong = coded_mean(codec, codes) - exact
       parts = dict(large=~small, small=small)
       rows += [
         dict(
@@ -217,19 +219,6 @@ def errors() -> list[Row]:
         for part, where in parts.items()
       ]
   return rows
-
-
-def _coded_mean(codec, deltas: np.ndarray) -> np.ndarray:
-  """As a share's owner makes it and everybody decodes it."""
-  total = np.zeros(deltas.shape[1], np.float32)
-  codes = np.empty(len(total) // codec.block * codec.block_bytes, np.uint8)
-  for delta in deltas:
-    codec.encode(delta, codes)
-    codec.accumulate(total, codes, 1.0)
-  total /= np.float32(len(deltas))
-  codec.encode(total, codes)
-  codec.decode(codes, total)
-  return total
 
 
 def _rms(values: np.ndarray) -> float:
