@@ -32,7 +32,7 @@ class Round:
       proposal = pb.Proposal(
         windows=[pb.Window(number=1, tokens=tokens)],
         delta=self.islands[n].publish_delta(),
-        norm=np.linalg.norm(self.decoded(n)),
+        norm=float(np.linalg.norm(self.decoded(n))),
       )
       assert self.round.propose(str(n), 1, proposal) == ""
     names = [str(n) for n in range(len(TOKENS))]
