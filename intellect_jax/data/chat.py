@@ -1,6 +1,7 @@
 """Conversations to text and ids: chat templates in Jinja, as Hugging Face's."""
 
 from collections.abc import Mapping, Sequence
+import functools
 import json
 import pathlib
 from typing import Any
@@ -9,7 +10,7 @@ import jinja2
 from jinja2 import sandbox
 import numpy as np
 
-from intellect_jax.data.tokenizer import EOS, Tokenizer
+from intellect_jax.data.tokenizer import Tokenizer
 from intellect_jax.errors import UserError
 
 Message = Mapping[str, Any]  # "role" and "content"
@@ -23,13 +24,13 @@ DEFAULT = """\
 {% endfor %}
 {% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}
 """
-_EOS = "\ufdd0"  # stands for eos until there are ids; no text has it
 
 
 class ChatTemplate:
   """A template and the tokenizer that its text is for.
 
   Attributes:
+    source: the Jinja of the template.
     ends: the ids that end an answer.
   """
 
@@ -39,14 +40,15 @@ class ChatTemplate:
     Raises:
       UserError: if it is no Jinja.
     """
-    self._tokenizer = tokenizer
+    self._tokenizer, self._eos = tokenizer, _eos_name(tokenizer)
     self.ends = frozenset({tokenizer.eos})
+    self.source = source or DEFAULT
     environment = sandbox.ImmutableSandboxedEnvironment(
       trim_blocks=True, lstrip_blocks=True
     )
     environment.globals["raise_exception"] = _raise
     try:
-      self._template = environment.from_string(source or DEFAULT)
+      self._template = environment.from_string(self.source)
     except jinja2.TemplateError as error:
       raise UserError(f"The chat template is no Jinja: {error}") from None
 
@@ -58,28 +60,36 @@ class ChatTemplate:
     Raises:
       UserError: if the template does not take these messages.
     """
-    return self._rendered(messages, add_generation_prompt).replace(_EOS, EOS)
-
-  def prompt(self, messages: Sequence[Message]) -> np.ndarray:
-    """The ids that an answer goes on from, [tokens] int32; raises as render."""
-    first, *others = self._rendered(messages, True).split(_EOS)
-    ids = [self._tokenizer.encode(first)]
-    for part in others:
-      ids += [np.array([self._tokenizer.eos]), self._tokenizer.encode(part)]
-    return np.concatenate(ids).astype(np.int32)
-
-  def _rendered(self, messages, add_generation_prompt: bool) -> str:
     try:
       return self._template.render(
         messages=messages,
         add_generation_prompt=add_generation_prompt,
-        eos_token=_EOS,
+        eos_token=self._eos,
         bos_token="",
       )
     except Exception as error:  # a template is a program, and may do anything
       raise UserError(
         f"The chat template does not take these messages: {error}"
       ) from None
+
+  def prompt(self, messages: Sequence[Message]) -> np.ndarray:
+    """The ids that an answer goes on from, [tokens] int32; raises as render."""
+    return tokenize(self._tokenizer, self.render(messages, True))
+
+
+def tokenize(tokenizer: Tokenizer, text: str) -> np.ndarray:
+  """The ids of a text in which the name of eos is that token."""
+  first, *others = text.split(_eos_name(tokenizer))
+  ids = [tokenizer.encode(first)]
+  for part in others:
+    ids += [np.array([tokenizer.eos]), tokenizer.encode(part)]
+  return np.concatenate(ids).astype(np.int32)
+
+
+@functools.lru_cache(8)
+def _eos_name(tokenizer: Tokenizer) -> str:
+  config = tokenizer.files(sequence_length=1)["tokenizer_config.json"]
+  return json.loads(config)["eos_token"]
 
 
 def read_template(path: pathlib.Path) -> str:

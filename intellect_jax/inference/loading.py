@@ -1,6 +1,7 @@
 """A trained model, from an island's workdir or a Hugging Face folder."""
 
 import dataclasses
+import itertools
 import json
 import pathlib
 from typing import Any
@@ -38,6 +39,7 @@ class Model:
     template: messages to the text of a conversation.
     context: tokens of the texts that it was trained on, at most.
     stops: ids that end a text.
+    bos: ids that its tokenizer puts before every text; mostly none, or one.
     name: of the run or the folder, for people.
   """
 
@@ -48,7 +50,14 @@ class Model:
   template: chat.ChatTemplate
   context: int
   stops: frozenset[int]
+  bos: tuple[int, ...]
   name: str
+
+  def encode(self, text: str) -> list[int]:
+    """The ids of a text, in which names of special tokens are those tokens."""
+    ids = chat.tokenize(self.tokenizer, text).tolist()
+    begun = self.bos == tuple(ids[: len(self.bos)])  # by a chat template
+    return ids if begun else [*self.bos, *ids]
 
 
 def open_model(
@@ -90,6 +99,7 @@ def open_model(
     chat.ChatTemplate(tokenizer, _template(folder)),
     context or run.data.sequence_length,
     more | {tokenizer.eos},
+    _bos(folder / pretrained.TOKENIZER),
     run.name or folder.name,
   )
 
@@ -130,6 +140,20 @@ def _stops(folder: pathlib.Path) -> frozenset[int]:
   path = folder / "generation_config.json"
   told = _json(path).get("eos_token_id") if path.is_file() else None
   return frozenset([told] if isinstance(told, int) else told or ())
+
+
+def _bos(tokenizer: pathlib.Path) -> tuple[int, ...]:
+  """The ids that a tokenizer.json puts before every text."""
+  if not tokenizer.is_file():
+    return ()
+  processor = _json(tokenizer).get("post_processor") or {}
+  for part in processor.get("processors", [processor]):
+    pieces = iter(part.get("single", ()))  # of a TemplateProcessing
+    names = itertools.takewhile(lambda piece: "SpecialToken" in piece, pieces)
+    ids = [part["special_tokens"][p["SpecialToken"]["id"]]["ids"] for p in names]
+    if ids:
+      return tuple(itertools.chain(*ids))
+  return ()
 
 
 def _json(path: pathlib.Path) -> dict[str, Any]:

@@ -5,7 +5,7 @@ are asked for at each.
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import functools
 import itertools
 from typing import NamedTuple
@@ -53,8 +53,16 @@ class Scorer:
     self._batch_tokens = batch_tokens
     self.tokens_read = 0
 
-  def score(self, texts: Sequence[Text]) -> list[Score]:
+  def score(
+    self,
+    texts: Sequence[Text],
+    progress: Callable[[int], object] = lambda texts: None,
+  ) -> list[Score]:
     """Scores each text, in their order.
+
+    Args:
+      texts: any number.
+      progress: called with how many more are done.
 
     Raises:
       UserError: if one is longer than the model's context and a token, of which
@@ -69,14 +77,20 @@ class Scorer:
         f" {self._model.context}. Cut it, or start with a larger --context."
       )
     sums, greedy = [0.0] * len(texts), [True] * len(texts)
-    flights: deque = deque()
-    for batch in self._batches(texts, longest - 1):
-      flights.append((batch, self._start(*batch)))
-      if len(flights) > _AHEAD:
-        _note(*flights.popleft(), sums, greedy)
-    while flights:
-      _note(*flights.popleft(), sums, greedy)
+    for rows, scores in self._ahead(self._batches(texts, longest - 1)):
+      for row, *scored in zip(rows, *map(np.asarray, scores), strict=False):
+        _note(row, *scored, sums, greedy)
+        progress(len({number for _, _, number in row.asked}))
     return [Score(*both) for both in zip(sums, greedy, strict=True)]
+
+  def _ahead(self, batches):
+    """Rows and their scores, while the next batches are being computed."""
+    flights: deque = deque()
+    for batch in batches:
+      flights.append((batch[0], self._start(*batch)))
+      if len(flights) > _AHEAD:
+        yield flights.popleft()
+    yield from flights
 
   def _batches(
     self, texts: Sequence[Text], longest: int
@@ -167,22 +181,23 @@ def _by_place(row: Row) -> dict[int, dict[int, None]]:
   return places
 
 
-def _note(batch, scores, sums: list[float], greedy: list[bool]) -> None:
-  """Adds what has been computed of some rows to the texts' sums."""
-  rows, _, _ = batch
-  logps, likeliest = map(np.asarray, scores)
-  for i, row in enumerate(rows):
-    places = _by_place(row)
-    column = {place: k for k, place in enumerate(places)}
-    order = {
-      (place, token): n
-      for place, tokens in places.items()
-      for n, token in enumerate(tokens)
-    }
-    for place, token, number in row.asked:
-      k = column[place]
-      sums[number] += float(logps[i, k, order[place, token]])
-      greedy[number] &= bool(likeliest[i, k] == token)
+def _note(
+  row: Row,
+  logps_AxT: np.ndarray,
+  likeliest_A: np.ndarray,
+  sums: list[float],
+  greedy: list[bool],
+) -> None:
+  """Adds what has been computed of a row to the texts' sums."""
+  at = {
+    (place, token): (k, n)
+    for k, (place, tokens) in enumerate(_by_place(row).items())
+    for n, token in enumerate(tokens)
+  }
+  for place, token, number in row.asked:
+    k, n = at[place, token]
+    sums[number] += float(logps_AxT[k, n])
+    greedy[number] &= bool(likeliest_A[k] == token)
 
 
 def _split(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
