@@ -15,10 +15,10 @@ from lm_eval.models.utils import (  # pyright: ignore[reportMissingImports]
 )
 from tqdm import tqdm  # pyright: ignore[reportMissingModuleSource]
 
-from intellect_jax.inference.engine import Engine, Request, Sampling
+from intellect_jax.inference.engine import Engine, Sampling
 from intellect_jax.inference.loading import Model
 from intellect_jax.inference.scoring import Scorer
-from intellect_jax.inference.text import TextStream
+from intellect_jax.inference.text import answer
 from intellect_jax.inference.trie import Text
 
 _MOST_TOKENS = 256  # of an answer, if a task does not say; as the harness's hf
@@ -125,23 +125,17 @@ class HarnessModel(TemplateLM):
         if most >= self.max_length:  # where the harness's hf model gives up
           most = max(1, self.max_length // 2)
         prompt = prompt[-(self.max_length - most) :]
-        text = TextStream(
-          self._model.tokenizer, rule["until"], self._model.stops, prompt
-        )
 
-        def take(token: int, logprob: float) -> bool:
-          text.add(token)
-          return not text.stopped
-
-        def done(why: str) -> None:
-          text.close()
-          answers[number] = text.text
-          self.cache_hook.add_partial(
-            "generate_until", request.args, answers[number]
-          )
+        def done(text: str, why: str) -> None:
+          answers[number] = text
+          self.cache_hook.add_partial("generate_until", request.args, text)
           bar.update(1)
 
-        engine.add(Request(prompt, most, _sampling(rule), take, done))
+        engine.add(
+          answer(
+            self._model, prompt, most, _sampling(rule), rule["until"], done=done
+          )
+        )
 
       # In lexical order, so that neighbours share what they begin with.
       for number in sorted(range(len(requests)), key=prompts.__getitem__):

@@ -37,6 +37,10 @@ class Sampling:
   top_p: float = 1.0
   seed: int = 0
 
+  def with_seed(self, seed: int) -> "Sampling":
+    """The same with another seed, of which the last 32 bits count."""
+    return dataclasses.replace(self, seed=seed % 2**32)
+
   def check(self) -> None:
     """Raises UserError if a value is out of range."""
     for name, value, holds, expected in (
@@ -92,6 +96,7 @@ class Engine:
 
   Attributes:
     slots: how many texts at once.
+    tokens_read: that went through the model, of texts alone.
   """
 
   def __init__(self, model: Model, slots: int = 1, slide: bool = False):
@@ -109,11 +114,17 @@ class Engine:
     self._slots = [_Slot(number) for number in range(self.slots)]
     self._waiting: deque[Request] = deque()
     self._clock = itertools.count(1)
+    self.tokens_read = 0
     self._cache: Cache | None = None
     self._copy = jax.jit(cache_lib.copied, donate_argnums=0)
 
   def add(self, request: Request) -> None:
-    """Takes a request; the next steps work on it.
+    """Takes a request; the next steps work on it. Raises as `check`."""
+    self.check(request)
+    self._waiting.append(request)
+
+  def check(self, request: Request) -> None:
+    """Whether a request can be answered; may be asked from any thread.
 
     Raises:
       UserError: if its prompt does not fit, or its sampling is out of range.
@@ -127,7 +138,6 @@ class Engine:
         f" of {self._model.context} must hold the answer too. Shorten it, or"
         " start with a larger --context."
       )
-    self._waiting.append(request)
 
   def cancel(self, request: Request) -> None:
     """Ends a request, if it has not ended."""
@@ -230,6 +240,7 @@ class Engine:
       numbers[row], lengths[row] = slot.number, len(piece)
       slot.held += len(piece)
       most = max(most, slot.held)
+      self.tokens_read += len(piece)
       if slot.unread == 0:
         sampling = slot.request.sampling
         temperature[row], top_k[row] = sampling.temperature, sampling.top_k
@@ -237,7 +248,9 @@ class Engine:
         steps[row] = slot.added
         taken.append((row, slot))
     self._make_room(most)
-    rule = (temperature, top_k, top_p, seeds, steps) if temperature.any() else None
+    rule = (
+      (temperature, top_k, top_p, seeds, steps) if temperature.any() else None
+    )
     with jax.set_mesh(self._model.mesh):
       drawn, logprobs, self._cache = _step(
         self._model.c,

@@ -150,7 +150,9 @@ def _bos(tokenizer: pathlib.Path) -> tuple[int, ...]:
   for part in processor.get("processors", [processor]):
     pieces = iter(part.get("single", ()))  # of a TemplateProcessing
     names = itertools.takewhile(lambda piece: "SpecialToken" in piece, pieces)
-    ids = [part["special_tokens"][p["SpecialToken"]["id"]]["ids"] for p in names]
+    ids = [
+      part["special_tokens"][p["SpecialToken"]["id"]]["ids"] for p in names
+    ]
     if ids:
       return tuple(itertools.chain(*ids))
   return ()

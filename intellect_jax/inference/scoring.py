@@ -95,7 +95,7 @@ class Scorer:
   def _batches(
     self, texts: Sequence[Text], longest: int
   ) -> Iterator[tuple[list[Row], int, int]]:
-    """Rows of like length, how long they are made, and how many there are."""
+    """Rows of like length, how long they are made, and how many with fillers."""
     most = max(longest, min(2 * longest, _TWO_IN_A_ROW), LEAST_ROW)
     step = -(-most // _STEPS)
     packed = sorted(trie.rows(texts, most), key=len, reverse=True)
@@ -104,7 +104,8 @@ class Scorer:
       length = steps * step
       size = max(1, self._batch_tokens // length // fsdp) * fsdp
       for batch in _split(rows, size):
-        yield batch, length, size
+        filled = fsdp * _power(-(-len(batch) // fsdp))
+        yield batch, length, min(size, filled)
 
   def _start(
     self, rows: list[Row], length: int, size: int
@@ -124,7 +125,9 @@ class Scorer:
       for k, following in enumerate(wanted.values()):
         targets[i, k, : len(following)] = list(following)
     self.tokens_read += size * length
-    chunk = min(most, _power(max(1, _LOGITS // self._model.c.vocab_size // size)))
+    chunk = min(
+      most, _power(max(1, _LOGITS // self._model.c.vocab_size // size))
+    )
     mesh = self._model.mesh
     with jax.set_mesh(mesh):
       return _scores(

@@ -1,10 +1,13 @@
 """Tokens to text as they come: whole characters, and nothing of a stop word."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from intellect_jax.data.tokenizer import Tokenizer
+from intellect_jax.inference.engine import Request, Sampling
+from intellect_jax.inference.loading import Model
 
 _NO_CHARACTER = "\ufffd"
+_LOOK_BACK = 8  # ids: a character has at most four bytes, each maybe an id
 
 
 class TextStream:
@@ -69,7 +72,9 @@ class TextStream:
 
   def _end(self) -> int:
     """Up to where the text may be shown; notes a stop word."""
-    found = [self._whole.find(word, len(self.text)) for word in self._stop_words]
+    found = [
+      self._whole.find(word, len(self.text)) for word in self._stop_words
+    ]
     found = [place for place in found if place >= 0]
     if found:
       self.stopped = True
@@ -89,4 +94,37 @@ class TextStream:
     return new
 
 
-_LOOK_BACK = 8  # ids: a character has at most four bytes, each maybe an id
+def answer(
+  model: Model,
+  prompt: Sequence[int],
+  most: int,
+  sampling: Sampling,
+  stop_words: Iterable[str] = (),
+  stops: frozenset[int] = frozenset(),
+  show: Callable[[str], object] = lambda new: None,
+  done: Callable[[str, str], object] = lambda text, why: None,
+) -> Request:
+  """A request for the engine that gives text.
+
+  Args:
+    model: whose tokens they are.
+    prompt, most, sampling: see `Request`.
+    stop_words: the text ends before the first of them.
+    stops: ids that end it, beside those of the model.
+    show: called with each piece of text as it comes.
+    done: called with all of it, and why there is no more: "stop", "length" or
+      "cancelled".
+  """
+  text = TextStream(model.tokenizer, stop_words, model.stops | stops, prompt)
+
+  def take(token: int, logprob: float) -> bool:
+    if new := text.add(token):
+      show(new)
+    return not text.stopped
+
+  def end(why: str) -> None:
+    if new := text.close():
+      show(new)
+    done(text.text, "stop" if text.stopped else why)
+
+  return Request(prompt, most, sampling, take, end)

@@ -156,7 +156,9 @@ def model_fields(theirs: dict[str, Any]) -> dict[str, Any]:
   dtype = value("dtype") or value("torch_dtype")
   fields = {ours: value(name) for ours, name in _FIELDS.items()}
   fields["rope_theta"] = float(_rope(theirs)[0])
-  fields["dtype"] = "bfloat16" if dtype in ("bfloat16", "float16") else "float32"
+  fields["dtype"] = (
+    "bfloat16" if dtype in ("bfloat16", "float16") else "float32"
+  )
   check_config(ConfigDict(fields), theirs)
   return fields
 

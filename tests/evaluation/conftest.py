@@ -40,9 +40,7 @@ def folder(tmp_path_factory):
 
   params = jax.tree.map_with_path(values, llama.abstract_params(c))
   layout = Layout.of(params, huggingface.tensor_names(params))
-  config = huggingface.config_json(
-    run.model, "float32", CONTEXT, tokenizer.eos
-  )
+  config = huggingface.config_json(run.model, "float32", CONTEXT, tokenizer.eos)
   pretrained.write(folder, layout.flatten(params), layout, config, 10**9)
   for name, content in tokenizer.files(CONTEXT).items():
     (folder / name).write_bytes(content)

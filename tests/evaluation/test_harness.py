@@ -104,9 +104,7 @@ def test_answers_are_the_same(ours, theirs):
   )
   stopped = theirs.generate_until(asked, disable_tqdm=True)
   assert ours.generate_until(asked, disable_tqdm=True) == stopped
-  assert all(
-    len(s) < len(e) for s, e in zip(stopped, expected, strict=True)
-  )
+  assert all(len(s) < len(e) for s, e in zip(stopped, expected, strict=True))
 
 
 def assert_close(actual, expected):
