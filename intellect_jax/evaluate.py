@@ -11,7 +11,7 @@ a fixed list of tasks, with INTELLECT-1's figures beside:
 
   intellect_1            INTELLECT-1's eight benchmarks, with its shots
   intellect_1_instruct   those of its Instruct model; wants --chat
-  smoke                  real questions of MMLU that come with the harness: 177,
+  smoke                  real questions of MMLU that come with the harness: 167,
                          too few to say how good a model is, enough to see that
                          all works
 
@@ -71,7 +71,9 @@ def main() -> None:
 
 def evaluate(island, stack: contextlib.ExitStack) -> dict[str, Any]:
   """Evaluates what the flags name, prints a table; returns all results."""
-  from lm_eval import simple_evaluate  # pyright: ignore[reportMissingImports]
+  from lm_eval.evaluator import (  # pyright: ignore[reportMissingImports]
+    simple_evaluate,
+  )
   from lm_eval.tasks import (  # pyright: ignore[reportMissingImports]
     TaskManager,
   )
@@ -95,7 +97,7 @@ def evaluate(island, stack: contextlib.ExitStack) -> dict[str, Any]:
     shipped.write_mmlu(data)
   manager = TaskManager()
   model = open_model(command.path(WORKDIR), island, DTYPE.value, CONTEXT.value)
-  results = simple_evaluate(
+  results: Any = simple_evaluate(
     HarnessModel(model, BATCH_TOKENS.value, SLOTS.value),
     tasks=tasks.load(manager, wanted, data),
     task_manager=manager,

@@ -83,10 +83,11 @@ class HarnessModel(TemplateLM):
       texts.append(Text(tokens, len(tokens) - len(continuation)))
     with tqdm(total=len(texts), disable=disable_tqdm, desc="scored") as bar:
       scores = self.scorer.score(texts, bar.update)
-    for (request, _, _), score in zip(requests, scores, strict=True):
+    answers = [(score.log_likelihood, score.greedy) for score in scores]
+    for (request, _, _), given in zip(requests, answers, strict=True):
       if request is not None:
-        self.cache_hook.add_partial("loglikelihood", request, tuple(score))
-    return [tuple(score) for score in scores]
+        self.cache_hook.add_partial("loglikelihood", request, given)
+    return answers
 
   def loglikelihood_rolling(
     self, requests: list[Instance], disable_tqdm: bool = False
@@ -120,7 +121,7 @@ class HarnessModel(TemplateLM):
 
       def add(number: int) -> None:
         request, prompt = requests[number], prompts[number]
-        rule = normalize_gen_kwargs(request.args[1], _MOST_TOKENS)
+        rule = _rule(request)
         most = rule["max_gen_toks"]
         if most >= self.max_length:  # where the harness's hf model gives up
           most = max(1, self.max_length // 2)
@@ -158,6 +159,11 @@ class HarnessModel(TemplateLM):
 
   def chat_template(self, chat_template: bool | str = False) -> str | None:
     return None if chat_template is False else self._model.template.source
+
+
+def _rule(request: Any) -> dict[str, Any]:
+  """How an answer is to be written, all that is not said filled in."""
+  return dict(normalize_gen_kwargs(request.args[1], _MOST_TOKENS))
 
 
 def _sampling(rule: dict[str, Any]) -> Sampling:

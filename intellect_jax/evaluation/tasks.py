@@ -12,10 +12,8 @@ import pathlib
 from typing import Any
 
 import datasets  # pyright: ignore[reportMissingImports]
-from lm_eval.api.group import Group  # pyright: ignore[reportMissingImports]
 from lm_eval.api.task import (  # pyright: ignore[reportMissingImports]
   ConfigurableTask,
-  Task,
 )
 from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
 from lm_eval.tasks._factory import (  # pyright: ignore[reportMissingImports]
@@ -29,8 +27,8 @@ def load(
   manager: TaskManager,
   wanted: Iterable[tuple[str, int | None]],
   data: pathlib.Path | None,
-) -> list[Task | Group]:
-  """The tasks and groups of these names.
+) -> list[Any]:
+  """The harness's Task or Group of each of these names.
 
   Args:
     manager: knows what there is.
@@ -41,7 +39,7 @@ def load(
   Raises:
     UserError: if there is no such task, or no data.
   """
-  found: list[Task | Group] = []
+  found: list[Any] = []
   for name, shots in wanted:
     if name not in manager.task_index:
       raise UserError(
@@ -70,7 +68,8 @@ def _local(data: pathlib.Path) -> type[ConfigurableTask]:
 
     def download(self, dataset_kwargs=None, **kwargs) -> None:
       self.dataset = _read(
-        data / self.DATASET_PATH / (self.DATASET_NAME or ""), self.task_name
+        data.joinpath(str(self.DATASET_PATH), self.DATASET_NAME or ""),
+        self.task_name,
       )
 
   return LocalTask

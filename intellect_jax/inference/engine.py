@@ -148,6 +148,14 @@ class Engine:
       if slot.request is request:
         self._end(slot, "cancelled")
 
+  def cancel_all(self) -> None:
+    """Ends all requests."""
+    for slot in self._slots:
+      if slot.request:
+        self._end(slot, "cancelled")
+    while self._waiting:
+      self._waiting.popleft().done("cancelled")
+
   def run(self) -> None:
     """Steps until no request is left."""
     while self.step():

@@ -78,8 +78,9 @@ class Scorer:
       )
     sums, greedy = [0.0] * len(texts), [True] * len(texts)
     for rows, scores in self._ahead(self._batches(texts, longest - 1)):
-      for row, *scored in zip(rows, *map(np.asarray, scores), strict=False):
-        _note(row, *scored, sums, greedy)
+      logps, likeliest = map(np.asarray, scores)
+      for i, row in enumerate(rows):
+        _note(row, logps[i], likeliest[i], sums, greedy)
         progress(len({number for _, _, number in row.asked}))
     return [Score(*both) for both in zip(sums, greedy, strict=True)]
 

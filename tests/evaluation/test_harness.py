@@ -1,6 +1,8 @@
 """The adapter gives the numbers of the harness's own `hf` model, each of them."""
 
+import importlib
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +12,8 @@ from intellect_jax.data import sources
 torch = pytest.importorskip("torch")
 pytest.importorskip("lm_eval")
 
-from lm_eval.api.instance import Instance  # noqa: E402
-from lm_eval.models.huggingface import HFLM  # noqa: E402
+HFLM: Any = importlib.import_module("lm_eval.models.huggingface").HFLM
+Instance: Any = importlib.import_module("lm_eval.api.instance").Instance
 
 from intellect_jax.evaluation.harness import HarnessModel  # noqa: E402
 

@@ -17,7 +17,7 @@ def some_texts(context):
     tokens = shared[: rng.randrange(context // 2)]
     tokens = tokens + [rng.randrange(3) for _ in range(rng.randint(2, 30))]
     yield Text(tokens, rng.randint(1, len(tokens) - 1))
-  yield Text(shared + [1], 1)  # as long as may be
+  yield Text([*shared, 1], 1)  # as long as may be
 
 
 @pytest.mark.parametrize(
