@@ -19,6 +19,7 @@ answers     greedy text after examples that all share, as GSM8K and BBH want it
 """
 
 from collections.abc import Callable
+import importlib
 import json
 import pathlib
 import random
@@ -121,12 +122,8 @@ def timed(call: Callable[[], Any]) -> tuple[float, Any]:
 
 def main(_) -> None:
   # Here, because torch takes seconds to load.
-  from lm_eval.api.instance import (  # pyright: ignore[reportMissingImports]
-    Instance,
-  )
-  from lm_eval.models.huggingface import (  # pyright: ignore[reportMissingImports]
-    HFLM,
-  )
+  HFLM: Any = importlib.import_module("lm_eval.models.huggingface").HFLM
+  Instance: Any = importlib.import_module("lm_eval.api.instance").Instance
 
   found = machine.describe()
   with tempfile.TemporaryDirectory() as path:

@@ -50,7 +50,9 @@ OUTPUT = command.define_output("File for all figures, JSON.", required=False)
 BATCH_TOKENS = flags.DEFINE_integer(
   "batch_tokens", 8192, "Tokens that are scored at once, about.", 1
 )
-SLOTS = flags.DEFINE_integer("slots", 16, "Answers written at once.", 1)
+SLOTS = flags.DEFINE_integer(
+  "slots", 16, "Answers written at once.", 1, allow_override=True
+)
 
 
 def main() -> None:

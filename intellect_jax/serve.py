@@ -28,10 +28,15 @@ CONFIG = command.define_config()
 WORKDIR = command.define_model_folder()
 DTYPE, CONTEXT = command.define_model_use()
 LISTEN = flags.DEFINE_string(
-  "listen", "127.0.0.1:8000", "host:port; port 0 takes any free one"
+  "listen",
+  "127.0.0.1:8000",
+  "host:port; port 0 takes any free one",
+  allow_override=True,  # of the coordinator's
 )
 INSECURE = command.define_insecure()
-SLOTS = flags.DEFINE_integer("slots", 8, "Texts written at once.", 1)
+SLOTS = flags.DEFINE_integer(
+  "slots", 8, "Texts written at once.", 1, allow_override=True
+)
 WAITING = flags.DEFINE_integer(
   "waiting", 256, "Texts that are written or wait; more are refused (429).", 1
 )
@@ -97,9 +102,7 @@ class Server:
     self._worker = Worker(Engine(model, slots), self._fail)
     app = make_app(model, self._worker, waiting)
     self._server: Any = uvicorn.Server(
-      uvicorn.Config(
-        app, log_level="warning", timeout_graceful_shutdown=_GRACE
-      )
+      uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=_GRACE)
     )
 
   def run(self) -> None:

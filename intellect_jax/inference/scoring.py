@@ -21,7 +21,8 @@ from intellect_jax.inference.trie import Row, Text
 from intellect_jax.model import llama, sharding
 
 LEAST_ROW = 512  # tokens: shorter texts share rows
-_TWO_IN_A_ROW = 2048  # tokens of rows that hold two of the longest texts
+LONG_ROW = 2048  # tokens: rows that hold two of the longest texts, at most
+_WORTH_LONG_ROWS = 0.9  # of the tokens: longer rows cost more attention
 _STEPS = 8  # lengths of rows that are compiled for
 _LOGITS = 2**26  # that exist at once
 _AHEAD = 2  # batches in flight
@@ -97,9 +98,9 @@ class Scorer:
     self, texts: Sequence[Text], longest: int
   ) -> Iterator[tuple[list[Row], int, int]]:
     """Rows of like length, how long they are made, and how many with fillers."""
-    most = max(longest, min(2 * longest, _TWO_IN_A_ROW), LEAST_ROW)
+    most, packed = _packed(texts, longest)
     step = -(-most // _STEPS)
-    packed = sorted(trie.rows(texts, most), key=len, reverse=True)
+    packed.sort(key=len, reverse=True)
     fsdp = self._model.mesh.shape["fsdp"]
     for steps, rows in itertools.groupby(packed, lambda r: -(-len(r) // step)):
       length = steps * step
@@ -175,6 +176,17 @@ def ancestors(ends_BxL: jax.Array) -> jax.Array:
   """True where token m is an ancestor of token l or l itself: see `trie`."""
   place_L = jnp.arange(ends_BxL.shape[1])
   return (place_L <= place_L[:, None]) & (place_L[:, None] < ends_BxL[:, None])
+
+
+def _packed(texts: Sequence[Text], longest: int) -> tuple[int, list[Row]]:
+  """Rows, and how long they may be: longer ones where texts share much."""
+  short = max(longest, LEAST_ROW)
+  long = max(short, min(2 * longest, LONG_ROW))
+  rows, longer = (list(trie.rows(texts, most)) for most in (short, long))
+  tokens, fewer = (sum(map(len, packed)) for packed in (rows, longer))
+  if fewer <= _WORTH_LONG_ROWS * tokens:
+    return long, longer
+  return short, rows
 
 
 def _by_place(row: Row) -> dict[int, dict[int, None]]:

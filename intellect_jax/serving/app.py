@@ -86,9 +86,11 @@ def make_app(model: Model, worker: Worker, most_waiting: int) -> Starlette:
     ],
     exception_handlers={
       UserError: lambda http, error: _error(400, str(error)),
-      404: lambda http, error: _error(404, f"There is no {http.url.path} here."),
+      404: lambda http, error: _error(
+        404, f"There is no {http.url.path} here."
+      ),
       405: lambda http, error: _error(405, "This wants another method."),
-      _Refused: lambda http, error: _error(error.status, str(error)),
+      _Refused: _refused,
     },
   )
 
@@ -97,6 +99,11 @@ class _Refused(Exception):
   def __init__(self, status: int, message: str):
     super().__init__(message)
     self.status = status
+
+
+def _refused(http: HttpRequest, error: Exception) -> Response:
+  assert isinstance(error, _Refused)
+  return _error(error.status, str(error))
 
 
 class _Service:

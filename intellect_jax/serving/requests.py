@@ -201,7 +201,9 @@ def _message(message: Any) -> dict[str, str]:
     raise UserError("messages must be objects with a role and a content.")
   content = message.get("content")
   if isinstance(content, list):
-    if not all(isinstance(p, dict) and p.get("type") == "text" for p in content):
+    if not all(
+      isinstance(p, dict) and p.get("type") == "text" for p in content
+    ):
       raise UserError("messages may have content of type text alone.")
     content = "".join(str(part.get("text", "")) for part in content)
   if not isinstance(content, str):

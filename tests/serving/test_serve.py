@@ -5,6 +5,7 @@ import http.client
 import json
 import threading
 import time
+from typing import Any
 
 import jax
 import pytest
@@ -66,7 +67,7 @@ def client(server):
   )
 
 
-def complete(client, prompt=PROMPT, **fields):
+def complete(client, prompt: Any = PROMPT, **fields: Any):
   fields = dict(max_tokens=12, temperature=0) | fields
   return client.completions.create(model="tiny", prompt=prompt, **fields)
 
@@ -185,7 +186,7 @@ def test_what_is_not_served_is_said(client, fields, word):
 
 
 def test_another_model_is_not_this_one(client):
-  with pytest.raises(openai.BadRequestError, match="'other'.*'tiny'"):
+  with pytest.raises(openai.BadRequestError, match=r"'other'.*'tiny'"):
     client.completions.create(model="other", prompt="x")
 
 
