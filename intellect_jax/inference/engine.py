@@ -10,10 +10,10 @@ of a benchmark do, is read from where they part.
 from collections import deque
 from collections.abc import Callable, Sequence
 import dataclasses
-import functools
 import itertools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from intellect_jax.errors import UserError
@@ -223,22 +223,19 @@ class Engine:
     """The next piece of each of these prompts."""
     rows = _power(len(reading), self._model.mesh.shape["fsdp"])
     longest = max(slot.unread for slot in reading)
-    self._extend(reading, rows, min(_power(longest, 8), READ))
+    self._call(reading, rows, min(_power(longest, 8), READ))
 
   def _write(self) -> None:
     """A token for each text that is read."""
-    self._extend(self._slots, self.slots, 1)
+    self._call(self._slots, self.slots, 1)
 
-  def _extend(self, slots: list[_Slot], rows: int, length: int) -> None:
+  def _call(self, slots: list[_Slot], rows: int, length: int) -> None:
     """One call of the model; `slots` are all of them, or some."""
     writing = length == 1
     tokens = np.zeros((rows, length), np.int32)
     numbers = np.full(rows, self.slots, np.int32)  # of no slot
-    starts, steps = np.zeros(rows, np.int32), np.zeros(rows, np.int32)
-    lengths, top_k = np.ones(rows, np.int32), np.zeros(rows, np.int32)
-    seeds = np.zeros(rows, np.uint32)
-    temperature, top_p = np.zeros(rows, np.float32), np.ones(rows, np.float32)
-    most, taken = 0, []
+    starts, lengths = np.zeros(rows, np.int32), np.ones(rows, np.int32)
+    most, read = 0, []
     for row, slot in enumerate(slots):
       starts[row] = slot.held  # what an idle row writes there means nothing
       if slot.request is None or (writing and slot.unread != 1):
@@ -250,17 +247,10 @@ class Engine:
       most = max(most, slot.held)
       self.tokens_read += len(piece)
       if slot.unread == 0:
-        sampling = slot.request.sampling
-        temperature[row], top_k[row] = sampling.temperature, sampling.top_k
-        top_p[row], seeds[row] = sampling.top_p, sampling.seed
-        steps[row] = slot.added
-        taken.append((row, slot))
+        read.append((row, slot))
     self._make_room(most)
-    rule = (
-      (temperature, top_k, top_p, seeds, steps) if temperature.any() else None
-    )
     with jax.set_mesh(self._model.mesh):
-      drawn, logprobs, self._cache = _step(
+      logits_RxV, self._cache = _extend(
         self._model.c,
         self._model.params,
         self._cache,
@@ -268,11 +258,11 @@ class Engine:
         tokens,
         starts,
         lengths,
-        rule,
       )
-    if taken:
-      drawn, logprobs = np.asarray(drawn), np.asarray(logprobs)
-    for row, slot in taken:
+      if not read:
+        return
+      drawn, logprobs = map(np.asarray, _draw(logits_RxV, _rules(rows, read)))
+    for row, slot in read:
       self._give(slot, int(drawn[row]), float(logprobs[row]))
 
   def _make_room(self, tokens: int) -> None:
@@ -300,19 +290,37 @@ class Engine:
         self._end(slot, "length")
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
-def _step(c, params, cache, slots_R, tokens_RxL, starts_R, lengths_R, rule):
-  """Reads; returns a token for each row, its log-probability, the cache."""
-  logits_RxV, cache = cache_lib.extend(
-    c, params, cache, slots_R, tokens_RxL, starts_R, lengths_R
-  )
-  if rule is None:
+_extend = jax.jit(cache_lib.extend, static_argnums=0, donate_argnums=2)
+
+
+@jax.jit
+def _draw(logits_RxV: jax.Array, rules) -> tuple[jax.Array, jax.Array]:
+  """A token for each row, by `choose` or the likeliest; its log-probability."""
+  if rules is None:
     drawn_R = logits_RxV.argmax(axis=-1)
   else:
-    drawn_R = choose(logits_RxV, *rule)
+    drawn_R = choose(logits_RxV, *rules)
   logp_RxV = jax.nn.log_softmax(logits_RxV)
-  logp_R = jax.numpy.take_along_axis(logp_RxV, drawn_R[:, None], axis=1)[:, 0]
-  return drawn_R, logp_R, cache
+  logp_R = jnp.take_along_axis(logp_RxV, drawn_R[:, None], axis=1)[:, 0]
+  return drawn_R, logp_R
+
+
+def _rules(
+  rows: int, read: Sequence[tuple[int, _Slot]]
+) -> tuple[np.ndarray, ...] | None:
+  """What `choose` wants of each row; None if all take the likeliest."""
+  temperature, top_p = np.zeros(rows, np.float32), np.ones(rows, np.float32)
+  top_k, steps = np.zeros((2, rows), np.int32)
+  seeds = np.zeros(rows, np.uint32)
+  for row, slot in read:
+    assert slot.request is not None
+    sampling = slot.request.sampling
+    temperature[row], top_p[row] = sampling.temperature, sampling.top_p
+    top_k[row], seeds[row] = sampling.top_k, sampling.seed
+    steps[row] = slot.added
+  if not temperature.any():
+    return None
+  return temperature, top_k, top_p, seeds, steps
 
 
 def _power(size: int, least: int) -> int:
