@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from intellect_jax import config as config_lib
-from intellect_jax.checkpoint import pretrained
+from intellect_jax.checkpoint import adapters, pretrained
 from intellect_jax.checkpoint.durable import read_outer
 from intellect_jax.data import chat
 from intellect_jax.data.tokenizer import (
@@ -21,8 +21,7 @@ from intellect_jax.data.tokenizer import (
 )
 from intellect_jax.errors import UserError
 from intellect_jax.model import llama, sharding
-from intellect_jax.model.huggingface import model_fields, tensor_names
-from intellect_jax.outer.layout import Layout
+from intellect_jax.model.huggingface import model_fields
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 
@@ -55,7 +54,7 @@ class Model:
 
   def encode(self, text: str) -> list[int]:
     """The ids of a text, in which names of special tokens are those tokens."""
-    ids = chat.tokenize(self.tokenizer, text).tolist()
+    ids = self.tokenizer.tokenize(text).ids.tolist()
     begun = self.bos == tuple(ids[: len(self.bos)])  # by a chat template
     return ids if begun else [*self.bos, *ids]
 
@@ -76,20 +75,14 @@ def open_model(
     UserError: if the folder is neither, or not of a model that fits the mesh.
   """
   if (folder / pretrained.CONFIG).is_file():
-    run, params, more = _from_folder(folder)
+    run, c, params, more = _from_folder(folder)
     tokenizer = make_tokenizer(run.data.tokenizer, folder)
   else:
     outer = read_outer(folder / "checkpoints")
-    run = config_lib.from_dict(outer.meta["run"])
-    abstract = llama.abstract_params(
-      llama.LlamaConfig.of(run.model, island.model)
-    )
-    layout = Layout.of(abstract, tensor_names(abstract))
-    params, more = layout.unflatten(outer.theta), frozenset()
+    run, more = config_lib.from_dict(outer.meta["run"]), frozenset()
+    c, params = adapters.whole(run, outer.theta, folder)
     tokenizer = tokenizer_of(run, folder)
-  if dtype:
-    run.model.dtype = dtype
-  c = llama.LlamaConfig.of(run.model, island.model)
+  c = dataclasses.replace(c, dtype=dtype or c.dtype, **island.model.to_dict())
   mesh = sharding.make_mesh(island.mesh.fsdp, island.mesh.tensor)
   return Model(
     c,
@@ -106,8 +99,8 @@ def open_model(
 
 def _from_folder(
   folder: pathlib.Path,
-) -> tuple[ConfigDict, llama.Params, frozenset[int]]:
-  """A run half that describes the folder, its weights, and ids that stop."""
+) -> tuple[ConfigDict, llama.LlamaConfig, llama.Params, frozenset[int]]:
+  """A run half that describes it, model and weights, and ids that stop."""
   theirs = _json(folder / pretrained.CONFIG)
   run = config_lib.base().run
   run.name = ""
@@ -122,7 +115,7 @@ def _from_folder(
   run.data.tokenizer = names[0]
   c = llama.LlamaConfig.of(run.model, config_lib.base().island.model)
   params = pretrained.Weights(folder).read(llama.abstract_params(c))
-  return run, params, _stops(folder)
+  return run, c, params, _stops(folder)
 
 
 def _template(folder: pathlib.Path) -> str:
