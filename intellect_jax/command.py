@@ -39,11 +39,6 @@ def define_config() -> flags.FlagHolder:
   )
 
 
-def default_config(path: pathlib.Path) -> None:
-  """Another file than configs/base.py, if --config names none."""
-  flags.FLAGS.set_default("config", str(path))
-
-
 def define_workdir(what: str) -> flags.FlagHolder:
   return flags.DEFINE_string(
     "workdir",
@@ -112,6 +107,19 @@ def define_output(what: str, required: bool = True) -> flags.FlagHolder:
     required=required,
     allow_override=True,  # as that of the workdir
   )
+
+
+@functools.cache
+def define_dtype() -> flags.FlagHolder:
+  """The --dtype flag of commands that write weights; --part as well."""
+  return flags.DEFINE_enum(
+    "dtype", "float32", ["float32", "bfloat16"], "float32 is exact."
+  )
+
+
+@functools.cache
+def define_part() -> flags.FlagHolder:
+  return flags.DEFINE_float("part", 5.0, "Gigabytes in a file, at most.", 0.0)
 
 
 @functools.cache

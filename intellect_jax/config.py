@@ -151,6 +151,18 @@ def validate_run(run: ConfigDict) -> None:
     "adamw or muon",
   )
   _require(
+    inner.decay in ("sqrt", "linear", "cosine"),
+    "run.inner.decay",
+    inner.decay,
+    "sqrt, linear or cosine",
+  )
+  _require(
+    0 <= inner.decay_to <= 1,
+    "run.inner.decay_to",
+    inner.decay_to,
+    "from 0 to 1, the part of the rate that is left at the end",
+  )
+  _require(
     inner.loss in ("cross_entropy", "dpo"),
     "run.inner.loss",
     inner.loss,

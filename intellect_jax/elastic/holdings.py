@@ -24,6 +24,7 @@ from intellect_jax.model.huggingface import tensor_names
 from intellect_jax.outer.codec import make_codec
 from intellect_jax.outer.feedback import ErrorFeedback
 from intellect_jax.outer.layout import Layout
+from intellect_jax.version import version
 
 _FEEDBACK = "feedback"  # in a checkpoint: error feedback, float32
 
@@ -231,6 +232,7 @@ class Holdings:
       run=self._run.to_dict(),
       record_hash=sealed.hash.hex(),
       committed_tokens=self.record.total_tokens,
+      version=version(),
     )
     files = {}
     if self.feedback is not None:
