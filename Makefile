@@ -33,10 +33,10 @@ test: setup  ## Run the tests, under 8 minutes on two cores
 	# Three on two cores: tests that start processes mostly wait for them.
 	$(BIN)/python -m pytest -n 3 --dist=worksteal
 
-test-extras: setup  ## Install torch, transformers, an S3 server …; test with them
+test-extras: setup  ## Install torch, lm-eval, openai, an S3 server …; test with them
 	$(BIN)/python -m pip install --quiet --constraint requirements.lock \
-	  --editable '.[hf,data,remote-test]'
-	$(BIN)/python -m pytest -m 'hf or data or remote'
+	  --editable '.[hf,data,remote-test,eval,serve-test]'
+	$(BIN)/python -m pytest -m 'hf or data or remote or eval or serve'
 
 gpu-smoke: setup  ## Test what only a GPU can show, where there is one
 	$(BIN)/python tests/gpu_smoke.py
