@@ -2,9 +2,10 @@
 
 Their matrices are [out, in], ours [in, out], with heads as axes of their own.
 RoPE rotates the same pairs (i, i + head_dim / 2) in both, so that nothing is
-permuted.
+permuted. Adapters have the names that the library PEFT gives them.
 """
 
+from collections.abc import Callable
 import dataclasses
 import math
 from typing import Any
@@ -13,6 +14,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from intellect_jax.errors import UserError
+from intellect_jax.model import lora
 from intellect_jax.model.llama import Params
 
 _OUTSIDE = {
@@ -31,6 +33,14 @@ _IN_BLOCK = {
   "up": "mlp.up_proj.weight",
   "down": "mlp.down_proj.weight",
 }
+# The modules whose weights the matrices are, by our names.
+MODULES = {name: _IN_BLOCK[name].split(".")[-2] for name in lora.MATRICES}
+_IN_BLOCK |= {
+  name + end: _IN_BLOCK[name].replace("weight", f"lora_{letter}.weight")
+  for name in lora.MATRICES
+  for end, letter in ((lora.A, "A"), (lora.B, "B"))
+}
+_PEFT = "base_model.model."  # before the names of adapters
 _AS_IT_IS = ("embed", "final_norm", "attention_norm", "mlp_norm")
 _FIELDS = {  # of run.model, and their names in config.json
   "layers": "num_hidden_layers",
@@ -70,6 +80,8 @@ def tensor_names(params: Params) -> list[Tensor]:
   for key, leaf in params["blocks"].items():
     for layer in range(leaf.shape[0]):
       name = f"model.layers.{layer}.{_IN_BLOCK[key]}"
+      if key.endswith((lora.A, lora.B)):
+        name = _PEFT + name
       tensors.append(Tensor(name, ("blocks", key), layer))
   return sorted(tensors, key=lambda tensor: tensor.name)
 
@@ -103,7 +115,7 @@ def from_weight(
 
 def _inner_axes(path: tuple[str, ...]) -> int:
   """How many first axes of a matrix are contracted with its input."""
-  return 2 if path[-1] == "output" else 1
+  return 2 if path[-1] in ("output", "output" + lora.A) else 1
 
 
 def config_json(
@@ -139,6 +151,54 @@ def config_json(
   )
 
 
+def model_fields(theirs: dict[str, Any]) -> dict[str, Any]:
+  """The fields of run.model that a config.json describes.
+
+  Raises:
+    UserError: if it is of another kind of model than a plain Llama.
+  """
+  value = _reader(theirs)
+  missing = [name for name in _FIELDS.values() if value(name) is None]
+  if missing:
+    raise UserError(
+      f"The config.json lacks {', '.join(missing)}: it is of no Llama that"
+      " this program can read."
+    )
+  dtype = value("dtype") or value("torch_dtype")
+  fields = {ours: value(name) for ours, name in _FIELDS.items()}
+  fields["rope_theta"] = float(_rope(theirs)[0])
+  fields["dtype"] = (
+    "bfloat16" if dtype in ("bfloat16", "float16") else "float32"
+  )
+  check_config(ConfigDict(fields), theirs)
+  return fields
+
+
+def _reader(theirs: dict[str, Any]) -> Callable[[str], Any]:
+  """What a config.json says of a field, or means where it is silent."""
+  heads = theirs.get("num_attention_heads") or 32
+  silent = dict(
+    _ALWAYS,
+    num_key_value_heads=heads,
+    head_dim=(theirs.get("hidden_size") or 4096) // heads,
+    rms_norm_eps=1e-6,
+    tie_word_embeddings=False,
+  )
+
+  def value(name: str) -> Any:
+    given = theirs.get(name)
+    return silent.get(name) if given is None else given
+
+  return value
+
+
+def _rope(theirs: dict[str, Any]) -> tuple[float, str]:
+  """The base and the kind of the rotary positions."""
+  rope = theirs.get("rope_parameters") or theirs.get("rope_scaling") or {}
+  theta = rope.get("rope_theta", theirs.get("rope_theta", 1e4))
+  return theta, rope.get("rope_type", rope.get("type", "default"))
+
+
 def check_config(model: ConfigDict, theirs: dict[str, Any]) -> None:
   """Checks that a config.json describes this very model.
 
@@ -149,22 +209,8 @@ def check_config(model: ConfigDict, theirs: dict[str, Any]) -> None:
   Raises:
     UserError: naming each field that differs.
   """
-  heads = theirs.get("num_attention_heads", 32)
-  rope = theirs.get("rope_parameters") or theirs.get("rope_scaling") or {}
-  silent = dict(
-    _ALWAYS,
-    num_key_value_heads=heads,
-    head_dim=theirs.get("hidden_size", 4096) // heads,
-    rms_norm_eps=1e-6,
-    tie_word_embeddings=False,
-  )
-
-  def value(name: str) -> Any:
-    given = theirs.get(name)
-    return silent.get(name) if given is None else given
-
-  rope_theta = rope.get("rope_theta", theirs.get("rope_theta", 1e4))
-  rope_type = rope.get("rope_type", rope.get("type", "default"))
+  value = _reader(theirs)
+  rope_theta, rope_type = _rope(theirs)
   differing = [
     f"{name} {value(name)!r}, but must be {expected!r}"
     for name, expected in _ALWAYS.items()
