@@ -137,6 +137,7 @@ def run_config() -> ml_collections.ConfigDict:
       offer_patience=120.0,  # seconds that a donor may take to offer its state
       minority_patience=600.0,  # fewer than half of the last members wait [P 4]
       annul_patience=60.0,  # seconds without anybody who has the newest mean
+      recheck_patience=600.0,  # seconds that a replay may take in a tie [P 4]
       fetch_patience=10.0,  # seconds without a byte before a peer is bad
       # Of what each reduces for all: "capacity" is by the links, as measured;
       # "equal" is by hosts and relays alone [P 3].

@@ -189,9 +189,18 @@ def validate_run(run: ConfigDict) -> None:
     "0, for none, or at least 1",
   )
   _require(
-    run.elastic.lease_seconds > 0 and run.elastic.fetch_patience > 0,
-    "run.elastic.lease_seconds and fetch_patience",
-    (run.elastic.lease_seconds, run.elastic.fetch_patience),
+    min(
+      run.elastic.lease_seconds,
+      run.elastic.fetch_patience,
+      run.elastic.recheck_patience,
+    )
+    > 0,
+    "run.elastic.lease_seconds, fetch_patience and recheck_patience",
+    (
+      run.elastic.lease_seconds,
+      run.elastic.fetch_patience,
+      run.elastic.recheck_patience,
+    ),
     "above 0",
   )
   _require(

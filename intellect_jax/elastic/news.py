@@ -21,6 +21,7 @@ class News:
     hand_in: record that what is trained had better be proposed for.
     restores: states that others offer.
     initialise: it is to make the initial state.
+    recheck: it is to replay its log, and to compare.
     leases: samples by window.
     adopted: records to apply, in order.
     annulled: the record that it stood at, which no longer counts, and the
@@ -41,6 +42,7 @@ class News:
     self.hand_in = 0
     self.restores: collections.deque[pb.Restore] = collections.deque()
     self.initialise = False
+    self.recheck: pb.Recheck | None = None
     self.leases: dict[int, list[Interval]] = {}
     self.adopted: collections.deque[pb.Record] = collections.deque()
     self.annulled: tuple[int, int] | None = None
@@ -55,7 +57,8 @@ class News:
   def any(self) -> bool:
     """Whether there is something that changes this island's state."""
     came = bool(self.adopted) or bool(self.restores) or self.initialise
-    return came or self.evicted or self.annulled is not None
+    told = self.evicted or self.recheck is not None
+    return came or told or self.annulled is not None
 
   def wait(
     self, ready: Callable[[], bool], reason: str, timeout: float | None = None
