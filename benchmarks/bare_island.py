@@ -116,6 +116,13 @@ class Watched(reduce.Exchange):
     self._tell("reduced")
     return done
 
+  def collect(self, plan: pb.Plan, *arguments: Any) -> reduce.Collected:
+    self._tell("reducing", members=len(plan.members))
+    done = super().collect(plan, *arguments)
+    self._faults.at("reduce")
+    self._tell("reduced")
+    return done
+
   def _delta(
     self, member: pb.Member, start: int, stop: int, cancelled: threading.Event
   ):

@@ -152,7 +152,8 @@ def run_config() -> ml_collections.ConfigDict:
   )
   run.evaluation = ml_collections.ConfigDict(
     dict(
-      sequences=64,  # held-out samples a round; 0: do not evaluate
+      sequences=64,  # held-out samples; 0: do not evaluate
+      every=1,  # records from one evaluation to the next, and the final one
     )
   )
   return run

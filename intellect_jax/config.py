@@ -121,6 +121,7 @@ def validate_run(run: ConfigDict) -> None:
     (inner, "batch_size"),
     (outer, "inner_steps"),
     (run.elastic, "start_islands min_islands"),
+    (run.evaluation, "every"),
   ):
     for name in names.split():
       _require(section[name] >= 1, name, section[name], "at least 1")

@@ -121,7 +121,11 @@ class ElasticDeviceMesh:
     )
     self._meter = self._diary.meter
     self._evaluation = Evaluation(
-      evaluate, self.island, self._held, self._diary
+      evaluate,
+      run.evaluation.every,
+      self.island,
+      self._held,
+      self._diary,
     )
 
   @property

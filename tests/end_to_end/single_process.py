@@ -17,8 +17,8 @@ from ml_collections import ConfigDict
 import numpy as np
 from processes import read_ledger
 
+from intellect_jax import command
 from intellect_jax import config as config_lib
-from intellect_jax import train
 from intellect_jax.data.index import GlobalIndex
 from intellect_jax.data.tokenizer import tokenizer_of
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
@@ -85,5 +85,5 @@ if __name__ == "__main__":
   island = config_lib.base().island
   island.compilation_cache, island.model.remat = cache, "none"
   island.data.folder = folder
-  train.set_up_jax(island)
+  command.set_up_jax(island)
   print(json.dumps(simulate(config_lib.from_json(run_json), island, records)))

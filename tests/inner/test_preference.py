@@ -27,7 +27,7 @@ def tiny(**island_inner):
 def some_pairs(seed=0):
   """Samples of 1 to 3 pairs and padding; a prompt of some tokens, untrained."""
   rng = np.random.default_rng(seed)
-  batch = {
+  batch: dict[str, np.ndarray] = {
     name: np.zeros((B, L), np.int32)
     for name in ("targets", "segment_ids", "positions")
   }

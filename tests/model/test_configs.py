@@ -9,6 +9,7 @@ from jax.sharding import AbstractMesh
 import pytest
 
 from intellect_jax import config
+from intellect_jax.errors import UserError
 from intellect_jax.model import llama, sharding
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
@@ -40,6 +41,21 @@ def test_intellect_1_anneals_rate_and_mixture_together():
     fineweb_edu=0.8, fineweb=0.1, stack_v1=0.1, dclm=0, openwebmath=0
   )
   assert first[0] < last[0]
+
+
+def test_sparse2_says_what_else_it_needs():
+  run = config.base().run
+  run.outer.codec = "sparse2"
+  with pytest.raises(UserError) as raised:
+    config.validate_run(run)
+  assert "learning_rate 0.7 and momentum 0.9" in str(raised.value)
+  wanted = "run.outer.learning_rate=1 --config.run.outer.momentum=0"
+  assert str(raised.value).endswith(f"--config.{wanted}")
+  run.outer.update(learning_rate=1, momentum=0.0)
+  config.validate_run(run)
+  run.outer.merge = "rda"
+  with pytest.raises(UserError, match=r"run\.outer\.merge=mean"):
+    config.validate_run(run)
 
 
 @pytest.mark.parametrize("name, size", SIZES.items())
