@@ -30,7 +30,8 @@ import rich.console
 import rich.table
 
 from benchmarks import machine
-from benchmarks.loopback import Child, Event, Loopback
+from benchmarks.loopback import Child, Event, Loopback, names_of
+from benchmarks.replicas import coded_mean, encoded
 from intellect_jax.elastic import rpc
 from intellect_jax.outer.codec import make_codec
 
@@ -39,6 +40,8 @@ _JSON = flags.DEFINE_string("json", None, "File for every figure.")
 _INSIDE = flags.DEFINE_bool("inside", False, "In a namespace with a slow link.")
 
 _CODECS = ("int8", "int4")
+_SYSTEMS = (*_CODECS, "sparse2")
+_SPARSE = ("outer.learning_rate=1", "outer.momentum=0")
 _LIMIT = "1gbit"  # of the slow loopback, all directions together
 _TIMES = 5
 _MOST_TORCHFT = 100_000_000  # values; its peers hold 7 copies of them
@@ -85,7 +88,7 @@ def contest(islands: int, values: int, link: str) -> Iterator[Row]:
     systems = ["gloo", "torchft"] if values <= _MOST_TORCHFT else ["gloo"]
     for system in systems:
       yield about | dict(system=system, seconds=peers(system, islands, values))
-  for codec in _CODECS:
+  for codec in _SYSTEMS:
     yield about | dict(system=codec) | rounds(islands, values, codec)
 
 
@@ -94,12 +97,12 @@ def contest(islands: int, values: int, link: str) -> Iterator[Row]:
 
 def rounds(islands: int, values: int, codec: str) -> dict[str, Any]:
   """Seconds of each outer step, of its phases, and the bytes on the wire."""
-  names = [chr(ord("a") + i) for i in range(islands)]
+  names, settings = names_of(islands), [f"outer.codec={codec}"]
+  if make_codec(codec).sparse:
+    settings += _SPARSE
   with (
     tempfile.TemporaryDirectory() as folder,
-    Loopback(
-      pathlib.Path(folder), values, names, settings=[f"outer.codec={codec}"]
-    ) as swarm,
+    Loopback(pathlib.Path(folder), values, names, settings=settings) as swarm,
   ):
     steps = []
     for _ in range(_TIMES + 1):
@@ -109,26 +112,9 @@ def rounds(islands: int, values: int, codec: str) -> dict[str, Any]:
       wire = _loopback_bytes() - wire
       swarm.wait("rested")
       sent = sum(event["sent"] for event in done)
-      steps.append(_phases(swarm) | dict(sent=sent, wire=wire))
+      steps.append(swarm.phases() | dict(sent=sent, wire=wire))
   figures = {name: [step[name] for step in steps[1:]] for name in steps[0]}
   return dict(seconds=figures.pop("whole")) | figures
-
-
-def _phases(swarm: Loopback) -> dict[str, float]:
-  at = {name: swarm.moments(name) for name in _EVENTS}
-  ends = {name: max(times) for name, times in at.items()}
-  return dict(
-    whole=ends["applied"] - min(at["frozen"]),
-    all_reduce=ends["gathered"] - ends["proposed"],
-    encode=ends["proposed"] - min(at["frozen"]),
-    reduce=ends["reduced"] - ends["proposed"],
-    gather=ends["gathered"] - ends["reduced"],
-    commit=ends["committed"] - ends["gathered"],
-    apply=ends["applied"] - ends["committed"],
-  )
-
-
-_EVENTS = "frozen", "proposed", "reduced", "gathered", "committed", "applied"
 
 
 def _loopback_bytes() -> int:
@@ -209,7 +195,7 @@ def in_namespace() -> list[Row]:
 
 
 def errors() -> list[Row]:
-  """Of the coded mean against the exact one, for normal data."""
+  """Of a mean that is encoded again against the exact one, for normal data."""
   rows = []
   rng = np.random.default_rng(0)
   for name in _CODECS:
@@ -219,7 +205,8 @@ def errors() -> list[Row]:
       small = np.arange(deltas.shape[1]) // codec.block % 2 == 1
       deltas[:, small] /= 1000
       exact = deltas.mean(axis=0, dtype=np.float64)
-      wrong = _coded_mean(codec, deltas) - exact
+      codes = [encoded(codec, values) for values in deltas]
+      wrong = coded_mean(codec, codes) - exact
       parts = dict(large=~small, small=small)
       rows += [
         dict(
@@ -232,19 +219,6 @@ def errors() -> list[Row]:
         for part, where in parts.items()
       ]
   return rows
-
-
-def _coded_mean(codec, deltas: np.ndarray) -> np.ndarray:
-  """As a share's owner makes it and everybody decodes it."""
-  total = np.zeros(deltas.shape[1], np.float32)
-  codes = np.empty(len(total) // codec.block * codec.block_bytes, np.uint8)
-  for delta in deltas:
-    codec.encode(delta, codes)
-    codec.accumulate(total, codes, 1.0)
-  total /= np.float32(len(deltas))
-  codec.encode(total, codes)
-  codec.decode(codes, total)
-  return total
 
 
 def _rms(values: np.ndarray) -> float:

@@ -9,10 +9,12 @@ for itself: its mesh, its paths, its place. Other configs start from this one:
 Sources: [I1] INTELLECT-1, arXiv 2412.01152; [D] DiLoCo, arXiv 2311.08105;
 [SL] DiLoCo scaling laws, arXiv 2503.09799; [L3] Llama 3, arXiv 2407.21783;
 [M] Muon at scale, arXiv 2502.16982; [ML] MuLoCo, arXiv 2505.23725;
+[H] Hägele et al., arXiv 2405.18392; [Z] linear to zero, arXiv 2502.15938;
 [C] Covenant-72B, arXiv 2603.08163; [DD] Decoupled DiLoCo, arXiv 2604.21428;
 [PI] Pier, arXiv 2511.17849; [S] Streaming DiLoCo, arXiv 2501.18512;
-[DPO] direct preference optimization, arXiv 2305.18290; [LoRA] low-rank
-adaptation, arXiv 2106.09685; [P] docs/protocol.md of this project.
+[SP] SparseLoCo, arXiv 2508.15706; [DPO] direct preference optimization,
+arXiv 2305.18290; [LoRA] low-rank adaptation, arXiv 2106.09685;
+[P] docs/protocol.md of this project.
 """
 
 import ml_collections
@@ -81,7 +83,11 @@ def run_config() -> ml_collections.ConfigDict:
       optimizer="adamw",
       learning_rate=4e-4,  # peak, AdamW [D]
       warmup_tokens=0,  # linear, over global tokens [P 9]
-      decay_tokens=0,  # 1 - sqrt, over the last global tokens of the run
+      decay_tokens=0,  # the rate falls over the last global tokens of the run
+      # How: "sqrt" is 1 - sqrt of the way there [H], as in [I1]; "linear" [Z], or
+      # "cosine".
+      decay="sqrt",
+      decay_to=0.0,  # the part of the rate that is left at the end
       # Over which who comes to a run under way ramps up its own rate: Adam's
       # moments are new there, as at the start of a run [P 9].
       joiner_warmup_steps=10,
@@ -111,8 +117,10 @@ def run_config() -> ml_collections.ConfigDict:
       # shrink as islands come: take a rate of your own, not "auto".
       merge="mean",
       # Of deltas and means: "int8" [I1], "int4", "e3m0" [S], or "float32"
-      # (exact). 8.1, 4.1, 4.1 and 32 bits a value.
+      # (exact). 8.1, 4.1, 4.1 and 32 bits a value. Or "sparse2", of deltas, 0.16
+      # bits a value [SP]: with learning_rate=1 and momentum=0.
       codec="int8",
+      feedback=0.95,  # beta, of what "sparse2" has left out so far [SP]
       max_ahead_steps=0,  # inner steps past a proposal before waiting
       max_carry=1,  # records that left-out work is carried over [P 3]
       # x the median norm of a delta per inner step, beyond which one is scaled
@@ -144,7 +152,8 @@ def run_config() -> ml_collections.ConfigDict:
   )
   run.evaluation = ml_collections.ConfigDict(
     dict(
-      sequences=64,  # held-out samples a round; 0: do not evaluate
+      sequences=64,  # held-out samples; 0: do not evaluate
+      every=1,  # records from one evaluation to the next, and the final one
     )
   )
   return run

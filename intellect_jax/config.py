@@ -121,6 +121,7 @@ def validate_run(run: ConfigDict) -> None:
     (inner, "batch_size"),
     (outer, "inner_steps"),
     (run.elastic, "start_islands min_islands"),
+    (run.evaluation, "every"),
   ):
     for name in names.split():
       _require(section[name] >= 1, name, section[name], "at least 1")
@@ -150,6 +151,18 @@ def validate_run(run: ConfigDict) -> None:
     "adamw or muon",
   )
   _require(
+    inner.decay in ("sqrt", "linear", "cosine"),
+    "run.inner.decay",
+    inner.decay,
+    "sqrt, linear or cosine",
+  )
+  _require(
+    0 <= inner.decay_to <= 1,
+    "run.inner.decay_to",
+    inner.decay_to,
+    "from 0 to 1, the part of the rate that is left at the end",
+  )
+  _require(
     inner.loss in ("cross_entropy", "dpo"),
     "run.inner.loss",
     inner.loss,
@@ -157,10 +170,10 @@ def validate_run(run: ConfigDict) -> None:
   )
   _require(inner.dpo_beta > 0, "run.inner.dpo_beta", inner.dpo_beta, "above 0")
   _require(
-    outer.codec in ("int8", "int4", "e3m0", "float32"),
+    outer.codec in ("int8", "int4", "e3m0", "sparse2", "float32"),
     "run.outer.codec",
     outer.codec,
-    "int8, int4, e3m0 or float32",
+    "int8, int4, e3m0, sparse2 or float32",
   )
   _validate_outer_optimizer(outer)
   _require(
@@ -230,6 +243,36 @@ def _validate_outer_optimizer(outer: ConfigDict) -> None:
     "run.outer.merge",
     outer.merge,
     "mean or rda",
+  )
+  if outer.codec == "sparse2":
+    _validate_sparse(outer)
+
+
+def _validate_sparse(outer: ConfigDict) -> None:
+  """Error feedback takes the place of momentum: SparseLoCo, 2508.15706."""
+  wrong = [
+    (name, wanted)
+    for name, values in (
+      ("learning_rate", (1, "auto")),
+      ("momentum", (0,)),
+      ("merge", ("mean",)),
+    )
+    if outer[name] not in values
+    for wanted in values[:1]
+  ]
+  if wrong:
+    seen = " and ".join(f"{name} {outer[name]}" for name, _ in wrong)
+    flags = " ".join(f"--config.run.outer.{n}={w}" for n, w in wrong)
+    raise UserError(
+      f"run.outer.codec is sparse2, but run.outer has {seen}. The error feedback"
+      " of sparse2 takes the place of an outer optimizer: its mean is applied as"
+      f" it is. Change it in the config file or with {flags}"
+    )
+  _require(
+    0 <= outer.feedback <= 1,
+    "run.outer.feedback",
+    outer.feedback,
+    "from 0 to 1",
   )
 
 

@@ -58,8 +58,19 @@ class Outer(NamedTuple):
   meta: dict[str, Any]
 
 
-def read_outer(directory: str | os.PathLike, oldest: bool = False) -> Outer:
-  """Reads theta and momentum of the newest whole checkpoint, or the oldest.
+def records(directory: str | os.PathLike) -> list[int]:
+  """Records of the whole checkpoints in a directory, the oldest first.
+
+  Raises:
+    UserError: if there is none.
+  """
+  return sorted(_some(pathlib.Path(directory).absolute()))
+
+
+def read_outer(
+  directory: str | os.PathLike, record: int | None = None
+) -> Outer:
+  """Reads theta and momentum of a whole checkpoint, the newest if none is named.
 
   Changes nothing on the disk, so it may be used beside who trains.
 
@@ -67,13 +78,8 @@ def read_outer(directory: str | os.PathLike, oldest: bool = False) -> Outer:
     UserError: if there is none.
   """
   folder = pathlib.Path(directory).absolute()
-  whole = _whole(folder, warn=True) if folder.is_dir() else {}
-  if not whole:
-    raise UserError(
-      f"There is no whole checkpoint in {folder}. Pass the --workdir of an"
-      " island that has trained: of runs/demo, that is runs/demo/island-0."
-    )
-  record = min(whole) if oldest else max(whole)
+  whole = _some(folder)
+  record = max(whole) if record is None else record
   manifest = whole[record]
   values = jax.ShapeDtypeStruct((manifest["size"],), np.float32)
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
@@ -82,6 +88,17 @@ def read_outer(directory: str | os.PathLike, oldest: bool = False) -> Outer:
       args=_restore_args(dict(theta=values, momentum=values)),
     )
   return Outer(record, outer["theta"], outer["momentum"], manifest["meta"])
+
+
+def _some(folder: pathlib.Path) -> dict[int, dict[str, Any]]:
+  """Manifests of the whole checkpoints; UserError if there is none."""
+  whole = _whole(folder, warn=True) if folder.is_dir() else {}
+  if not whole:
+    raise UserError(
+      f"There is no whole checkpoint in {folder}. Pass the --workdir of an"
+      " island that has trained: of runs/demo, that is runs/demo/island-0."
+    )
+  return whole
 
 
 class DurableCheckpoints:
@@ -146,7 +163,7 @@ class DurableCheckpoints:
     inner: PyTree,
     meta: dict[str, Any],
     before: Callable[[], None] = lambda: None,
-    files: dict[str, bytes] | None = None,
+    files: dict[str, bytes | memoryview] | None = None,
   ) -> None:
     """Starts to save; returns when everything has been copied.
 
@@ -162,7 +179,8 @@ class DurableCheckpoints:
       meta: what else belongs to the state, as JSON.
       before: called in the background when all is written; what it does is
         done before the checkpoint counts.
-      files: small files that belong to it, by name; see `file`.
+      files: that belong to it, by name; see `file`. They are written in the
+        background, from where they are.
 
     Raises:
       OSError: what stopped the save before, such as a full disk.
@@ -287,7 +305,7 @@ class DurableCheckpoints:
     saving: pathlib.Path,
     manifest: dict[str, Any],
     before: Callable[[], None],
-    extra: dict[str, bytes],
+    extra: dict[str, bytes | memoryview],
   ) -> None:
     """Completes a save: from `N.saving` to `N`, then drops old ones."""
     self._orbax.wait_until_finished()  # all parts are there

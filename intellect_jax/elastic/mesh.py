@@ -121,7 +121,11 @@ class ElasticDeviceMesh:
     )
     self._meter = self._diary.meter
     self._evaluation = Evaluation(
-      evaluate, self.island, self._held, self._diary
+      evaluate,
+      run.evaluation.every,
+      self.island,
+      self._held,
+      self._diary,
     )
 
   @property
@@ -396,7 +400,7 @@ class ElasticDeviceMesh:
   def _lease(self, window: int) -> list[samples.Interval] | None:
     """The samples of a window; None if it is time to end."""
     leases = self._news.leases
-    if window not in leases:
+    while (lease := leases.pop(window, None)) is None:
       self._meter.trained()
       self._request_lease(window)
       self._news.wait(
@@ -404,4 +408,6 @@ class ElasticDeviceMesh:
         f"samples of window {window}",
       )
       self._meter.blocked()
-    return leases.pop(window, None)
+      if self._over():
+        break
+    return lease

@@ -234,11 +234,17 @@ class World:
     assert status == 0, said
     return said
 
-  def simulate(self, coordinator: Coordinator) -> list[str]:
-    """State hashes at all records, by one process that plays all islands."""
+  def simulate(
+    self, coordinator: Coordinator, data: pathlib.Path | str = ""
+  ) -> list[str]:
+    """State hashes at all records, by one process that plays all islands.
+
+    `data`: folder of prepared sources, if the run has some.
+    """
     ledger = coordinator.workdir / "ledger.sqlite"
+    simulation = str(HERE / "single_process.py")
     done = subprocess.run(
-      [sys.executable, str(HERE / "single_process.py"), ledger, self._cache],
+      [sys.executable, simulation, ledger, self._cache, str(data)],
       cwd=ROOT,
       env=ENVIRONMENT,
       capture_output=True,
