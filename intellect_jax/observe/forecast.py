@@ -88,8 +88,10 @@ class Forecast:
     names = tensor_names(abstract)
     self.layout = Layout.of(abstract, names, codec.block)
     self.coded = self.layout.blocks * codec.block_bytes
-    shares = not codec.sparse
-    self.sent = traffic.coded_bytes_sent(islands, self.coded, shares)
+    self.sparse = codec.sparse
+    self.sent = traffic.coded_bytes_sent(
+      islands, self.coded, shares=not codec.sparse
+    )
 
   @property
   def window_seconds(self) -> float:
@@ -165,7 +167,7 @@ class Forecast:
     batch = inner.microbatch or self.run.inner.batch_size
     sequences = batch // self.mesh.shape["fsdp"]
     chunk = inner.loss_chunk or self.run.data.sequence_length
-    on_device = self.island.encode_on_device != "no"
+    on_device = self.island.encode_on_device != "no" and not self.sparse
     theta = memory.parameters if on_device else 0
     table = _table("one device", "", "GB", "how it is known")
     for name, size, source in (
@@ -195,12 +197,22 @@ class Forecast:
     outer = 8 * self.layout.size
     table = _table("the island's host", "", "GB", "what it is")
     device_state = self.devices * (self.memory.parameters + self.memory.moments)
+    feedback, mean, record = 0.0, self.coded, "the coded mean"
+    if self.sparse:
+      feedback = outer / 2
+      mean, record = self.islands * self.coded, "the codes of all islands"
+    saved = outer + feedback + device_state
     for name, size, what in (
       ("outer state", outer, "theta and b, float32"),
-      ("a round", outer / 2 + 2 * self.coded, "a delta, its codes, the mean's"),
+      ("error feedback", feedback, "float32, with a sparse codec"),
+      (
+        "a round",
+        outer / 2 + self.coded + mean,
+        "a delta, its codes, the mean",
+      ),
       ("served to a newcomer", outer, "a copy of theta and b"),
-      ("a checkpoint, on disk", outer + device_state, "outer and inner state"),
-      ("a record, on disk", self.coded, "the coded mean"),
+      ("a checkpoint, on disk", saved, "outer and inner state"),
+      ("a record, on disk", mean, record),
     ):
       table.add_row(name, f"{size / _GB:.3g}", what)
     return table

@@ -1,6 +1,6 @@
 """The coordinator's state machine: messages and a clock in, actions out."""
 
-from driver import BLOCK, TOKENS, Driver, asked, lost
+from driver import BLOCK, TOKENS, Driver, lost
 import pytest
 
 from intellect_jax.elastic.actions import (
