@@ -197,16 +197,6 @@ def settle_before_the_record_decides():
   )
 
 
-def count_what_is_dropped_each_time_it_is_said():
-  drop = accounts.Accounts.drop
-
-  def forgetful(self, member, dropped: pb.Dropped) -> None:
-    self._dropped.clear()
-    drop(self, member, dropped)
-
-  return mock.patch.object(accounts.Accounts, "drop", forgetful)
-
-
 def forget_the_lease_of_a_used_sample():
   """What a record uses is free again, and leased to the next one."""
   consume = samples.SamplePool.consume
@@ -400,7 +390,6 @@ PLANTS: list[Plant] = [
 UNSEEN: list[Plant] = [
   send_what_another_process_has_sent,
   settle_before_the_record_decides,
-  count_what_is_dropped_each_time_it_is_said,
   forget_leases_on_recovery,
   recover_from_whoever_comes_first,
   recover_in_the_very_next_term,

@@ -1,6 +1,6 @@
 """A coordinator of the simulation: the real machine, a disk, an operator."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import copy
 import dataclasses
 from typing import TYPE_CHECKING
@@ -49,6 +49,7 @@ class Seat:
     self.disk = Ledger()
     self.machine: Coordinator | None = None
     self.recovery: Recovery | None = None
+    self.when_leading: Callable[[], None] = lambda: None  # once, when recovered
     self.force = False  # the recovery goes on with whoever is there
     self.stopped = ""  # why its machine gave up: for the operator to read
     self.crash_in: int | None = None  # actions until it dies
@@ -111,11 +112,15 @@ class Seat:
     if not self.force:
       self.world.invariants.check_recovered(history.log[-1], heard)
     self._lead(history)
+    self.when_leading()
+    self.when_leading = lambda: None
     for session, hello in hellos.items():
       self.heard(session, hello)
 
   def heard(self, session: int, message: pb.FromIsland) -> None:
     if self.machine is not None:
+      if message.HasField("prepared"):
+        self.world.moment = "prepared"
       if message.HasField("proposal"):
         self._claimed(session, self.machine, message.proposal)
       self.carry_out(self.machine.handle(session, message, self.world.now))
@@ -233,7 +238,7 @@ class Seat:
 
   def _sent(self, message: pb.ToIsland) -> None:
     kind = message.WhichOneof("message")
-    self.world.last_sent = kind
+    self.world.moment = kind
     if kind == "fix":
       self.world.invariants.check_fix(message.fix)
     elif kind == "record":
