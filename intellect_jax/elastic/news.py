@@ -54,8 +54,13 @@ class News:
   @property
   def any(self) -> bool:
     """Whether there is something that changes this island's state."""
-    came = bool(self.adopted) or bool(self.restores) or self.initialise
-    return came or self.evicted or self.annulled is not None
+    return bool(self.adopted) or self.turn
+
+  @property
+  def turn(self) -> bool:
+    """Whether it has to go on from another state than it thought."""
+    came = bool(self.restores) or self.initialise or self.evicted
+    return came or self.annulled is not None
 
   def wait(
     self, ready: Callable[[], bool], reason: str, timeout: float | None = None
