@@ -7,8 +7,8 @@ from intellect_jax import config as config_lib
 from intellect_jax.errors import UserError
 from intellect_jax.outer import overlap
 
-X = {"w": np.float32([1.0, 2.0])}
-THETA = {"w": np.float32([3.0, -2.0])}
+X = {"w": np.array([1.0, 2.0], np.float32)}
+THETA = {"w": np.array([3.0, -2.0], np.float32)}
 
 
 @pytest.mark.parametrize(
@@ -16,13 +16,13 @@ THETA = {"w": np.float32([3.0, -2.0])}
 )
 def test_a_blend_goes_from_theta_to_x(alpha, expected):
   blended = overlap.blend(X, THETA, alpha)["w"]
-  np.testing.assert_array_equal(blended, np.float32(expected))
+  np.testing.assert_array_equal(blended, expected)
 
 
 def test_what_was_done_since_the_anchor_goes_along_with_theta():
-  anchor = {"w": np.float32([0.5, 2.5])}
+  anchor = {"w": np.array([0.5, 2.5], np.float32)}
   rebased = overlap.rebase(X, anchor, THETA)["w"]
-  np.testing.assert_array_equal(rebased, np.float32([3.5, -2.5]))
+  np.testing.assert_array_equal(rebased, [3.5, -2.5])
 
 
 @pytest.mark.parametrize(
