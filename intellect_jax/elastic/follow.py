@@ -148,6 +148,7 @@ class Follower:
       self.steer()
       return
     included, lost = self._is_in(record), False
+    held.decide(record, included)
     anchor, alpha = ipb.Merge.ANCHOR_X, 0.0
     if included:
       self._diary.meter.exchanged(record.step, self._island)
@@ -213,6 +214,8 @@ class Follower:
   def _give_up(self, cause: str) -> None:
     """Goes back to theta; what is not committed is lost."""
     dropped = self._windows.drop()
+    if self._held.feedback is not None:
+      self._held.feedback.withdraw()
     if dropped:
       self._agent.drop(dropped, cause)
       self._diary.note("lost", cause=cause)
@@ -226,8 +229,12 @@ class Follower:
     if records is None:
       return False
     for record in records:
-      if record.number > before and self._is_in(record):
-        self._windows.commit()
+      if record.number > before:
+        included = self._is_in(record)
+        self._held.decide(record, included)
+        if included:
+          self._windows.commit()
+    self._held.agree(chain.effective(records))
     self._held.saves.forget_annulled()
     self.steer()
     self._diary.note("restored", source="other islands")

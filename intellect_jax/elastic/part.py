@@ -16,7 +16,7 @@ import threading
 
 import numpy as np
 
-from intellect_jax.elastic import blobs, reduce
+from intellect_jax.elastic import blobs, means, reduce
 from intellect_jax.elastic.actions import Gather
 from intellect_jax.elastic.ahead import Ahead
 from intellect_jax.elastic.inner import InnerNetwork
@@ -46,7 +46,7 @@ class Part:
   """Carries out tasks (island.proto), in any thread.
 
   Attributes:
-    mean_bytes: length of an encoded mean, and of an encoded delta.
+    mean_bytes: length of an encoded delta, and of an encoded mean.
     block_bytes: of an encoded codec block.
     chunk: bytes of their chunks.
   """
@@ -66,7 +66,7 @@ class Part:
       exchange: with other islands, of what is served and can be fetched.
       shelf: where gathered means go.
       log: of the records.
-      mean_bytes: length of an encoded mean, and of an encoded delta.
+      mean_bytes: length of an encoded delta, and of an encoded mean.
       inner: the network inside the island.
       offer: snapshots and publishes theta and b.
     """
@@ -80,7 +80,7 @@ class Part:
     self._offer_state = offer
     self._kept: dict[bytes, tuple[int, np.ndarray]] = {}  # start, encoded part
     self._coming: dict[bytes, _Coming] = {}
-    self._ahead: Ahead | None = None  # of the newest attempt
+    self._ahead: Ahead | reduce.Collected | None = None  # of the newest attempt
     self._state: StateFetch | None = None
     self._threads = concurrent.futures.ThreadPoolExecutor(
       _GATHERERS, thread_name_prefix="gather"
@@ -140,6 +140,8 @@ class Part:
   def _reduce(
     self, work: ipb.ReducePart, cancelled: threading.Event
   ) -> ipb.Report:
+    if self._exchange.codec.sparse:
+      return self._collect(work, cancelled)
     plan, share = work.plan, work.plan.shares[work.share]
     if self._inner.processes == 1:
       self._ahead = Ahead(
@@ -147,7 +149,7 @@ class Part:
         plan,
         work.share,
         self.block_bytes,
-        self._shelf.open(plan.attempt),
+        self._shelf.open(plan.attempt, self.mean_bytes),
         cancelled,
       )
     length = (share.stop - share.start) * self.block_bytes
@@ -155,6 +157,31 @@ class Part:
     mean = self._exchange.reduce_share(plan, work.share, cancelled, part)
     report = self.keep(plan.attempt, part[0], mean)
     report.mean_squared_norm = self._exchange.codec.squared_norm(mean.codes)
+    return report
+
+  def _collect(
+    self, work: ipb.ReducePart, cancelled: threading.Event
+  ) -> ipb.Report:
+    """All members' codes are the mean, and what we reduce is our own.
+
+    The norms are of the same part of the vector that would be our share.
+    """
+    plan, exchange = work.plan, self._exchange
+    length = self.mean_bytes * len(plan.members)
+    data = self._shelf.open(plan.attempt, length)
+    collected = exchange.collect(plan, data, cancelled, self._threads.submit)
+    self._ahead = collected
+    first = work.share * self.mean_bytes
+    own = reduce.Encoded(
+      data[first : first + self.mean_bytes],
+      collected.take(work.share).hashes,
+      [],
+    )
+    report = self.keep(plan.attempt, 0, own)
+    cuts = blobs.cuts(self.mean_bytes, self.block_bytes, len(plan.members))
+    squares, mean_square = exchange.measure(plan, data, *cuts[work.share])
+    report.squared_norms[:] = squares
+    report.mean_squared_norm = mean_square
     return report
 
   def _serve(self, work: ipb.Serve, cancelled: threading.Event) -> ipb.Report:
@@ -180,11 +207,15 @@ class Part:
   def _gather(
     self, work: ipb.GatherPart, cancelled: threading.Event
   ) -> ipb.Report:
-    cuts = self._inner.cut(self.mean_bytes, self.chunk)
+    length = means.length(work.shares)
+    cuts = self._inner.cut(length, self.chunk)
     ahead, self._ahead = self._ahead, None
     if ahead is not None and ahead.attempt != work.attempt:
       ahead = None
-    data = self._shelf.open(work.attempt) if ahead is None else ahead.data
+    if ahead is None:
+      data = self._shelf.open(work.attempt, length)
+    else:
+      data = ahead.data
     wanted = Gather(work.attempt, list(work.shares), list(work.holders))
     part = cuts[self._inner.process]
     manifests = self._exchange.gather(

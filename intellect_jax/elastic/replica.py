@@ -90,12 +90,16 @@ class Replica:
     theta = self._held.layout.flatten(self.state.params)
     both = np.concatenate([theta, np.zeros_like(theta)])
     self._held.stand_at(pb.Record(islands=1), both)
+    self._held.agree([])
     self._keep_theta(self.state.params)
 
   def _initial_state(self) -> TrainState:
-    """Random, or from given weights; always with zero moments."""
+    """Random, or from given weights; always with zero moments.
+
+    Adapters are random in any case: the weights are beside them.
+    """
     step = self._train_step
-    if not self._run.init_from:
+    if not self._run.init_from or self._run.model.lora_rank:
       return step.init(jax.random.key(self._run.seed))
     if self._weights is None:
       raise UserError(
@@ -155,7 +159,7 @@ class Replica:
     return reduce.Encoded.of(self._held.codec, codes, self._part.chunk)
 
   def _encode(self, start: int, stop: int) -> reduce.Encoded:
-    held, codec = self._held, self._held.codec
+    held, codec, feedback = self._held, self._held.codec, self._held.feedback
     first, last = (
       at // codec.block_bytes * codec.block for at in (start, stop)
     )
@@ -163,16 +167,20 @@ class Replica:
     origin = tensors[0].start if tensors else 0
     values = np.empty(tensors[-1].stop - origin if tensors else 0, np.float32)
     delta(held.outer.theta, self.state.params, held.layout, values, tensors)
-    size = reduce.PIECE_BLOCKS * codec.block
-    return reduce.encode(
-      codec,
-      (
-        values[at : min(at + size, last - origin)]
-        for at in range(first - origin, last - origin, size)
-      ),
-      stop - start,
-      self._part.chunk,
-    )
+    values = values[first - origin : last - origin]
+
+    def pieces() -> Iterator[np.ndarray]:
+      for at in range(0, len(values), reduce.PIECE):
+        piece = values[at : at + reduce.PIECE]
+        if feedback is not None:
+          feedback.add_to(piece, first + at)
+        yield piece
+
+    encoded = reduce.encode(codec, pieces(), stop - start, self._part.chunk)
+    if feedback is not None:
+      codec.accumulate(values, encoded.codes, -1.0)  # leaves what is left out
+      feedback.propose(values)
+    return encoded
 
   def _merge(self, order: ipb.Merge) -> None:
     """Applies a record, whose mean is on the shelf: docs/protocol.md, 3.

@@ -50,7 +50,7 @@ class Rounds:
     self._outbox = outbox
     self._transfers = transfers
     self._repair = repair
-    self._block_bytes = make_codec(books.run.outer.codec).block_bytes
+    self._codec = make_codec(books.run.outer.codec)
     self._attempts = 0  # in this term
     self._balance = Balance()
     self._forgive_at = now  # when broken pairs may try again
@@ -61,7 +61,7 @@ class Rounds:
 
   def _open(self) -> None:
     self.number = len(self._books.chain.records)  # that it may become
-    self.round = CoordinatorRound(self._block_bytes)
+    self.round = CoordinatorRound(self._codec)
     self._proposed_after: dict[str, float] = {}  # seconds
     self._closing_told: set[str] = set()
     self._awaited = self._known()

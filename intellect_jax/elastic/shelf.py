@@ -9,7 +9,7 @@ import threading
 
 import numpy as np
 
-from intellect_jax.elastic import blobs
+from intellect_jax.elastic import blobs, means
 from intellect_jax.elastic.log import RecordLog
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 
@@ -20,18 +20,18 @@ class MeanShelf:
   def __init__(
     self, store: blobs.BlobStore, log: RecordLog, block_bytes: int, length: int
   ):
+    """`length`: of an encoded delta."""
     self._store = store
     self._log = log
     self._block_bytes = block_bytes
     self._chunk = blobs.chunk_bytes(length, block_bytes)
-    self._length = length
     self._lock = threading.Lock()
     self._attempts: dict[bytes, list[bytes]] = {}  # blob ids, not committed
     self._records: dict[int, list[bytes]] = {}  # blob ids, committed
 
-  def open(self, attempt: bytes) -> np.ndarray:
+  def open(self, attempt: bytes, length: int) -> np.ndarray:
     """Returns writable uint8, on the disk, for the mean of an attempt."""
-    return self._log.open_mean(attempt, self._length)
+    return self._log.open_mean(attempt, length)
 
   def put(
     self,
@@ -67,12 +67,11 @@ class MeanShelf:
   def load(self, cancelled: threading.Event) -> None:
     """Serves all means that the log has, newest first, until cancelled."""
     for record in reversed(self._log.records()):
-      mean = self._log.mean(record.number)
+      mean, shares = self._log.mean(record.number), list(record.step.shares)
       if cancelled.is_set():
         return
-      if mean is None or len(mean) != self._length:
+      if mean is None or len(mean) != means.length(shares):
         continue
-      shares = list(record.step.shares)
       parts = self._parts(shares, mean)
       ids = [self._store.publish(part, self._chunk).id for part in parts]
       with self._lock:

@@ -6,11 +6,12 @@ import threading
 import numpy as np
 
 from intellect_jax.elastic import blobs
+from intellect_jax.elastic.means import Mean
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.outer import nesterov
 from intellect_jax.outer.codec import Codec
 
-PIECE_BLOCKS = 512  # codec blocks at a time: 512 KiB of float32, for the cache
+PIECE = 1 << 17  # values at a time: 512 KiB of float32, for the cache
 
 
 class OuterState:
@@ -37,16 +38,17 @@ class OuterState:
       self._both[:] = both
       self.record = record
 
-  def apply(self, record: pb.Record, mean: np.ndarray, codec: Codec) -> None:
-    """Moves theta and b by a record and the encoded mean, uint8."""
+  def apply(self, record: pb.Record, data: np.ndarray, codec: Codec) -> None:
+    """Moves theta and b by a record and its mean, uint8 as in the log."""
     step = record.step
+    mean = Mean(step, data, codec)
     scale = step.scale or 1.0  # records of before there was one have none
     with self._lock:
-      values = np.empty(PIECE_BLOCKS * codec.block, np.float32)
+      values = np.empty(PIECE, np.float32)
       for place, codes in pieces(len(self.theta), codec):
         theta = self.theta[place]
         piece = values[: len(theta)]
-        codec.decode(mean[codes], piece)
+        mean.decode(codes, piece)
         nesterov.apply(
           theta,
           self.momentum[place],
@@ -84,8 +86,8 @@ class OuterState:
 
 def pieces(size: int, codec: Codec) -> Iterator[tuple[slice, slice]]:
   """Yields where each piece of a vector is, in values and in codes."""
-  for first in range(0, size, PIECE_BLOCKS * codec.block):
-    last = min(first + PIECE_BLOCKS * codec.block, size)
+  for first in range(0, size, PIECE):
+    last = min(first + PIECE, size)
     blocks = first // codec.block, last // codec.block
     yield slice(first, last), slice(*(n * codec.block_bytes for n in blocks))
 

@@ -17,10 +17,23 @@ def hash_of(*parts) -> bytes:
 GENESIS = hash_of("initial parameters")
 
 
-def delta_id(island: str, incarnation: int, windows, base: bytes) -> bytes:
-  """A delta, as a symbol: whose, of which windows, from which theta."""
+NOTHING = b""  # error feedback of who has left nothing out
+
+
+def delta_id(
+  island: str, incarnation: int, windows, base: bytes, left: bytes = NOTHING
+) -> bytes:
+  """A delta, as a symbol: whose, of which windows, from which theta.
+
+  `left`: what was left out of those before, and is in the code of this one.
+  """
   numbers = [window.number for window in windows]
-  return hash_of("delta", island, incarnation, numbers, base)
+  return hash_of("delta", island, incarnation, numbers, base, left)
+
+
+def left_by(delta: bytes) -> bytes:
+  """What a sparse code leaves of a delta, as a symbol."""
+  return hash_of("left", delta)
 
 
 def mean_id(members, start: int, stop: int, deltas: list[bytes]) -> bytes:
@@ -49,6 +62,8 @@ class Link:
   effective: tuple["Link", ...]  # this one too, if it counts
   committed: frozenset[Holder]
   samples: tuple[Interval, ...]
+  # By island: whose code is its newest, and what that left out.
+  left: dict[str, tuple[int, bytes]]
 
   def at(self, number: int) -> "Link":
     """The link of a record before this one that counts."""
@@ -63,10 +78,13 @@ class Invariants:
     trained: every window that an island has trained on.
   """
 
-  def __init__(self):
+  def __init__(self, sparse: bool):
+    self._sparse = sparse
     self.links: dict[bytes, Link] = {}
     self.trained: dict[Holder, pb.Window] = {}
     self.tokens: collections.Counter = collections.Counter()  # trained
+    # Processes that gave up what they had proposed, or went back.
+    self.gave_up: set[tuple[str, int]] = set()
     self._fixed: dict[bytes, list[bytes]] = {}  # means by attempt
     self._numbers: dict[tuple[int, int], bytes] = {}  # (term, number): hash
 
@@ -105,7 +123,7 @@ class Invariants:
     self, record: pb.Record, before: Link | None, held: set[bytes]
   ) -> Link:
     if before is None:
-      link = Link(record, None, GENESIS, (), frozenset(), ())
+      link = Link(record, None, GENESIS, (), frozenset(), (), {})
     elif record.HasField("annulment"):
       to = record.annulment.to
       back = before.at(to)
@@ -129,13 +147,17 @@ class Invariants:
     assert set(means) <= held, "committed before anyone held the mean"
     assert step.base == record.number - 1
     assert step.base_state == before.theta, "its base is not the run's state"
-    deltas = [
-      delta_id(m.island, m.incarnation, m.windows, before.theta)
-      for m in step.members
-    ]
-    assert means == [
-      mean_id(step.members, s.start, s.stop, deltas) for s in step.shares
-    ], "the divisor or the members of the mean are not those of the record"
+    if self._sparse:
+      left = self._check_feedback(step, before)
+      link = dataclasses.replace(link, left=before.left | left)
+    else:
+      deltas = [
+        delta_id(m.island, m.incarnation, m.windows, before.theta)
+        for m in step.members
+      ]
+      assert means == [
+        mean_id(step.members, s.start, s.stop, deltas) for s in step.shares
+      ], "the divisor or the members of the mean are not those of the record"
     committed, samples, tokens = link.committed, link.samples, 0
     for member in step.members:
       weight = sum(window.tokens for window in member.windows)
@@ -153,6 +175,26 @@ class Invariants:
     return dataclasses.replace(
       link, theta=theta, committed=committed, samples=samples
     )
+
+  def _check_feedback(
+    self, step: pb.OuterStep, before: Link
+  ) -> dict[str, tuple[int, bytes]]:
+    """Each code has what that island's newest code left out, and only that.
+
+    Or nothing, where the process that knew it has died, gave it up, or went
+    back to before it.
+    """
+    left: dict[str, tuple[int, bytes]] = {}
+    for member, share in zip(step.members, step.shares, strict=True):
+      process = member.island, member.incarnation
+      about = *process, member.windows, before.theta
+      known, was_left = before.left.get(member.island, (0, NOTHING))
+      allowed = {delta_id(*about, was_left)}
+      if known != member.incarnation or process in self.gave_up:
+        allowed.add(delta_id(*about))
+      assert share.mean.id in allowed, "error feedback is lost, or sent twice"
+      left[member.island] = member.incarnation, left_by(share.mean.id)
+    return left
 
   def check_announced(self, sealed: pb.SealedRecord) -> None:
     assert sealed.hash in self.links, "announced before it was durable"

@@ -5,14 +5,17 @@ import dataclasses
 import itertools
 from typing import TYPE_CHECKING
 
+from intellect_jax.elastic import chain, rpc, shares
 from intellect_jax.elastic import round as round_lib
-from intellect_jax.elastic import rpc, shares
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.elastic.samples import Holder, take
+from intellect_jax.outer.feedback import ErrorFeedback
 from simulation.invariants import (
   GENESIS,
+  NOTHING,
   delta_id,
   hash_of,
+  left_by,
   mean_id,
   next_theta,
 )
@@ -22,8 +25,7 @@ if TYPE_CHECKING:
 
 SAMPLES = 4  # a window
 SAMPLE_TOKENS = 10
-BLOCK_BYTES = 1024  # of the float32 codec
-BLOCKS = 64
+BLOCKS = 64  # of the codec
 WORK = 0.01, 0.6  # seconds that a reduction or a gathering takes
 # Bytes/s, of links so unlike that shares are too; 0: not known yet.
 UPLOAD = dict(zip("abcdefgh", itertools.cycle([1e7, 2e6, 0.0])))
@@ -38,6 +40,7 @@ class Disk:
 
   record: int | None = None  # of its checkpoint
   theta: bytes = b""  # of its checkpoint
+  left: tuple[bytes, bytes] = NOTHING, b""  # error feedback, and its attempt
   log: dict[int, pb.SealedRecord] = dataclasses.field(default_factory=dict)
   means: set[bytes] = dataclasses.field(default_factory=set)
   synced: set[int] = dataclasses.field(default_factory=set)  # records
@@ -70,9 +73,19 @@ class Disk:
       number, theta = record.number, next_theta(theta, record)
     return number, theta
 
-  def save(self, record: int, theta: bytes) -> None:
+  def feedback(self, island: str, to: int) -> tuple[bytes, bytes]:
+    """What there is of it at a record from `restore`."""
+    assert self.record is not None
+    for number in range(self.record + 1, to + 1):
+      step = pb.Record.FromString(self.log[number].body).step
+      if any(member.island == island for member in step.members):
+        return NOTHING, b""
+    return self.left
+
+  def save(self, record: int, theta: bytes, left: ErrorFeedback) -> None:
     """Writes a checkpoint, whole or not at all."""
     self.record, self.theta = record, theta
+    self.left = left.values, left.attempt
     self.synced.add(record)
 
 
@@ -95,6 +108,9 @@ class Island:
     self.stream: Stream | None = None
     self.seat = 0  # that it turns to first
     standing, self.theta = disk.restore()
+    self.feedback = ErrorFeedback(NOTHING, world.run.outer.feedback)
+    if standing is not None:
+      self.feedback.restore(*disk.feedback(name, standing))
     self.round = round_lib.IslandRound(name, standing)
     self.blobs = set(disk.means)
     self.state: tuple[int, bytes] | None = None  # that is served
@@ -208,6 +224,10 @@ class Island:
       self.carry_out(self.round.withdraw())
     if welcome.start == pb.Welcome.START_INITIALISE:
       self.theta = GENESIS
+      if self.carried:
+        self.drop("its state was lost")
+        self.give_up()
+      self.feedback.clear()
       self.state = (0, self.theta)
       self.carry_out(self.round.stand(-1))
       self.say_state(0)
@@ -223,6 +243,9 @@ class Island:
 
   def give_up(self) -> None:
     """What it has trained and not committed is void."""
+    self.feedback.withdraw()
+    if self.proposed:
+      self.world.invariants.gave_up.add((self.name, self.incarnation))
     self.carried, self.carries, self.proposed = [], 0, False
     self.training = self.requested = None
     self.grants.clear()
@@ -233,6 +256,11 @@ class Island:
     self.carry_out(self.round.withdraw())
     self.round.forget()
     self.in_run = False
+
+  @property
+  def length(self) -> int:
+    """Of its encoded delta."""
+    return BLOCKS * self.world.codec.block_bytes
 
   @property
   def standing(self) -> int:
@@ -267,13 +295,38 @@ class Island:
       self.theta, self.flipped = restore.state.id, False
       self.disk.log = dict(enumerate(log[: restore.record + 1]))
       self.disk.synced = set(self.disk.log)
-      self.disk.save(restore.record, self.theta)
+      self.take_over(record)
+      self.disk.save(restore.record, self.theta, self.feedback)
       self.drop("too far behind")
       self.give_up()
       self.carry_out(self.round.stand(restore.record))
       self.read_log(restore.record + 1)
 
     self.later(WORK, fetched)
+
+  def take_over(self, record: int | None) -> None:
+    """Error feedback stays as far as the log has it, as in follow.py."""
+    log = self.disk.log.values()
+    records = [pb.Record.FromString(sealed.body) for sealed in log]
+    for each in records:
+      if record is None or each.number > record:
+        self.settle(each)
+    counting = {each.step.attempt for each in chain.effective(records)}
+    if self.feedback.attempt not in counting:
+      self.feedback.clear()
+
+  def settle(self, record: pb.Record) -> None:
+    """What a step makes of the code that it has proposed, as in holdings.py."""
+    if not record.HasField("step"):
+      return
+    numbers = [window.number for window in self.carried]
+    own = [m for m in record.step.members if m.island == self.name]
+    included = self.proposed and any(
+      m.incarnation == self.incarnation
+      and [window.number for window in m.windows] == numbers
+      for m in own
+    )
+    self.feedback.decide(record.step.attempt, included, lost=bool(own))
 
   def read_log(self, start: int) -> None:
     def answered() -> None:
@@ -357,13 +410,18 @@ class Island:
     self.later(bounds, lambda: end(early=False))
 
   def propose(self) -> None:
-    blob_id = delta_id(self.name, self.incarnation, self.carried, self.theta)
+    about = self.name, self.incarnation, self.carried, self.theta
+    blob_id = delta_id(*about, self.feedback.values)
+    if self.world.codec.sparse:
+      self.feedback.propose(left_by(blob_id))
+    else:
+      self.feedback.propose(NOTHING)
     self.blobs.add(blob_id)
     part = pb.Part(addresses=[self.address])
     proposal = pb.Proposal(
       base=self.standing,
       windows=self.carried,
-      delta=pb.Blob(id=blob_id, length=BLOCKS * BLOCK_BYTES, parts=[part]),
+      delta=pb.Blob(id=blob_id, length=self.length, parts=[part]),
       norm=norm(self.carried),
       base_state=self.theta,
       tokens_trained=self.trained,
@@ -426,6 +484,8 @@ class Island:
       self.send(pb.FromIsland(fetch_failed=failed))
       return
     self.theta = theta
+    self.world.invariants.gave_up.add((self.name, self.incarnation))
+    self.feedback.restore(*self.disk.feedback(self.name, back))
     self.drop("its base was annulled")
     self.give_up()
     self.carry_out(self.round.stand(back))
@@ -453,18 +513,21 @@ class Island:
         self.fail(plan.attempt, member.island)
         return
     deltas = [member.delta.id for member in plan.members]
-    blob_id = mean_id(plan.members, share.start, share.stop, deltas)
-    self.blobs.add(blob_id)
-    length = (share.stop - share.start) * BLOCK_BYTES
-    part = pb.Part(addresses=[self.address])
+    if self.world.codec.sparse:
+      self.blobs |= set(deltas)
+      mean, part_of_all = plan.members[index].delta, 1 / len(plan.members)
+    else:
+      blob_id = mean_id(plan.members, share.start, share.stop, deltas)
+      self.blobs.add(blob_id)
+      length = (share.stop - share.start) * self.world.codec.block_bytes
+      part = pb.Part(addresses=[self.address])
+      mean = pb.Blob(id=blob_id, length=length, parts=[part])
+      part_of_all = (share.stop - share.start) / BLOCKS
     report = pb.ShareReduced(
       attempt=plan.attempt,
       share=index,
-      mean=pb.Blob(id=blob_id, length=length, parts=[part]),
-      squared_norms=[
-        norm(m.windows) ** 2 * (share.stop - share.start) / BLOCKS
-        for m in plan.members
-      ],
+      mean=mean,
+      squared_norms=[norm(m.windows) ** 2 * part_of_all for m in plan.members],
     )
     self.carry_out(self.round.reduced(report))
 
@@ -495,8 +558,9 @@ class Island:
     self.disk.log[record.number] = sealed
     disk, number = self.disk, record.number
     self.later(SYNC, lambda: disk.synced.add(number))
+    self.settle(record)
     if record.number == 0 or self.world.random.random() < 0.5:
-      self.disk.save(record.number, self.theta)
+      self.disk.save(record.number, self.theta, self.feedback)
     if record.HasField("step"):
       self.decide(record)
     if record.final:

@@ -20,6 +20,7 @@ def simulate(seed: int, trace: bool = False) -> World:
       seed,
       islands=2 + seed % 3,
       trace=trace,
+      sparse=seed // 2 % 2 == 1,
       min_islands=1 + seed % 2,
       deadline=seed % 5 == 0,
       hang_seconds=3.0,
