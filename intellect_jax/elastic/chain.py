@@ -55,9 +55,11 @@ class Chain:
 
   def state_at(self, number: int) -> bytes:
     """The hash of theta and b at a record that counts; empty: not known yet."""
-    later = (r for r in self.effective if r.number > number)
-    step = next((r.step for r in later if r.HasField("step")), pb.OuterStep())
-    return step.base_state
+    steps = [r for r in self.effective if r.HasField("step")]
+    later = (record.step for record in steps if record.number > number)
+    if (step := next(later, None)) is not None:
+      return step.base_state
+    return b"" if steps or not self.records else self.records[0].genesis.state
 
   def has(self, number: int, digest: bytes) -> bool:
     """Whether this very record is in the chain."""
@@ -109,6 +111,23 @@ def effective(records: Sequence[pb.Record]) -> list[pb.Record]:
       kept = [r for r in kept if r.number <= record.annulment.to]
     kept.append(record)
   return kept
+
+
+def annulled_windows(
+  records: Sequence[pb.Record],
+) -> list[tuple[str, Holder, pb.Window]]:
+  """The windows that were committed and taken back: why, whose, which."""
+  kept: list[pb.Record] = []
+  found = []
+  for record in records:
+    if record.HasField("annulment"):
+      to, reason = record.annulment.to, record.annulment.reason
+      for each in kept:
+        if each.number > to:
+          found += [(reason, *window) for window in windows_of(each)]
+      kept = [each for each in kept if each.number <= to]
+    kept.append(record)
+  return found
 
 
 def newest_state(records: Sequence[pb.Record]) -> pb.Record:

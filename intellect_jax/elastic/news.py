@@ -21,6 +21,7 @@ class News:
     hand_in: record that what is trained had better be proposed for.
     restores: states that others offer.
     initialise: it is to make the initial state.
+    recheck: it is to replay its log, and to compare.
     leases: samples by window.
     adopted: records to apply, in order.
     annulled: the record that it stood at, which no longer counts, and the
@@ -41,6 +42,7 @@ class News:
     self.hand_in = 0
     self.restores: collections.deque[pb.Restore] = collections.deque()
     self.initialise = False
+    self.recheck: pb.Recheck | None = None
     self.leases: dict[int, list[Interval]] = {}
     self.adopted: collections.deque[pb.Record] = collections.deque()
     self.annulled: tuple[int, int] | None = None
@@ -54,13 +56,13 @@ class News:
   @property
   def any(self) -> bool:
     """Whether there is something that changes this island's state."""
-    return bool(self.adopted) or self.turn
+    return bool(self.adopted) or self.diverted
 
   @property
-  def turn(self) -> bool:
-    """Whether it has to go on from another state than it thought."""
+  def diverted(self) -> bool:
+    """Whether it has to go on from another state than it thought, or may."""
     came = bool(self.restores) or self.initialise or self.evicted
-    return came or self.annulled is not None
+    return came or self.recheck is not None or self.annulled is not None
 
   def wait(
     self, ready: Callable[[], bool], reason: str, timeout: float | None = None

@@ -17,6 +17,7 @@ from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.elastic.quorum import Quorum
 from intellect_jax.elastic.round import CoordinatorRound
 from intellect_jax.elastic.shares import capacity, relayed_only
+from intellect_jax.elastic.tie import Ties
 from intellect_jax.elastic.transfers import Transfers
 from intellect_jax.outer.codec import make_codec
 
@@ -36,19 +37,21 @@ class Rounds:
     quorum: Quorum,
     outbox: Outbox,
     transfers: Transfers,
+    ties: Ties,
     repair: Callable[[Member], None],
     now: float,
   ):
     """Opens the first round.
 
     Args:
-      repair: called with a member whose state is not that of most others.
+      repair: called with a member whose state is not the run's.
     """
     self._books = books
     self._members = members
     self._quorum = quorum
     self._outbox = outbox
     self._transfers = transfers
+    self._ties = ties
     self._repair = repair
     self._codec = make_codec(books.run.outer.codec)
     self._attempts = 0  # in this term
@@ -98,6 +101,9 @@ class Rounds:
     if refusal:
       self._outbox.refuse(member, f"its proposal was refused: {refusal}")
       return
+    self._ties.claim(member.island, proposal.base, proposal.base_state)
+    if self.round.contradicted_by(proposal):
+      self.round.abandon()
     self._proposed_after[member.island] = now - self._books.appended_at
 
   def _void_windows(self, member: Member) -> None:
@@ -137,6 +143,15 @@ class Rounds:
   def dropped(self, member: Member) -> None:
     """What it has proposed is void, by its own word."""
     self.round.proposals.pop(member.island, None)
+
+  def excuse(self, island: str) -> None:
+    """Its state was wrong, and its proposal with it: nobody waits for it."""
+    self.round.proposals.pop(island, None)
+    self._awaited.discard(island)
+
+  def doubt(self) -> None:
+    """Whether its members hold the run's state is not settled after all."""
+    self.round.abandon()
 
   def gone(self, island: str) -> None:
     """A member cannot be heard, or is out of the run."""
@@ -244,35 +259,18 @@ class Rounds:
     return self.round.planned or not self.late() or now >= self.deadline()
 
   def _agree(self, now: float) -> bool:
-    """Whether all that propose hold the same state; most are right.
-
-    A minority is given the others' state. A tie is for the operator to settle.
-    """
-    states = {i: p.base_state for i, p in self.round.proposals.items()}
-    hashes = collections.Counter(states.values())
-    if len(hashes) < 2:
-      return True
-    (common, votes), (_, next_votes) = hashes.most_common(2)
-    if votes > next_votes:
-      self._transfers.agreed(self.number - 1, common)
-      for island, state in states.items():
-        if state != common:
+    """Whether it is settled which state is the run's; others are repaired."""
+    right = self._ties.right(not self.late())
+    if right:
+      for island, proposal in list(self.round.proposals.items()):
+        if proposal.base_state != right:
           self._repair(self._members.members[island])
-      return True
-    if not self.late():
-      said = "; ".join(
-        f"{island} has {state.hex()[:16]}"
-        for island, state in sorted(states.items())
-      )
-      reason = (
-        f"islands disagree on the state at record {self.number - 1}: {said}."
-        " Evict who is wrong, or roll back, and resume"
-      )
+    elif reason := self._ties.hopeless():
       self._outbox.warn(f"The run is paused: {reason}.")
       pause = pb.Settings.PAUSE_BEGIN
       self._books.change(pb.Settings(pause=pause, reason=reason), now)
       self._open()
-    return False
+    return bool(right)
 
   def _commit(self, now: float) -> None:
     """Writes the record: every member that still lives is prepared."""

@@ -1,6 +1,7 @@
 """What must be true after each event: docs/protocol.md, section 1."""
 
 import collections
+from collections.abc import Iterator, Sequence
 import dataclasses
 
 from blake3 import blake3
@@ -15,6 +16,7 @@ def hash_of(*parts) -> bytes:
 
 
 GENESIS = hash_of("initial parameters")
+_FLIPPED = b"flipped: "
 
 
 NOTHING = b""  # error feedback of who has left nothing out
@@ -49,16 +51,32 @@ def mean_id(members, start: int, stop: int, deltas: list[bytes]) -> bytes:
 def next_theta(theta: bytes, record: pb.Record) -> bytes:
   if not record.HasField("step"):
     return theta
-  return hash_of(theta, [share.mean.id for share in record.step.shares])
+  moved = hash_of(theta, [share.mean.id for share in record.step.shares])
+  return _FLIPPED + moved if is_flipped(theta) else moved
+
+
+def flip(theta: bytes, which: float) -> bytes:
+  """Another theta; what becomes of it is never the run's again."""
+  return _FLIPPED + hash_of(theta, which)
+
+
+def is_flipped(theta: bytes) -> bool:
+  return theta.startswith(_FLIPPED)
 
 
 @dataclasses.dataclass(frozen=True)
 class Link:
-  """A record, and what the chain up to it comes to."""
+  """A record, and what the chain up to it comes to.
+
+  Attributes:
+    theta: by the records alone.
+    said: by the records, and by the newest one's word of its base.
+  """
 
   record: pb.Record
   before: "Link | None"
   theta: bytes
+  said: bytes
   effective: tuple["Link", ...]  # this one too, if it counts
   committed: frozenset[Holder]
   samples: tuple[Interval, ...]
@@ -101,11 +119,19 @@ class Invariants:
     assert known == means, "an attempt was fixed twice, to different bytes"
 
   def check_appended(
-    self, record: pb.Record, sealed: pb.SealedRecord, held: set[bytes]
+    self,
+    record: pb.Record,
+    sealed: pb.SealedRecord,
+    held: set[bytes],
+    claims: Sequence[bytes],
   ) -> None:
     """One chain; each window and sample once in it; only fixed means.
 
-    `held`: ids of means that some island has written to its log.
+    Args:
+      record: that is durable now.
+      sealed: the same.
+      held: ids of means that some island has written to its log.
+      claims: state hashes that islands, which are here, have proposed with.
     """
     assert sealed.hash == blake3(sealed.body).digest()
     before = self.links.get(record.previous)
@@ -117,13 +143,16 @@ class Invariants:
       assert before is not None, "it follows a record that never was"
       assert before.record.number == record.number - 1
       assert before.record.term <= record.term
-    self.links[sealed.hash] = self._link(record, before, held)
+    link = self._link(record, before, held)
+    if before is not None and record.HasField("step"):
+      _check_base(record.step.base_state, before, claims)
+    self.links[sealed.hash] = link
 
   def _link(
     self, record: pb.Record, before: Link | None, held: set[bytes]
   ) -> Link:
     if before is None:
-      link = Link(record, None, GENESIS, (), frozenset(), (), {})
+      link = Link(record, None, GENESIS, GENESIS, (), frozenset(), (), {})
     elif record.HasField("annulment"):
       to = record.annulment.to
       back = before.at(to)
@@ -146,13 +175,12 @@ class Invariants:
     assert means == self._fixed.get(step.attempt), "it was never fixed"
     assert set(means) <= held, "committed before anyone held the mean"
     assert step.base == record.number - 1
-    assert step.base_state == before.theta, "its base is not the run's state"
     if self._sparse:
       left = self._check_feedback(step, before)
       link = dataclasses.replace(link, left=before.left | left)
     else:
       deltas = [
-        delta_id(m.island, m.incarnation, m.windows, before.theta)
+        delta_id(m.island, m.incarnation, m.windows, step.base_state)
         for m in step.members
       ]
       assert means == [
@@ -171,10 +199,27 @@ class Invariants:
       assert subtract(used, list(samples)) == merge(used), "a sample twice"
       samples = tuple(merge([*samples, *used]))
     assert record.total_tokens == before.record.total_tokens + tokens
-    theta = next_theta(before.theta, record)
     return dataclasses.replace(
-      link, theta=theta, committed=committed, samples=samples
+      link,
+      theta=next_theta(before.theta, record),
+      said=next_theta(step.base_state, record),
+      committed=committed,
+      samples=samples,
     )
+
+  def check_recovered(self, head: pb.SealedRecord, heard: set[str]) -> None:
+    """A lost ledger's run goes on from what most members of its end have."""
+    steps = [x.record.step for x in self._until(head) if x.record.step.members]
+    members = {member.island for member in steps[0].members} if steps else set()
+    few = "recovered from half of the newest members, or fewer"
+    assert not members or 2 * len(members & heard) > len(members), few
+
+  def _until(self, head: pb.SealedRecord) -> Iterator[Link]:
+    """All links back from a record, annulled ones too."""
+    link = self.links.get(head.hash)
+    while link is not None:
+      yield link
+      link = link.before
 
   def _check_feedback(
     self, step: pb.OuterStep, before: Link
@@ -187,7 +232,7 @@ class Invariants:
     left: dict[str, tuple[int, bytes]] = {}
     for member, share in zip(step.members, step.shares, strict=True):
       process = member.island, member.incarnation
-      about = *process, member.windows, before.theta
+      about = *process, member.windows, step.base_state
       known, was_left = before.left.get(member.island, (0, NOTHING))
       allowed = {delta_id(*about, was_left)}
       if known != member.incarnation or process in self.gave_up:
@@ -225,3 +270,16 @@ class Invariants:
       settled[loss.island, loss.incarnation] += loss.tokens
     for process, tokens in settled.items():
       assert tokens <= self.tokens[process], f"{process}: settled twice"
+
+
+def _check_base(base: bytes, before: Link, claims: Sequence[bytes]) -> None:
+  """A record starts from the run's state.
+
+  From one with a flipped bit only if nobody could tell, for want of others, or
+  if most who are here had fetched it: a minority is repaired. Such a record's
+  word counts from then on, unless those who can replay from before say no.
+  """
+  if base not in (before.theta, before.said):
+    assert is_flipped(base), "its base is not the run's state"
+    held = claims.count(before.theta)
+    assert not held or claims.count(base) > held, "a flipped bit has won"

@@ -5,7 +5,7 @@ import dataclasses
 import itertools
 from typing import TYPE_CHECKING
 
-from intellect_jax.elastic import chain, rpc, shares
+from intellect_jax.elastic import chain, rebuild, rpc, shares
 from intellect_jax.elastic import round as round_lib
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.elastic.samples import Holder, take
@@ -15,6 +15,7 @@ from simulation.invariants import (
   NOTHING,
   delta_id,
   hash_of,
+  is_flipped,
   left_by,
   mean_id,
   next_theta,
@@ -31,6 +32,7 @@ WORK = 0.01, 0.6  # seconds that a reduction or a gathering takes
 UPLOAD = dict(zip("abcdefgh", itertools.cycle([1e7, 2e6, 0.0])))
 WINDOW = 0.5, 1.5  # seconds of training
 LEFT = "the run is over"
+KEEP = 3  # checkpoints
 SYNC = 0.01, 1.0  # seconds until what was written outlives a power loss
 
 
@@ -38,9 +40,11 @@ SYNC = 0.01, 1.0  # seconds until what was written outlives a power loss
 class Disk:
   """What an island has after a crash, and after a power loss."""
 
-  record: int | None = None  # of its checkpoint
-  theta: bytes = b""  # of its checkpoint
-  left: tuple[bytes, bytes] = NOTHING, b""  # error feedback, and its attempt
+  # Checkpoints by record: its hash, theta there, and error feedback with its
+  # attempt.
+  saved: dict[int, tuple[bytes, bytes, tuple[bytes, bytes]]] = (
+    dataclasses.field(default_factory=dict)
+  )
   log: dict[int, pb.SealedRecord] = dataclasses.field(default_factory=dict)
   means: set[bytes] = dataclasses.field(default_factory=set)
   synced: set[int] = dataclasses.field(default_factory=set)  # records
@@ -54,19 +58,31 @@ class Disk:
 
   def restore(self, to: int | None = None) -> tuple[int | None, bytes]:
     """The record it can stand at and theta there, as holdings.py does."""
-    if self.record is None or self.record not in self.log:
-      return None, b""
-    if to is not None and self.record > to:
-      return None, b""
-    records: list[pb.Record] = []
-    number, theta = self.record, self.theta
-    while (sealed := self.log.get(number + 1 + len(records))) is not None:
-      record = pb.Record.FromString(sealed.body)
-      if record.HasField("annulment"):
-        records = [r for r in records if r.number <= record.annulment.to]
-        break
-      records.append(record)
-    for record in records:
+    counting = {record.number for record in chain.effective(self.records())}
+    for number in self.whole():
+      if number in counting and (to is None or number <= to):
+        return self.replay(number, to)
+    return None, b""
+
+  def records(self) -> list[pb.Record]:
+    """The log, as far as it is one."""
+    numbers = itertools.takewhile(self.log.__contains__, itertools.count())
+    return [pb.Record.FromString(self.log[n].body) for n in numbers]
+
+  def whole(self) -> list[int]:
+    """Checkpoints whose record is here, the newest first."""
+    return [
+      number
+      for number in sorted(self.saved, reverse=True)
+      if number in self.log and self.log[number].hash == self.saved[number][0]
+    ]
+
+  def replay(self, number: int, to: int | None) -> tuple[int, bytes]:
+    """From a checkpoint through the log, as far as the means are here."""
+    theta = self.saved[number][1]
+    for record in chain.effective(self.records()):
+      if record.number <= number:
+        continue
       have = {share.mean.id for share in record.step.shares} <= self.means
       if not have or (to is not None and record.number > to):
         break
@@ -75,18 +91,22 @@ class Disk:
 
   def feedback(self, island: str, to: int) -> tuple[bytes, bytes]:
     """What there is of it at a record from `restore`."""
-    assert self.record is not None
-    for number in range(self.record + 1, to + 1):
-      step = pb.Record.FromString(self.log[number].body).step
-      if any(member.island == island for member in step.members):
+    counting = chain.effective(self.records())
+    numbers = {record.number for record in counting if record.number <= to}
+    start = next(n for n in self.whole() if n in numbers)
+    for record in counting:
+      members = {member.island for member in record.step.members}
+      if start < record.number <= to and island in members:
         return NOTHING, b""
-    return self.left
+    return self.saved[start][2]
 
   def save(self, record: int, theta: bytes, left: ErrorFeedback) -> None:
     """Writes a checkpoint, whole or not at all."""
-    self.record, self.theta = record, theta
-    self.left = left.values, left.attempt
-    self.synced.add(record)
+    kept = left.values, left.attempt
+    self.saved[record] = self.log[record].hash, theta, kept
+    for old in sorted(self.saved)[:-KEEP]:
+      del self.saved[old]
+    self.synced.update(n for n in self.log if n <= record)
 
 
 class Island:
@@ -103,8 +123,10 @@ class Island:
     self.alive = True
     self.done = False
     self.hung = False  # the training thread, not the others
-    self.flipped = False  # a bit of its theta
     self.frozen_until = 0.0
+    self._asleep: list[
+      Callable[[], None]
+    ] = []  # what is done once it is thawed
     self.stream: Stream | None = None
     self.seat = 0  # that it turns to first
     standing, self.theta = disk.restore()
@@ -126,6 +148,7 @@ class Island:
     self.carries = 0
     self.proposed = False
     self.trained = 0
+    self.ending = False  # it holds the final state
     self.connect()
     self.beat()
 
@@ -135,11 +158,23 @@ class Island:
     """Calls now, or once the process is thawed; never if it is dead."""
     if not self.alive:
       return
-    if self.world.now < self.frozen_until:
-      delay = self.frozen_until - self.world.now
-      self.world.later(delay, lambda: self.awake(call))
+    if self.world.now < self.frozen_until or self._asleep:
+      self._asleep.append(call)
+      if len(self._asleep) == 1:
+        self.wake()
     else:
       call()
+
+  def wake(self) -> None:
+    """Does what came while it was frozen, in that order, if it is thawed."""
+    left = self.frozen_until - self.world.now
+    if left > 1e-9:
+      self.world.later(left, self.wake)
+      return
+    self.frozen_until = 0.0
+    calls, self._asleep = self._asleep, []
+    for call in calls:
+      self.awake(call)
 
   def later(self, bounds, call: Callable[[], None]) -> None:
     delay = self.world.random.uniform(*bounds)
@@ -205,7 +240,7 @@ class Island:
       download_rate=1e7,
     )
     beat.record = max(0, self.round.record or 0)
-    beat.oldest = self.disk.record or 0
+    beat.oldest = min(self.disk.saved, default=0)
     self.send(pb.FromIsland(heartbeat=beat))
 
   def hear(self, message: pb.ToIsland) -> None:
@@ -220,6 +255,7 @@ class Island:
   def on_welcome(self, welcome: pb.Welcome) -> None:
     self.head = welcome.head
     if welcome.evicted:
+      self.drop("evicted while it was silent")
       self.give_up()
       self.carry_out(self.round.withdraw())
     if welcome.start == pb.Welcome.START_INITIALISE:
@@ -234,6 +270,8 @@ class Island:
       self.read_log(0)
     elif welcome.start == pb.Welcome.START_RESTORE:
       self.forget()
+    elif self.round.record is None:
+      pass  # it waits for a state
     elif welcome.head > self.standing:
       self.read_log(self.standing + 1)
     else:
@@ -276,7 +314,7 @@ class Island:
 
   def on_offer_state(self, _) -> None:
     self.world.offers += 1
-    if self.round.record is not None:
+    if self.round.record is not None and self.standing >= 0:
       self.state = (self.standing, self.theta)
       self.say_state(self.standing)
 
@@ -292,7 +330,7 @@ class Island:
       if not served or len(log) <= restore.record:
         self.send(pb.FromIsland(fetch_failed=pb.FetchFailed(peer="donor")))
         return
-      self.theta, self.flipped = restore.state.id, False
+      self.theta = restore.state.id
       self.disk.log = dict(enumerate(log[: restore.record + 1]))
       self.disk.synced = set(self.disk.log)
       self.take_over(record)
@@ -301,8 +339,49 @@ class Island:
       self.give_up()
       self.carry_out(self.round.stand(restore.record))
       self.read_log(restore.record + 1)
+      if pb.Record.FromString(log[restore.record].body).final:
+        self.end()
 
     self.later(WORK, fetched)
+
+  def on_recheck(self, recheck: pb.Recheck) -> None:
+    """Replays the log, as rebuild.py does."""
+
+    def replayed() -> None:
+      if self.hung:
+        self.on_recheck(recheck)
+      elif self.round.record is not None and self.standing >= 0:
+        self.send(pb.FromIsland(rechecked=self.recheck(recheck.right)))
+        self.ready()
+        self.train()
+
+    self.later(WORK, replayed)
+
+  def recheck(self, right: bytes) -> pb.Rechecked:
+    disk, record = self.disk, self.standing
+    answer = pb.Rechecked(record=record, state=self.theta)
+    for start in rebuild.starts(disk.records(), self.name, disk.whole()):
+      if start.checkpoint > record:
+        continue
+      reach, theta = disk.replay(start.checkpoint, record)
+      saved = disk.saved[start.checkpoint][1]
+      if reach < record or start.agreed not in (b"", saved):
+        continue
+      sure = bool(start.agreed) or theta == right
+      if sure or not answer.rebuilt:
+        answer.checkpoint, answer.rebuilt = start.checkpoint, theta
+        answer.agreed, answer.mended = bool(start.agreed), sure
+      if sure or not right:
+        break
+    answer.mended &= answer.rebuilt != self.theta
+    if answer.mended:
+      self.theta = answer.state = answer.rebuilt
+      self.carry_out(self.round.withdraw())
+      self.drop("its state was not what its log comes to")
+      inside = self.in_run
+      self.give_up()
+      self.in_run = inside
+    return answer
 
   def take_over(self, record: int | None) -> None:
     """Error feedback stays as far as the log has it, as in follow.py."""
@@ -365,6 +444,8 @@ class Island:
     self.world.restart_later(self.name)
 
   def on_finished(self, _) -> None:
+    if self.ending:
+      self.leave()
     self.done = True
 
   # ------------------------------------------------------------ training
@@ -473,7 +554,8 @@ class Island:
 
   def start(self, work: Callable[[], None]) -> None:
     attempt = self.work
-    self.later(WORK, lambda: work() if self.work == attempt else None)
+    bounds = tuple(seconds * self.slowness for seconds in WORK)
+    self.later(bounds, lambda: work() if self.work == attempt else None)
 
   def diverged(self, record: int, to: int) -> None:
     """Back to a state of its own that still counts, or to another's."""
@@ -553,7 +635,7 @@ class Island:
 
   def adopt(self, record: pb.Record, sealed: pb.SealedRecord) -> None:
     self.theta = next_theta(self.theta, record)
-    if not self.flipped:
+    if not is_flipped(self.theta):
       self.world.invariants.check_adopted(sealed, self.theta)
     self.disk.log[record.number] = sealed
     disk, number = self.disk, record.number
@@ -564,7 +646,7 @@ class Island:
     if record.HasField("step"):
       self.decide(record)
     if record.final:
-      self.leave()
+      self.end()
     elif self.in_run:
       self.train()
     else:
@@ -596,9 +678,22 @@ class Island:
       dropped = pb.Dropped(windows=self.carried, cause=cause)
       self.send(pb.FromIsland(dropped=dropped))
 
+  def end(self) -> None:
+    """Holds the final state: until it is known to be the others', it stays."""
+    if not self.ending:
+      self.ending = True
+      self.say_end()
+
+  def say_end(self) -> None:
+    if not self.ending or self.done:
+      return
+    self.send_heartbeat()
+    if self.round.record is not None:
+      self.say_state(self.standing)
+    self.later((1.0, 1.0), self.say_end)
+
   def leave(self) -> None:
     self.send_heartbeat()
-    self.say_state(self.standing)
     tokens = sum(window.tokens for window in self.carried)
     self.world.left_with[self.name, self.incarnation] = tokens
     self.send(pb.FromIsland(leave=pb.Leave(reason=LEFT)))

@@ -2,6 +2,7 @@
 
 from intellect_jax.elastic.samples import Holder, merge, subtract
 from simulation import faults
+from simulation.invariants import is_flipped
 from simulation.island import LEFT
 from simulation.world import World
 
@@ -47,9 +48,14 @@ def finish(world: World, patience: float = PATIENCE) -> None:
       process = loss.island, loss.incarnation
       assert loss.tokens <= world.left_with[process], f"{process}: forgotten"
   end = world.invariants.links[machine.log[-1].hash]
-  for island in world.islands:
-    if island.alive and island.round.record == machine.head.number:
-      assert island.theta == end.theta, f"{island.name} ends elsewhere"
+  ends = {
+    island.theta
+    for island in world.islands
+    if island.alive and island.round.record == machine.head.number
+  }
+  assert len(ends) == 1, "islands end with different states"
+  (theta,) = ends
+  assert theta == end.theta or is_flipped(theta), "they end elsewhere"
   # What was not committed can be leased again, all of it.
   free = machine.books.accounts.pool.lease(Holder("probe", 1, 1), 10_000)
   used = list(end.samples)
