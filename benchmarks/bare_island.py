@@ -254,7 +254,6 @@ class BareIsland:
       self._hear_news()
     self._windows.start(news.leases.pop(number))
     self._windows.step()
-    self._request_lease()
     self._sent = self._store.bytes_sent
     self._tell("frozen")
     delta = reduce.encode(
@@ -277,6 +276,7 @@ class BareIsland:
       news.wait(lambda: news.any, "a record")
       self._hear_news()
     self._tell("done", record=self._record.number)
+    self._request_lease()  # as in the middle of a window: not while it ends
     self._rest()
 
   def offer(self) -> None:

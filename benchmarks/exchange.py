@@ -9,7 +9,9 @@ the parameters are random. TLS is off, hashing on. The same is done on a
 loopback of 1 Gbit/s, in a network namespace, where this user may make one.
 Gloo and torchft need `pip install torch==2.13.0 torchft`; without them their
 rows are left out. Each figure is the median of its repetitions, the first of
-which touches all memory and is not counted.
+which touches all memory and is not counted. In each step a coordinator waits for
+the disk once, until the record is there: how long SQLite takes for that by
+itself is shown, too.
 """
 
 from collections.abc import Iterator
@@ -22,6 +24,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from typing import Any
 
 from absl import app, flags
@@ -32,7 +35,9 @@ import rich.table
 from benchmarks import machine
 from benchmarks.loopback import Child, Event, Loopback, names_of
 from benchmarks.replicas import coded_mean, encoded
-from intellect_jax.elastic import rpc
+from intellect_jax.elastic import chain, rpc
+from intellect_jax.elastic.ledger import Ledger
+from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.outer.codec import make_codec
 
 _QUICK = flags.DEFINE_bool("quick", False, "Fewer values, under a minute.")
@@ -44,6 +49,7 @@ _SYSTEMS = (*_CODECS, "sparse2")
 _SPARSE = ("outer.learning_rate=1", "outer.momentum=0")
 _LIMIT = "1gbit"  # of the slow loopback, all directions together
 _TIMES = 5
+_RECORDS = 50  # to time the ledger with
 _MOST_TORCHFT = 100_000_000  # values; its peers hold 7 copies of them
 
 Row = dict[str, Any]
@@ -54,9 +60,14 @@ def main(_) -> None:
     print(json.dumps(list(limited())))
     return
   found = machine.describe()
+  found["ledger_seconds"] = ledger_seconds()
   rows = [*unlimited(_QUICK.value), *in_namespace()]
   wrong = errors()
-  rich.console.Console(width=110).print(table(rows), error_table(wrong))
+  rich.console.Console(width=110).print(
+    table(rows),
+    f"of each, a durable record: {found['ledger_seconds'] * 1e3:.1f} ms",
+    error_table(wrong),
+  )
   if _JSON.value:
     path = pathlib.Path(_JSON.value)
     figures = dict(machine=found, rows=rows, errors=wrong)
@@ -125,6 +136,21 @@ def _loopback_bytes() -> int:
       if name.strip() == "lo":
         return int(counts.split()[0])
   return 0
+
+
+def ledger_seconds() -> float:
+  """Until SQLite has a record on the disk for good; the median of many."""
+  taken = []
+  with tempfile.TemporaryDirectory() as folder:
+    ledger = Ledger(pathlib.Path(folder) / "ledger.sqlite")
+    for number in range(_RECORDS):
+      record = pb.Record(number=number, step=pb.OuterStep(codec="int8"))
+      sealed = chain.seal(record)
+      began = time.perf_counter()
+      ledger.append(record, sealed)
+      taken.append(time.perf_counter() - began)
+    ledger.close()
+  return statistics.median(taken)
 
 
 # --------------------------------------------------------------------- peers

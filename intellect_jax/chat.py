@@ -36,8 +36,11 @@ def main() -> None:
     if said == "/new":
       talk.forget()
     elif said:
-      talk.say(said, lambda new: print(new, end="", flush=True))
-      print()
+      try:
+        talk.say(said, lambda new: print(new, end="", flush=True))
+        print()
+      except UserError as error:
+        print(error)
 
 
 def _heard() -> str | None:
@@ -86,15 +89,21 @@ class Conversation:
     """Says something; returns the answer, and shows it as it comes.
 
     Raises:
-      UserError: if this alone is too long for the model's context.
+      UserError: if this alone is too long for the model's context, or the
+        template does not take it; then it was not said.
     """
     self.messages.append(dict(role="user", content=content))
+    try:
+      prompt = self._prompt()
+    except UserError:
+      self.messages.pop()
+      raise
     heard: list[str] = []
     seed = self._sampling.seed + self._answers
     self._engine.add(
       answer(
         self._model,
-        self._prompt(),
+        prompt,
         self._tokens,
         self._sampling.with_seed(seed),
         stops=self._model.template.ends,
@@ -115,7 +124,6 @@ class Conversation:
       if len(prompt) + self._tokens <= self._model.context:
         return prompt
       if len(self.messages) <= first + 1:
-        self.messages.pop()
         raise UserError(
           f"This message takes {len(prompt)} tokens, and the model's context of"
           f" {self._model.context} must hold an answer of {self._tokens} too."

@@ -97,20 +97,21 @@ def main() -> None:
       int(PART.value * 1e9),
       _path_or_none(INIT_FROM),
     )
-    meta = {**outer.meta, "exported by": version()}
-    training = dict(weights=what, **dataclasses.asdict(told), **meta)
-    tensors.write_json(output / "training.json", training)
-    text = card(
-      run,
-      told,
-      what,
-      DTYPE.value,
-      meta,
-      benchmarks,
-      NAME.value,
-      LICENSE.value,
-    )
-    (output / "README.md").write_text(text)
+  meta = {**outer.meta, "exported by": version()}
+  training = dict(weights=what, **dataclasses.asdict(told), **meta)
+  tensors.write_json(output / "training.json", training)
+  text = card(
+    run,
+    told,
+    what,
+    DTYPE.value,
+    meta,
+    benchmarks,
+    NAME.value,
+    LICENSE.value,
+    ADAPTER.value,
+  )
+  (output / "README.md").write_text(text)
   print(f"{what} is in {output}")
 
 

@@ -72,6 +72,7 @@ class Holdings:
     self._run = run
     self._name = name
     self._run_id = run_id
+    self._version = version()  # asks git, which may take a while
     self._train_step = train_step
     params = train_step.abstract_state.params
     self.codec = make_codec(run.outer.codec)
@@ -237,7 +238,7 @@ class Holdings:
       run=self._run.to_dict(),
       record_hash=sealed.hash.hex(),
       committed_tokens=self.record.total_tokens,
-      version=version(),
+      version=self._version,
     )
     files = {}
     if self.feedback is not None:

@@ -28,6 +28,14 @@ model = AutoModelForCausalLM.from_pretrained(folder)
 written = model.generate(**inputs, max_new_tokens=100, do_sample=True)
 print(tokenizer.decode(written[0], skip_special_tokens=True))
 ```"""
+_USE_ADAPTER = """\
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained("…")  # what it was trained beside
+model = PeftModel.from_pretrained(model, ".")  # the folder of this file
+```"""
 _PROMPT = 'inputs = tokenizer("The function", return_tensors="pt")'
 _CHAT = """\
 messages = [{"role": "user", "content": "Who are you?"}]
@@ -45,6 +53,7 @@ def card(
   benchmarks: Sequence[Mapping[str, Any]] = (),
   name: str = "",
   licence: str = "",
+  adapter: bool = False,
 ) -> str:
   """The card, in Markdown with a header in YAML.
 
@@ -58,23 +67,24 @@ def card(
     benchmarks: results of lm-evaluation-harness, as it writes them.
     name: of the model; empty: that of the run.
     licence: an identifier such as "apache-2.0"; empty: left out.
+    adapter: the folder has adapters alone, for PEFT.
   """
   plain = llama.LlamaConfig.of(run.model, config_lib.base().island.model)
   parameters = llama.parameter_count(dataclasses.replace(plain, lora_rank=0))
   prompt = _CHAT if run.data.chat_template else _PROMPT
   parts = [
-    "\n".join(_header(licence)),
+    "\n".join(_header(licence, "peft" if adapter else "transformers")),
     f"# {name or run.name}",
     _summary(run, told, parameters),
     _table(["", ""], _model(run, what, dtype, parameters)),
     "## Use",
-    _USE.format(prompt=prompt),
+    _USE_ADAPTER if adapter else _USE.format(prompt=prompt),
     "## Data",
     _data(run, told),
     "## Who trained it",
     _islands(told),
     "## Evaluation",
-    _evaluations(told),
+    _evaluations(run, told),
     *([_benchmarks(benchmarks)] if benchmarks else []),
     "## Training",
     _table(["", ""], _training(run, told)),
@@ -85,8 +95,8 @@ def card(
   return "\n\n".join(parts) + "\n"
 
 
-def _header(licence: str) -> Iterator[str]:
-  yield from ("---", "library_name: transformers")
+def _header(licence: str, library: str) -> Iterator[str]:
+  yield from ("---", f"library_name: {library}")
   yield "pipeline_tag: text-generation"
   if licence:
     yield f"license: {licence}"
@@ -175,8 +185,8 @@ def _islands(told: Provenance) -> str:
   return text
 
 
-def _evaluations(told: Provenance) -> str:
-  """Of text that no island trains on; some of them, first and last too."""
+def _evaluations(run: ConfigDict, told: Provenance) -> str:
+  """Of what no island trains on; some of them, first and last too."""
   if not told.evaluations:
     return "The run evaluated nothing."
   newest = len(told.evaluations) - 1
@@ -184,9 +194,15 @@ def _evaluations(told: Provenance) -> str:
     {round(i * newest / (_ROWS - 1)) for i in range(_ROWS)}
     & {*range(newest + 1)}
   )
+  shown = [told.evaluations[i] for i in chosen]
+  if run.inner.loss == "dpo":
+    rows = [[f"{record}", f"{loss:.4f}"] for record, loss in shown]
+    return "Of theta, on held-out preferences:\n\n" + _table(
+      ["record", "loss"], rows
+    )
   rows = [
     [f"{record}", f"{loss:.4f}", f"{math.exp(min(loss, 700)):,.2f}"]
-    for record, loss in (told.evaluations[i] for i in chosen)
+    for record, loss in shown
   ]
   return "Of theta, on held-out text of the sources:\n\n" + _table(
     ["record", "nats a token", "perplexity"], rows
@@ -219,7 +235,7 @@ def _training(run: ConfigDict, told: Provenance) -> Iterator[tuple[str, str]]:
   if inner.loss != "cross_entropy":
     yield "loss", f"{inner.loss}, beta {inner.dpo_beta:g}"
   if run.model.lora_rank:
-    yield "adapters", f"LoRA of rank {run.model.lora_rank}, merged"
+    yield "adapters", f"LoRA of rank {run.model.lora_rank}"
   rate, momentum = told.outer
   yield (
     "inner optimizer",

@@ -171,6 +171,8 @@ def _prompts(fields: Mapping[str, Any]) -> list[Any]:
 
 def _ids(prompt: Any, model: Model) -> list[int]:
   if isinstance(prompt, str):
+    if any("\ud800" <= c <= "\udfff" for c in prompt):
+      raise UserError("prompt has halves of characters, which are no text.")
     return model.encode(prompt) or [model.tokenizer.eos]
   if (
     isinstance(prompt, list)

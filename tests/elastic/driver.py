@@ -17,6 +17,7 @@ from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.elastic.samples import Holder
 
 TOKENS = 40  # a window
+BLOCK = 64 * 1024  # bytes of a delta, a 64th of it
 
 
 class Driver:
@@ -163,7 +164,7 @@ class Driver:
     proposal = pb.Proposal(
       base=self.machine.head.number,
       windows=windows,
-      delta=pb.Blob(id=island.encode(), length=64 * 1024, parts=[part]),
+      delta=pb.Blob(id=island.encode(), length=64 * BLOCK, parts=[part]),
       norm=self.norms.get(island, 2.0),
       base_state=state or self.state,
     )

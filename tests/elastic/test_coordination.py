@@ -1,6 +1,6 @@
 """The coordinator's state machine: messages and a clock in, actions out."""
 
-from driver import TOKENS, Driver, lost
+from driver import BLOCK, TOKENS, Driver, lost
 import pytest
 
 from intellect_jax.elastic.actions import (
@@ -152,10 +152,14 @@ def test_a_delta_that_stands_out_is_scaled_down_in_the_plan():
 
 
 def share_sizes(driver: Driver) -> dict[str, int]:
-  """Of the attempt that is open, in blocks, by owner."""
+  """Of the attempt that is open, in 64ths of the vector, by owner."""
   plan = driver.machine.rounds.round.plan
   assert plan is not None
-  return {share.owner: share.stop - share.start for share in plan.shares}
+  codec_blocks = BLOCK // 1024  # of float32, in a 64th
+  return {
+    share.owner: (share.stop - share.start) // codec_blocks
+    for share in plan.shares
+  }
 
 
 def test_shares_follow_the_links_between_attempts():

@@ -1,12 +1,15 @@
 """A trained model writes here what it writes in transformers, token for token."""
 
+import json
+import shutil
+
 import jax
 import numpy as np
 import pytest
 
 from intellect_jax import config as config_lib
-from intellect_jax import export
-from intellect_jax.checkpoint.durable import DurableCheckpoints
+from intellect_jax.checkpoint import exported
+from intellect_jax.checkpoint.durable import DurableCheckpoints, read_outer
 from intellect_jax.data.index import GlobalIndex
 from intellect_jax.data.tokenizer import tokenizer_of
 from intellect_jax.inference.engine import GREEDY, Engine, Request
@@ -55,7 +58,9 @@ def workdir(tmp_path_factory):
 @pytest.fixture(scope="module")
 def folder(workdir):
   folder = workdir / "llama"
-  export.export(workdir, folder, "float32", 10**9)
+  outer = read_outer(workdir / "checkpoints")
+  run = config_lib.from_dict(outer.meta["run"])
+  exported.write(folder, run, workdir, outer.theta, "float32", 10**9)
   return folder
 
 
@@ -103,3 +108,44 @@ def test_a_folder_is_the_same_model(workdir, folder):
   assert a.c == b.c and a.stops == b.stops and a.bos == b.bos == ()
   jax.tree.map(np.testing.assert_array_equal, a.params, b.params)
   assert a.encode("naïve") == b.encode("naïve")
+
+
+def test_ids_of_prompts_and_conversations_are_those_of_transformers(
+  folder, tmp_path
+):
+  """Of a tokenizer that begins each text with a token, and has a template."""
+  shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+  tokenizer = json.loads((tmp_path / "tokenizer.json").read_text())
+  (token,) = tokenizer["added_tokens"]
+  name, number = token["content"], token["id"]
+  single = [
+    dict(SpecialToken=dict(id=name, type_id=0)),
+    dict(Sequence=dict(id="A", type_id=0)),
+  ]
+  special = dict(id=name, ids=[number], tokens=[name])
+  tokenizer["post_processor"] = dict(
+    type="TemplateProcessing",
+    single=single,
+    pair=[*single, dict(Sequence=dict(id="B", type_id=1))],
+    special_tokens={name: special},
+  )
+  (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
+  (tmp_path / "chat_template.jinja").write_text(
+    "{{ eos_token }}{% for m in messages %}[{{ m.role }}] {{ m.content }}"
+    "{{ eos_token }}{% endfor %}{% if add_generation_prompt %}> {% endif %}"
+  )
+  model = opened(tmp_path)
+  theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+  assert model.bos == (number,)
+  for prompt in PROMPTS:
+    assert model.encode(prompt) == theirs(prompt)["input_ids"]
+  said = [
+    dict(role="user", content="Hello"),
+    dict(role="assistant", content="."),
+  ]
+  ids = theirs.apply_chat_template(said, add_generation_prompt=True)
+  ids = ids if isinstance(ids, list) else ids["input_ids"]
+  assert model.template.prompt(said).tolist() == ids
+  # The template's first token is the one that texts begin with, and is not
+  # put before it again.
+  assert model.encode(model.template.render(said, True)) == ids

@@ -182,3 +182,15 @@ def test_the_card_has_all_of_it(workdir):
   assert "| 4 | 3.0000 | 20.09 |" in text
   assert "theta of record 4, in bfloat16" in text
   assert "| mmlu | 5 | acc | 0.3750 ± 0.0040 |" in text
+
+
+def test_preferences_have_no_perplexity_and_adapters_their_own_library(workdir):
+  run = run_half()
+  run.inner.loss = "dpo"
+  run.model.lora_rank = 4
+  told = gather(workdir, run, "a-run", record=4)
+  meta = {"run_id": "a-run", "record_hash": "abc", "exported by": "0.1"}
+  text = card(run, told, "theta", "float32", meta, adapter=True)
+  assert "perplexity" not in text and "| 4 | 3.0000 |" in text
+  assert "library_name: peft" in text and "PeftModel" in text
+  assert "| loss | dpo, beta 0.1 |" in text

@@ -3,6 +3,7 @@
 import concurrent.futures
 import http.client
 import json
+import queue
 import threading
 import time
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from intellect_jax import config as config_lib
 from intellect_jax.data.chat import ChatTemplate
 from intellect_jax.data.tokenizer import make_tokenizer
-from intellect_jax.inference.engine import Sampling
+from intellect_jax.inference.engine import GREEDY, Engine, Request, Sampling
 from intellect_jax.inference.loading import Model
 from intellect_jax.model import llama, sharding
 
@@ -22,6 +23,7 @@ pytest.importorskip("uvicorn")
 
 from intellect_jax.generate import generate  # noqa: E402
 from intellect_jax.serve import Server  # noqa: E402
+from intellect_jax.serving.worker import Worker  # noqa: E402
 
 PROMPT = "The function"
 PATIENCE = 120.0  # seconds
@@ -214,6 +216,32 @@ def test_errors_below_the_client_are_json_too(server):
     seen, content = raw(server, method, path, body)
     assert (seen, "error" in json.loads(content)) == (status, True)
   assert raw(server, "GET", "/health")[0] == 200
+
+
+def test_halves_of_characters_are_no_text(server):
+  for path, body in (
+    ("/v1/completions", r'{"prompt": "\ud800"}'),
+    (
+      "/v1/chat/completions",
+      r'{"messages": [{"role": "user", "content": "\ud800"}]}',
+    ),
+  ):
+    assert raw(server, "POST", path, body)[0] == 400
+
+
+def test_when_the_engine_fails_nobody_waits(model):
+  failed, whys = threading.Event(), queue.SimpleQueue()
+  worker = Worker(Engine(model, slots=1), failed.set)
+
+  def take(token, logprob):
+    raise MemoryError("as if the device were full")
+
+  for _ in range(2):
+    worker.add(Request([1], 5, GREEDY, take, whys.put))
+  assert failed.wait(PATIENCE)
+  assert [whys.get(timeout=PATIENCE) for _ in "12"] == ["cancelled"] * 2
+  assert not worker.alive
+  worker.close()
 
 
 def test_who_leaves_a_stream_leaves_room_for_others(client, server):
