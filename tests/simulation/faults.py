@@ -57,13 +57,14 @@ def _strike(world: World, kind: str, snapshot) -> None:
       empty = random.random() < 0.3
       world.kill(island)
       world.later(mend, lambda: world.restart(island.name, empty))
-    case "replace" if island.alive and not island.done:
-      # Its next process is there while another member is still at work.
-      other = random.choice([i for i in world.islands if i is not island])
+    case "replace":  # while one member is at work, another process comes
+      world.advance(3.0, until="prepared")
+      island, other = random.sample(world.islands, 2)
       frozen = world.now + random.uniform(0.5, 1.8)
       other.frozen_until = max(other.frozen_until, frozen)
-      world.kill(island)
-      world.later(0.2, lambda: world.restart(island.name))
+      if island.alive and not island.done:
+        world.kill(island)
+        world.later(0.2, lambda: world.restart(island.name))
     case "evict":
       seat.control(evict={"island": island.name})
     case "freeze":

@@ -298,17 +298,6 @@ def wait_for_the_dead():
   )
 
 
-def most_votes_win_over_a_replay():
-  """Flipped states may be copies of one, and be most."""
-  rechecked = tie.Ties.rechecked
-
-  def deaf(self, island: str, answer: pb.Rechecked) -> bool:
-    answer.agreed = False
-    return rechecked(self, island, answer)
-
-  return mock.patch.object(tie.Ties, "rechecked", deaf)
-
-
 def settle_a_tie_by_the_first_word():
   right = tie.Ties.right
 
@@ -317,11 +306,6 @@ def settle_a_tie_by_the_first_word():
     return found or next(iter(self._claims.values()), b"")
 
   return mock.patch.object(tie.Ties, "right", hasty)
-
-
-def offer_what_nobody_confirms():
-  """A newcomer is given the newest state, whoever says what it is."""
-  return mock.patch.object(tie.Ties, "disputed", lambda self: False)
 
 
 def leave_before_the_others_agree():
@@ -385,10 +369,6 @@ PLANTS: list[Plant] = [
   apply_annulled_records,
   skip_the_chain_in_what_is_taken_over,
   plan_on_an_old_base,
-]
-# Not found so far: another check stands behind, or the moment is too rare.
-UNSEEN: list[Plant] = [
-  send_what_another_process_has_sent,
   settle_before_the_record_decides,
   forget_leases_on_recovery,
   recover_from_whoever_comes_first,
@@ -396,10 +376,9 @@ UNSEEN: list[Plant] = [
   never_forget_an_offer,
   never_forgive_a_broken_pair,
   wait_for_the_dead,
-  most_votes_win_over_a_replay,
   settle_a_tie_by_the_first_word,
-  offer_what_nobody_confirms,
   leave_before_the_others_agree,
+  send_what_another_process_has_sent,
 ]
 
 
@@ -421,7 +400,7 @@ def main() -> int:
     How many were not found.
   """
   names = sys.argv[1:]
-  plants = [p for p in PLANTS + UNSEEN if p.__name__ in names] or PLANTS
+  plants = [p for p in PLANTS if p.__name__ in names] or PLANTS
   missed = 0
   with concurrent.futures.ProcessPoolExecutor() as pool:
     for plant, found in zip(plants, pool.map(find, plants), strict=True):

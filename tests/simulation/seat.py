@@ -125,7 +125,7 @@ class Seat:
         self._claimed(session, self.machine, message.proposal)
       self.carry_out(self.machine.handle(session, message, self.world.now))
       if message.HasField("hello"):
-        self._check_claimed(message.hello)
+        self._check_claimed(session, message.hello)
     elif self.recovery is not None:
       actions = self.recovery.handle(session, message, self.world.now)
       self.carry_out(actions)
@@ -221,14 +221,15 @@ class Seat:
     head = self.disk.log[-1] if self.disk.log else None
     self.world.invariants.check_settled(head, self.disk.losses)
 
-  def _check_claimed(self, hello: pb.Hello) -> None:
+  def _check_claimed(self, session: int, hello: pb.Hello) -> None:
     """A recovered coordinator leases to islands what they say they have."""
-    if self.machine is None or not self.machine.books.recovered:
+    machine = self.machine
+    if machine is None or not machine.books.recovered:
       return
-    accounts, pool = (
-      self.machine.books.accounts,
-      self.machine.books.accounts.pool,
-    )
+    if machine._members.by_session(session) is None:
+      return  # it is refused
+    accounts = machine.books.accounts
+    pool = accounts.pool
     free = [*pool._free, (pool._unused, 1 << 60)]
     for grant in hello.leases:
       holder = Holder(hello.island, hello.incarnation, grant.window)
