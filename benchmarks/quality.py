@@ -55,7 +55,8 @@ _PAIR = 2  # islands, of the payload reduction that has a bar
 _SEEDS, _QUICK_SEEDS = 3, 2
 _QUICK_PART = 20  # of the tokens
 _HELD_OUT = 256  # sequences
-_OFTEN = 4  # H, with which the demo's tokens make 100 rounds
+_OFTEN = dict(inner_steps=4)  # with which the demo's tokens make 100 rounds
+_AVERAGE = dict(learning_rate=1.0, momentum=0.0)
 _FAR = 100  # H, for which INTELLECT-1 tells its payload reduction
 
 Row = dict[str, Any]
@@ -77,9 +78,11 @@ VARIANTS = {
   "int4": Variant(dict(codec="int4"), bar=0.003, reduction=770),
   "e3m0": Variant(dict(codec="e3m0"), bar=0.003, reduction=770),
   # Frequent rounds are what sparse codes are for: H <= 10, and 100 of them.
-  "float32, often": Variant(dict(codec="float32", inner_steps=_OFTEN)),
+  # With eta = 1 and no momentum, as sparse2 has it, and as the demo has it.
+  "float32, often": Variant(dict(codec="float32", **_OFTEN, **_AVERAGE)),
+  "float32, often, Nesterov": Variant(dict(codec="float32", **_OFTEN)),
   "sparse2, often": Variant(
-    dict(codec="sparse2", inner_steps=_OFTEN, learning_rate=1.0, momentum=0.0),
+    dict(codec="sparse2", **_OFTEN, **_AVERAGE),
     bar=0.01,
     against="float32, often",
     reduction=14_000,

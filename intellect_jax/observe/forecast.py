@@ -20,6 +20,7 @@ from intellect_jax.model.huggingface import tensor_names
 from intellect_jax.outer import traffic
 from intellect_jax.outer.codec import make_codec
 from intellect_jax.outer.layout import Layout
+from intellect_jax.outer.overlap import most_ahead
 from intellect_jax.outer.rates import learning_rate
 from intellect_jax.outer.schedule import payload_reduction
 
@@ -219,7 +220,7 @@ class Forecast:
 
   def round_table(self, links: list[float]) -> rich.table.Table:
     outer = self.run.outer
-    ahead = outer.max_ahead_steps or outer.inner_steps
+    ahead = most_ahead(outer) or outer.inner_steps
     values, threads = self.layout.size, self.island.threads
     reduction = payload_reduction(
       self.islands, values, outer.inner_steps, self.sent
@@ -235,7 +236,8 @@ class Forecast:
     table.caption = (
       f"Formulas. A round is the transfer and {host:.3g} s of work on"
       f" {threads} threads; latencies, and waiting for slower islands, are left"
-      f" out. run.outer.max_ahead_steps is {outer.max_ahead_steps}."
+      f" out. run.outer has overlap_steps={outer.overlap_steps} and"
+      f" max_ahead_steps={outer.max_ahead_steps}."
     )
     for link in links:
       seconds = self.round_seconds(link)
