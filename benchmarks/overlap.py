@@ -11,6 +11,7 @@ step after a proposal or a merge, which finds other data in the caches, does not
 count. Medians of one run, the same steps otherwise.
 """
 
+import argparse
 import contextlib
 import json
 import os
@@ -20,7 +21,6 @@ import tempfile
 import time
 from typing import Any
 
-from absl import app, flags
 import jax
 import rich.console
 import rich.table
@@ -37,9 +37,6 @@ from intellect_jax.elastic.mesh import ElasticDeviceMesh
 from intellect_jax.inner.step import TrainStep
 from intellect_jax.model import sharding
 from intellect_jax.outer import kernels
-
-_QUICK = flags.DEFINE_bool("quick", False, "Fewer rounds.")
-_JSON = flags.DEFINE_string("json", None, "File for every figure.")
 
 _STEPS = 24  # H
 _CONFIG = config_lib.base_path().with_name("tiny.py")
@@ -59,14 +56,20 @@ _SETTINGS = dict(  # 18M values, and steps of some 50 ms on one core
 Row = dict[str, Any]
 
 
-def main(_) -> None:
+def main() -> None:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("--quick", action="store_true", help="fewer rounds")
+  parser.add_argument("--json", help="file for every figure")
+  options = parser.parse_args()
   found = machine.describe()
-  rounds = 4 if _QUICK.value else 20
+  rounds = 4 if options.quick else 20
   rows = [measure(rounds)]
   rich.console.Console().print(table(rows))
-  if _JSON.value:
+  if options.json:
     text = json.dumps(dict(machine=found, rows=rows), indent=1)
-    pathlib.Path(_JSON.value).write_text(text + "\n")
+    pathlib.Path(options.json).write_text(text + "\n")
 
 
 def measure(rounds: int) -> Row:
@@ -156,4 +159,4 @@ def table(rows: list[Row]) -> rich.table.Table:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  main()

@@ -33,8 +33,8 @@ def flags(pace: float, tokens: int, overlap: bool = False) -> list[str]:
   """
   outer = ("overlap_steps=2", "merge_alpha=0.5")
   return [
-    *(f"--config.run.outer.{setting}" for setting in outer if overlap),
     "--config=configs/tiny.py",
+    *(f"--config.run.outer.{setting}" for setting in outer if overlap),
     f"--config.run.tokens={tokens}",
     f"--config.run.outer.inner_steps={INNER_STEPS}",
     f"--config.run.elastic.lease_seconds={LEASE}",
