@@ -39,7 +39,7 @@ import rich.table
 
 from benchmarks import machine
 from benchmarks.loopback import Loopback, names_of
-from benchmarks.wan_link import counts, network, shape
+from benchmarks.wan_link import controls, counts, network, shape
 from benchmarks.wan_training import utilizations
 from intellect_jax.outer.codec import make_codec
 
@@ -105,7 +105,7 @@ def measures(quick: bool) -> dict[str, Iterator[Row]]:
       utilization=utilizations(1000, 20, 4, 5, tokens=16, quick=True),
     )
   links = [(rate, rtt, "") for rate in (1000, 100, 20) for rtt in (1, 50, 150)]
-  links += [(100, 100, ""), (100, 100, "reno")]
+  links += [(100, 100, congestion) for congestion in controls()]
   return dict(
     goodput=goodputs(links, times=2),
     unequal=unequals([(4, 20), (6, 20), (8, 20)], times=3),
@@ -125,7 +125,7 @@ def goodputs(
 
   Args:
     links: 10^6 bits/s, ms there and back, and the congestion control of TCP;
-      empty: this machine's.
+      empty: the most usual.
     times: that count.
     most: values.
   """
@@ -227,6 +227,7 @@ def _goodput(row: Row) -> list[str]:
   return [
     f"{row['rate']:g}",
     f"{row['rtt']:g}",
+    row["links"]["congestion"],
     f"{row['values'] / 1e6:.1f}M",
     f"{middle['whole']:.2f}",
     f"{middle['all_reduce']:.2f}",
@@ -264,7 +265,7 @@ def _utilization(row: Row) -> list[str]:
 
 _TABLES = dict(
   goodput=(
-    "Mbit/s, RTT ms, values, s, all-reduce s, goodput, of the link, wire ÷ sent,"
+    "Mbit/s, RTT ms, TCP, values, s, all-reduce s, goodput, of the link, wire ÷ sent,"
     " dropped",
     _goodput,
     "two islands on equal links (median)",

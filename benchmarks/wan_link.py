@@ -74,9 +74,9 @@ def network(
 ) -> Iterator[tuple[dict[str, Host], Child]]:
   """Hosts by name, the coordinator's first, and the process of their links.
 
-  `congestion`: control of TCP, one that the machine allows to namespaces, as
-  "reno"; empty: its own.
+  `congestion`: control of TCP, one of `controls`; empty: the first of them.
   """
+  congestion = congestion or controls()[0]
   named = [COORDINATOR, *names]
   with tempfile.NamedTemporaryFile() as file:
     log = pathlib.Path(file.name)
@@ -91,6 +91,16 @@ def network(
       yield hosts, links
     finally:
       links.kill()
+
+
+def controls() -> list[str]:
+  """What this machine lets namespaces choose: cubic, or what is most like it.
+
+  Linux has cubic unless it is told otherwise; reno is based on loss as well.
+  """
+  with open(f"{_SETTINGS}/tcp_allowed_congestion_control") as file:
+    allowed = file.read().split()
+  return sorted(allowed, key=lambda name: (name != "cubic", name != "reno"))
 
 
 def shape(links: Child, rates: Sequence[float], rtt: float) -> None:
@@ -134,8 +144,7 @@ class Network:
   def __init__(self, count: int, congestion: str):
     """Makes a namespace for each of so many hosts."""
     self._delay = 0.0  # seconds from host to host
-    with open(f"{_SETTINGS}/tcp_congestion_control") as file:
-      self.congestion = congestion or file.read().strip()
+    self.congestion = congestion
     home = os.open("/proc/self/ns/net", os.O_RDONLY)
     self.ends = [self._end(f"10.99.0.{1 + number}") for number in range(count)]
     _enter(home)
@@ -270,7 +279,7 @@ def tell(kind: str, **figures: Any) -> None:
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("count", type=int, help="hosts")
-  parser.add_argument("--congestion", default="", help="empty: the machine's")
+  parser.add_argument("--congestion", required=True)
   options = parser.parse_args()
   links = Network(options.count, options.congestion)
   tell(

@@ -38,7 +38,7 @@ _AHEAD = 4  # chunks that a fetch may be ahead of its reader
 _RETRY = 0.05  # seconds before the next address is asked
 _SILENT = 0.5  # seconds to a failure after which an address is silent …
 _AVOIDED = 60.0  # … and for so many seconds others are asked before it
-_FAR = 0.01  # seconds to the first byte, from which on a peer is far
+_ON_THE_WAY = 2 << 20  # bytes that one connection easily has on its way
 _NOTHING = object()  # no frame is this
 
 
@@ -319,10 +319,10 @@ class Cancelled(Exception):
 class Fetcher:
   """Fetches ranges of blobs from other islands, verified chunk by chunk.
 
-  A far peer is read on several connections, chunk by chunk in turn: what one
-  connection has on the way is bounded by the hosts' TCP buffers, 4 MB and less,
-  and each begins slowly again after a pause. Many peers are many connections
-  anyhow.
+  A far peer on a fast link is read on several connections, chunk by chunk in
+  turn: what one has on the way is bounded by the hosts' TCP buffers, 4 MB or
+  less. No more than it takes, for they do not share a link evenly, and the
+  slowest is waited for. Many peers are many connections anyhow.
   """
 
   def __init__(
@@ -458,9 +458,11 @@ class Fetcher:
     stop: int,
     cancelled: threading.Event,
   ) -> Iterator[list[Iterator[bytes]]]:
-    """What an address sends, on as many connections as its distance asks."""
-    far = not is_relayed(address) and self._distance.get(address, 0.0) > _FAR
-    count = max(1, self._connections // len(self._distance)) if far else 1
+    """What an address sends, on as many connections as it takes."""
+    on_the_way = self._distance.get(address, 0.0) * self.rate.bytes_a_second
+    count = 1 + int(on_the_way / _ON_THE_WAY)
+    most = self._connections // max(1, len(self._distance))
+    count = 1 if is_relayed(address) else max(1, min(count, most))
     request = pb.FetchRequest(id=blob_id, start=start, stop=stop, lanes=count)
     with contextlib.ExitStack() as stack:
       yield [

@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 import pytest
 
-from intellect_jax.elastic import blobs, rpc
+from intellect_jax.elastic import blobs, rates, rpc
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 
 CHUNK = 1024
@@ -257,8 +257,9 @@ def test_it_resumes_where_a_source_stopped(fetcher):
 
 @pytest.fixture
 def far(monkeypatch):
-  """Whoever has been asked once is far."""
-  monkeypatch.setattr(blobs, "_FAR", 0.0)
+  """Whoever has been asked once is far, and on a fast link."""
+  monkeypatch.setattr(rates.Rate, "bytes_a_second", 1e9)
+  monkeypatch.setattr(blobs, "_ON_THE_WAY", 1)
 
 
 @pytest.mark.parametrize(
