@@ -86,6 +86,8 @@ def export(island, folder, *more):
 
 
 def logits(model):
+  """In float64: what was trained is large, and sums differ in their order."""
+  model = model.double()
   ids = np.random.default_rng(0).integers(0, 256, (2, LENGTH))
   with torch.no_grad():
     return model.eval()(torch.tensor(ids)).logits.numpy()
