@@ -8,7 +8,7 @@ SWARM := $(BIN)/python -m intellect_jax.swarm --config=configs/demo.py
 PROTO := intellect_jax/elastic/protocol/*.proto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo-kill corpus test test-extras chaos soak simulate \
+.PHONY: help setup run demo-kill corpus instruct test test-extras chaos soak simulate \
   simulate-plants gpu-smoke bench lint proto lock clean
 .DELETE_ON_ERROR:
 
@@ -28,6 +28,15 @@ demo-kill: setup  ## The same in a minute, while parts of it are killed
 
 corpus: setup  ## Fetch and prepare 30 MB of text in three sources, 1 minute
 	$(BIN)/python experiments/corpus.py --output=runs/corpus
+
+instruct: setup  ## Fine-tune a small model on conversations, then preferences
+	$(BIN)/python experiments/conversations.py --output=runs/instruct
+	$(BIN)/python -m intellect_jax.finetune --config=configs/instruct.py \
+	  --workdir=runs/instruct/sft
+	$(BIN)/python -m intellect_jax.export --workdir=runs/instruct/sft \
+	  --output=runs/instruct/sft-llama
+	$(BIN)/python -m intellect_jax.finetune --config=configs/preference.py \
+	  --init-from=runs/instruct/sft-llama --workdir=runs/instruct/dpo
 
 test: setup  ## Run the tests, under 8 minutes on two cores
 	# Three on two cores: tests that start processes mostly wait for them.

@@ -179,7 +179,7 @@ def main(_) -> None:
   found["load_after"] = machine.load()
   show(found, figures)
   if _JSON.value:
-    result = dict(machine=found, figures=figures)
+    result = dict(machine=found, quick=_QUICK.value, figures=figures)
     pathlib.Path(_JSON.value).write_text(json.dumps(result, indent=1) + "\n")
 
 

@@ -122,6 +122,12 @@ def run_config() -> ml_collections.ConfigDict:
       codec="int8",
       feedback=0.95,  # beta, of what "sparse2" has left out so far [SP]
       max_ahead_steps=0,  # inner steps past a proposal before waiting
+      # tau: inner steps from a proposal to the merge of its record, at least;
+      # 0: as soon as it is there. Up to 5 cost next to nothing [S].
+      overlap_steps=0,
+      # alpha: x <- alpha x + (1 - alpha) theta at a merge. With overlap 0.5 [S];
+      # 0 throws away the steps of the overlap [P 8].
+      merge_alpha=0.0,
       max_carry=1,  # records that left-out work is carried over [P 3]
       # x the median norm of a delta per inner step, beyond which one is scaled
       # down; 0: none is [P 3]

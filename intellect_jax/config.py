@@ -183,6 +183,18 @@ def validate_run(run: ConfigDict) -> None:
     "not negative",
   )
   _require(
+    0 <= outer.overlap_steps < outer.inner_steps,
+    "run.outer.overlap_steps",
+    outer.overlap_steps,
+    f"not negative, and below run.outer.inner_steps={outer.inner_steps}",
+  )
+  _require(
+    0 <= outer.merge_alpha < 1,
+    "run.outer.merge_alpha",
+    outer.merge_alpha,
+    "at least 0 and below 1, where x would never hear of theta",
+  )
+  _require(
     outer.clip_ratio == 0 or outer.clip_ratio >= 1,
     "run.outer.clip_ratio",
     outer.clip_ratio,
@@ -278,6 +290,13 @@ def _validate_sparse(outer: ConfigDict) -> None:
       f" it is. Change it in the config file or with {flags}"
     )
   _require(
+    outer.merge_alpha == 0,
+    "run.outer.merge_alpha",
+    outer.merge_alpha,
+    "0 with run.outer.codec=sparse2, whose error feedback has what was not sent:"
+    " in x it would count twice",
+  )
+  _require(
     0 <= outer.feedback <= 1,
     "run.outer.feedback",
     outer.feedback,
@@ -344,6 +363,13 @@ def validate_island(run: ConfigDict, island: ConfigDict) -> None:
     ("island.disk_gb", island.disk_gb),
   ):
     _require(value >= 0, name, value, "not negative")
+  window, overlap = island.inner.window_steps, run.outer.overlap_steps
+  _require(
+    window == 0 or window > overlap,
+    "island.inner.window_steps",
+    window,
+    f"0, for run.outer.inner_steps, or above run.outer.overlap_steps={overlap}",
+  )
   chunk, length = island.inner.loss_chunk, run.data.sequence_length
   _require(
     chunk >= 0 and (chunk == 0 or length % chunk == 0),

@@ -19,16 +19,18 @@ It takes the extra eval: pip install 'intellect_jax[eval]'.
 """
 
 import contextlib
-import os
 import pathlib
 import tempfile
 from typing import Any
 
 from absl import flags
+from ml_collections import ConfigDict
 import rich.console
 
 from intellect_jax import command
 from intellect_jax.errors import UserError
+from intellect_jax.evaluation.suites import SUITES, Benchmark
+from intellect_jax.inference.loading import Model, open_model
 
 CONFIG = command.define_config()
 WORKDIR = command.define_model_folder()
@@ -44,7 +46,10 @@ LIMIT = flags.DEFINE_integer(
 )
 CHAT = flags.DEFINE_bool("chat", False, "Ask by the model's chat template.")
 CACHE = flags.DEFINE_string(
-  "cache", None, "File of answers: what it has is not computed again."
+  "cache",
+  None,
+  "Begins the name of a file of answers, one for each model: what it has is not"
+  " computed again.",
 )
 OUTPUT = command.define_output("File for all figures, JSON.", required=False)
 BATCH_TOKENS = flags.DEFINE_integer(
@@ -59,8 +64,6 @@ def main() -> None:
   if bool(TASKS.value) == bool(SUITE.value):
     raise UserError("Pass either --tasks=NAME,NAME… or --suite=NAME.")
   island = command.island_of(CONFIG)
-  # Logs of the harness's libraries, as TensorFlow's, come while they load.
-  os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
   with contextlib.ExitStack() as stack:
     try:
       evaluate(island, stack)
@@ -71,8 +74,8 @@ def main() -> None:
       ) from None
 
 
-def evaluate(island, stack: contextlib.ExitStack) -> dict[str, Any]:
-  """Evaluates what the flags name, prints a table; returns all results."""
+def evaluate(island: ConfigDict, stack: contextlib.ExitStack) -> None:
+  """Evaluates what the flags name, and prints a table."""
   from lm_eval.evaluator import (  # pyright: ignore[reportMissingImports]
     simple_evaluate,
   )
@@ -82,41 +85,52 @@ def evaluate(island, stack: contextlib.ExitStack) -> dict[str, Any]:
 
   from intellect_jax.evaluation import report, shipped, tasks
   from intellect_jax.evaluation.harness import HarnessModel
-  from intellect_jax.evaluation.suites import SUITES
-  from intellect_jax.inference.loading import open_model
 
-  benchmarks, data = (), command.path(DATA) if DATA.value else None
+  suite = _suite()
   wanted = [(name, SHOTS.value) for name in TASKS.value]
-  if SUITE.value:
-    if SUITE.value not in SUITES:
-      raise UserError(
-        f"There is no --suite={SUITE.value}; there are {', '.join(SUITES)}."
-      )
-    benchmarks = SUITES[SUITE.value]
-    wanted = [(b.task, b.shots) for b in benchmarks]
+  wanted += [(benchmark.task, benchmark.shots) for benchmark in suite]
+  data = command.path(DATA) if DATA.value else None
   if SUITE.value == "smoke":
     data = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
     shipped.write_mmlu(data)
   manager = TaskManager()
+  chosen = tasks.load(manager, wanted, data)
   model = open_model(command.path(WORKDIR), island, DTYPE.value, CONTEXT.value)
   results: Any = simple_evaluate(
     HarnessModel(model, BATCH_TOKENS.value, SLOTS.value),
-    tasks=tasks.load(manager, wanted, data),
+    tasks=chosen,
     task_manager=manager,
     limit=LIMIT.value,
-    use_cache=CACHE.value,
+    use_cache=_cache(model),
     apply_chat_template=CHAT.value,
     log_samples=False,
   )
-  assert results is not None
-  if benchmarks:
-    table = report.suite_table(results, benchmarks, model.name)
+  if suite:
+    table = report.suite_table(results, suite, model.name)
   else:
     table = report.task_table(results, model.name)
   rich.console.Console().print(table)
   if OUTPUT.value:
     report.write(command.path(OUTPUT), results)
-  return results
+
+
+def _suite() -> tuple[Benchmark, ...]:
+  """The suite of the flag, or none."""
+  if not SUITE.value:
+    return ()
+  if SUITE.value not in SUITES:
+    raise UserError(
+      f"There is no --suite={SUITE.value}; there are {', '.join(SUITES)}."
+    )
+  return SUITES[SUITE.value]
+
+
+def _cache(model: Model) -> str | None:
+  """The file of answers; what is computed in another way is another answer."""
+  if not CACHE.value:
+    return None
+  kind = f"{model.digest[:16]}-{model.c.dtype}-{model.context}"
+  return f"{command.path(CACHE)}-{kind}"
 
 
 if __name__ == "__main__":

@@ -69,7 +69,12 @@ TRIM = flags.DEFINE_enum(
   "ties: keep the largest part of each tensor, as mergekit does, or of the model"
   " as a whole, as the paper does.",
 )
-SEED = flags.DEFINE_integer("seed", 0, "dare: another seed, another part.")
+SEED = flags.DEFINE_integer(
+  "seed",
+  0,
+  "dare: another seed, another part.",
+  allow_override=True,  # as that of commands that write text
+)
 OUTPUT = command.define_output("Folder to write to; made if needed.")
 DTYPE = command.define_dtype()
 PART = command.define_part()

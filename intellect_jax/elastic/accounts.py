@@ -65,7 +65,6 @@ class Accounts:
     self._committed: collections.Counter[tuple[str, int]]  # tokens
     self.pool: SamplePool
     self._unsettled: list[_Departure | _Drop] = []
-    self._dropped: set[Holder] = set()  # in this term, by their islands' word
     self._departed: set[tuple[str, int]] = set()  # incarnations, in this term
     self._read(chain, leases)
 
@@ -220,9 +219,6 @@ class Accounts:
   def drop(self, member: Member, dropped: pb.Dropped) -> None:
     """A member will not propose these windows: their work is lost."""
     windows = {_holder(member, w): w.tokens for w in dropped.windows}
-    for holder in self._dropped:
-      windows.pop(holder, None)  # said before
-    self._dropped.update(windows)
     self._unsettled.append(_Drop(member, dropped.cause, windows))
 
   def compare(self, member: Member, hello: pb.Hello) -> None:

@@ -36,6 +36,7 @@ from intellect_jax.elastic.steering import settings_of
 from intellect_jax.elastic.tie import Ties
 from intellect_jax.elastic.transfers import Transfers
 from intellect_jax.errors import UserError
+from intellect_jax.outer import overlap
 
 
 class Coordinator:
@@ -160,7 +161,11 @@ class Coordinator:
     """What keeps the run from going on as it should."""
     if self.final:
       return []
-    warnings = [self._quorum.warning(now), self._annulments.warning()]
+    warnings = [
+      self._quorum.warning(now),
+      self._annulments.warning(),
+      overlap.throws_away(self.books.run.outer),
+    ]
     return [warning for warning in warnings if warning]
 
   # --------------------------------------------------------------- events

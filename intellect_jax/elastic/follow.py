@@ -17,6 +17,7 @@ from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.elastic.protocol import island_pb2 as ipb
 from intellect_jax.elastic.steering import Steering
 from intellect_jax.elastic.windows import Windows
+from intellect_jax.outer import overlap
 
 _STOP_PATIENCE = 20.0  # seconds to hand in a window before leaving without
 
@@ -57,12 +58,14 @@ class Follower:
     self._evaluation = evaluation
     self._initialise = initialise
     self._steering = Steering()
+    self._outer = run.outer  # as it was at the newest proposal
     self._lease_seconds = run.elastic.lease_seconds
 
   def propose(self) -> None:
     """Freezes the delta, encodes it once, publishes and proposes it."""
     held, began = self._held, time.monotonic()
-    keep_x = self.run.outer.max_ahead_steps > 0
+    self._outer = outer = self.run.outer
+    keep_x = overlap.most_ahead(outer) > 0 and not overlap.blends(outer)
     with self._news.busy("encoding", held.slow_seconds):
       delta, norm = self._crew.propose_delta(keep_x)
     self._diary.hand_in_seconds = time.monotonic() - began
@@ -75,6 +78,25 @@ class Follower:
         base_state=held.state_hash(),
       )
     )
+
+  @property
+  def due(self) -> bool:
+    """Whether something has come that changes this island's state now."""
+    news = self._news
+    return news.diverted or (bool(news.adopted) and not self._overlaps)
+
+  @property
+  def far_ahead(self) -> bool:
+    """Whether training has to wait for the record."""
+    windows, most = self._windows, overlap.most_ahead(self._outer)
+    return windows.proposed and windows.ahead >= most
+
+  @property
+  def _overlaps(self) -> bool:
+    """Whether a record that is there is merged later: tau is a minimum."""
+    windows = self._windows
+    early = windows.proposed and windows.ahead < self._outer.overlap_steps
+    return early and not (self.stopping or self._news.adopted[-1].final)
 
   def await_record(self) -> None:
     """Waits until the proposal is decided, if there is one."""
@@ -147,19 +169,23 @@ class Follower:
       return
     included, lost = self._is_in(record), False
     held.decide(record, included)
-    anchor = ipb.Merge.ANCHOR_X
+    anchor, alpha = ipb.Merge.ANCHOR_X, 0.0
     if included:
       self._diary.meter.exchanged(record.step, self._island)
       windows.commit()
-      if windows.ahead:
+      if overlap.blends(self._outer):
+        alpha = self._outer.merge_alpha
+      elif windows.ahead:
         anchor = ipb.Merge.ANCHOR_FROZEN
     else:
       lost = windows.carry()
       if windows.tokens_uncommitted and not lost:
         anchor = ipb.Merge.ANCHOR_THETA
-    merge = ipb.Merge(record=record, anchor=anchor)
+    merge = ipb.Merge(record=record, anchor=anchor, alpha=alpha)
     with self._news.busy("merging", held.slow_seconds):
       self._crew.order(ipb.Order(merge=merge))
+    if included and overlap.blends(self._outer) and not alpha:
+      self._throw_away()
     self._obey()
     if lost:
       self._give_up("left out of too many records")
@@ -168,6 +194,14 @@ class Follower:
     if held.saves.is_due(record):
       with self._news.busy("saving", held.slow_seconds):
         self._crew.order(ipb.Order(save=ipb.Save()))
+
+  def _throw_away(self) -> None:
+    """x is theta, and no step ahead of it is left."""
+    dropped = self._windows.drop_open()
+    if dropped:
+      cause = "thrown away at a merge: run.outer.merge_alpha is 0"
+      self._agent.drop(dropped, cause)
+      self._diary.note("lost", cause=cause)
 
   def _go_back(self) -> None:
     """Where it stood was annulled: to its own state from before that."""

@@ -40,6 +40,7 @@ from intellect_jax.elastic.pursuit import Pursuit
 from intellect_jax.elastic.team import Team
 from intellect_jax.elastic.windows import Windows
 from intellect_jax.inner.step import TrainState, TrainStep
+from intellect_jax.outer import overlap
 from intellect_jax.outer.schedule import Schedule, position, warm_up
 
 _PURSUIT_SECONDS = 60.0  # in which an island that is behind should gain
@@ -185,6 +186,8 @@ class ElasticDeviceMesh:
       return
     self._catch_up()
     self._follower.steer()
+    if warning := overlap.throws_away(self._follower.run.outer):
+      logging.warning("%s.", warning)
     self._crew.order(ipb.Order(save=ipb.Save()))
     self.state = self._crew.replica.state
     if self.record == 0:
@@ -386,25 +389,25 @@ class ElasticDeviceMesh:
     Returns:
       The state to go on from; `state` itself unless a record was merged.
     """
-    outer, windows = self._follower.run.outer, self._windows
+    follower, windows = self._follower, self._windows
     steps = self._count(metrics)
     asked = self._news.hand_in > self.record and not windows.proposed
-    done = steps == windows.length or asked or self._follower.stopping
-    far_ahead = windows.proposed and windows.ahead >= outer.max_ahead_steps
-    if not (done or far_ahead or self._news.any):
+    done = steps == windows.length or asked or follower.stopping
+    wait = done or follower.far_ahead
+    if not (wait or follower.due):
       return state
     jax.block_until_ready(state)
     self._diary.step_done()
     self._meter.trained()
     replica = self._crew.replica
     replica.state = state
-    self._follower.merge_news()
-    if done or far_ahead:
-      self._follower.await_record()
+    follower.merge_news()
+    if wait:
+      follower.await_record()
     if done and windows.open is not None and not self._over():
-      self._follower.propose()
-      if outer.max_ahead_steps == 0 or self._follower.stopping:
-        self._follower.await_record()
+      follower.propose()
+      if follower.far_ahead or follower.stopping:
+        follower.await_record()
     self._meter.blocked()
     return replica.state
 

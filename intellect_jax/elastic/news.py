@@ -56,9 +56,13 @@ class News:
   @property
   def any(self) -> bool:
     """Whether there is something that changes this island's state."""
-    came = bool(self.adopted) or bool(self.restores) or self.initialise
-    told = self.evicted or self.recheck is not None
-    return came or told or self.annulled is not None
+    return bool(self.adopted) or self.diverted
+
+  @property
+  def diverted(self) -> bool:
+    """Whether it has to go on from another state than it thought, or may."""
+    came = bool(self.restores) or self.initialise or self.evicted
+    return came or self.recheck is not None or self.annulled is not None
 
   def wait(
     self, ready: Callable[[], bool], reason: str, timeout: float | None = None

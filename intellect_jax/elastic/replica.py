@@ -22,6 +22,7 @@ from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.elastic.protocol import island_pb2 as ipb
 from intellect_jax.errors import UserError
 from intellect_jax.inner.step import TrainState, TrainStep
+from intellect_jax.outer import overlap
 from intellect_jax.outer.delta import delta
 from intellect_jax.outer.device_codec import DeltaEncoder
 from intellect_jax.outer.schedule import Schedule
@@ -71,12 +72,8 @@ class Replica:
     self._theta: Params | None = None  # on the devices, to encode from
     self._batches: Iterator[dict[str, np.ndarray]] = iter(())
     self._frozen: Params | None = None  # x at the proposal, if steps go on
-    self._rebase = jax.jit(
-      lambda x, anchor, theta: jax.tree.map(
-        lambda x, a, t: t + (x - a), x, anchor, theta
-      ),
-      donate_argnums=0,
-    )
+    self._rebase = jax.jit(overlap.rebase, donate_argnums=0)
+    self._blend = jax.jit(overlap.blend, donate_argnums=0)
 
   def do(self, order: ipb.Order) -> ipb.Report:
     """Carries out an order."""
@@ -192,7 +189,8 @@ class Replica:
 
     where the anchor is x at the proposal if the record includes it, so that
     steps taken since go on from the new theta; and the old theta if it was left
-    out, so that its whole displacement stays for the next proposal.
+    out, so that its whole displacement stays for the next proposal. With an
+    alpha, what is included is blended: x <- alpha x + (1 - alpha) theta_new.
     """
     held = self._held
     if not order.record.HasField("step"):
@@ -208,7 +206,9 @@ class Replica:
     held.apply(order.record)
     params = held.place_theta()
     self._keep_theta(params)
-    if anchor is not None:
+    if order.alpha:
+      params = self._blend(self.state.params, params, order.alpha)
+    elif anchor is not None:
       params = self._rebase(self.state.params, anchor, params)
     self.state = self.state._replace(params=params)
 

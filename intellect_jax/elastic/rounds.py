@@ -166,9 +166,10 @@ class Rounds:
 
   def advance(self, now: float) -> None:
     """Does what can be done by now: commits, opens, plans."""
+    if self.number != len(self._books.chain.records):
+      self._open()  # an operator's record has come between
     if self.round.plan is not None and self.round.complete():
       self._commit(now)
-    if self.number != len(self._books.chain.records):
       self._open()
     self._try_to_plan(now)
 

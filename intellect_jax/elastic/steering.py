@@ -25,8 +25,10 @@ SETTABLE = (
   "run.outer.max_ahead_steps",
   "run.outer.max_carry",
   "run.outer.merge",
+  "run.outer.merge_alpha",
   "run.outer.momentum",
   "run.outer.momentum_warmup_tokens",
+  "run.outer.overlap_steps",
 )
 _SETTABLE_SECTIONS = ("run.elastic.",)
 

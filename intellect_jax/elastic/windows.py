@@ -116,6 +116,14 @@ class Windows:
       window.carried += 1
     return any(window.carried > self.max_carry for window in self._done)
 
+  def drop_open(self) -> list[pb.Window]:
+    """The window in progress is lost, if it has a step."""
+    window, self.open = self.open, None
+    self.ahead = 0
+    lost = self._messages([window]) if window is not None else []
+    self.tokens_lost += sum(message.tokens for message in lost)
+    return lost
+
   def drop(self) -> list[pb.Window]:
     """Everything that is not committed is lost."""
     lost = self._messages(self._uncommitted())

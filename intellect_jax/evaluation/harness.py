@@ -1,6 +1,7 @@
 """A model as lm-evaluation-harness wants it: its three kinds of requests."""
 
 from collections.abc import Sequence
+import sys
 from typing import Any
 
 from lm_eval import utils  # pyright: ignore[reportMissingImports]
@@ -20,6 +21,7 @@ from intellect_jax.inference.loading import Model
 from intellect_jax.inference.scoring import Scorer
 from intellect_jax.inference.text import answer
 from intellect_jax.inference.trie import Text
+from intellect_jax.model import llama
 
 _MOST_TOKENS = 256  # of an answer, if a task does not say; as the harness's hf
 
@@ -50,6 +52,17 @@ class HarnessModel(TemplateLM):
     self._slots = slots
     self.scorer = Scorer(model, batch_tokens)
 
+  def get_model_info(self) -> dict[str, Any]:
+    """What the harness notes beside its results."""
+    c = self._model.c
+    return dict(
+      model_name=self._model.name,
+      model_digest=self._model.digest,
+      model_num_parameters=llama.parameter_count(c),
+      model_dtype=c.dtype,
+      max_length=self.max_length,
+    )
+
   # ----------------------------------------------------------- tokens
 
   @property
@@ -73,6 +86,11 @@ class HarnessModel(TemplateLM):
 
   # --------------------------------------------------------- requests
 
+  def loglikelihood(
+    self, requests: list[Instance], disable_tqdm: bool = False
+  ) -> list[tuple[float, bool]]:
+    return super().loglikelihood(requests, _quiet(disable_tqdm))
+
   def _loglikelihood_tokens(
     self, requests: Sequence[Pair], disable_tqdm: bool = False, **kwargs
   ) -> list[tuple[float, bool]]:
@@ -81,7 +99,9 @@ class HarnessModel(TemplateLM):
       assert 0 < len(continuation) <= self.max_length, len(continuation)
       tokens = [*context, *continuation][-(self.max_length + 1) :]
       texts.append(Text(tokens, len(tokens) - len(continuation)))
-    with tqdm(total=len(texts), disable=disable_tqdm, desc="scored") as bar:
+    with tqdm(
+      total=len(texts), disable=_quiet(disable_tqdm), desc="scored"
+    ) as bar:
       scores = self.scorer.score(texts, bar.update)
     answers = [(score.log_likelihood, score.greedy) for score in scores]
     for (request, _, _), given in zip(requests, answers, strict=True):
@@ -117,7 +137,9 @@ class HarnessModel(TemplateLM):
     answers = [""] * len(requests)
     engine = Engine(self._model, min(self._slots, max(1, len(requests))))
     prompts = [self.tok_encode(request.args[0]) for request in requests]
-    with tqdm(total=len(requests), disable=disable_tqdm, desc="written") as bar:
+    with tqdm(
+      total=len(requests), disable=_quiet(disable_tqdm), desc="written"
+    ) as bar:
 
       def add(number: int) -> None:
         request, prompt = requests[number], prompts[number]
@@ -159,6 +181,11 @@ class HarnessModel(TemplateLM):
 
   def chat_template(self, chat_template: bool | str = False) -> str | None:
     return None if chat_template is False else self._model.template.source
+
+
+def _quiet(disable_tqdm: bool) -> bool:
+  """Whether bars of progress are left out: they are for people."""
+  return disable_tqdm or not sys.stderr.isatty()
 
 
 def _rule(request: Any) -> dict[str, Any]:

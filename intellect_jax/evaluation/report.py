@@ -62,11 +62,10 @@ def task_table(results: dict[str, Any], name: str) -> rich.table.Table:
   return table
 
 
-def write(path: pathlib.Path, results: dict[str, Any], **more: Any) -> None:
-  """Writes everything but the samples."""
-  kept = {k: v for k, v in results.items() if k != "samples"} | more
+def write(path: pathlib.Path, results: dict[str, Any]) -> None:
+  """Writes everything that the harness gives."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  text = json.dumps(kept, indent=1, default=handle_non_serializable)
+  text = json.dumps(results, indent=1, default=handle_non_serializable)
   path.write_text(text + "\n")
 
 

@@ -6,6 +6,7 @@ import json
 import pathlib
 from typing import Any
 
+from blake3 import blake3
 import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -40,6 +41,7 @@ class Model:
     stops: ids that end a text.
     bos: ids that its tokenizer puts before every text; mostly none, or one.
     name: of the run or the folder, for people.
+    digest: hex BLAKE3 of the parameters, as theta or the files of weights.
   """
 
   c: llama.LlamaConfig
@@ -51,6 +53,7 @@ class Model:
   stops: frozenset[int]
   bos: tuple[int, ...]
   name: str
+  digest: str = ""
 
   def encode(self, text: str) -> list[int]:
     """The ids of a text, in which names of special tokens are those tokens."""
@@ -75,12 +78,14 @@ def open_model(
     UserError: if the folder is neither, or not of a model that fits the mesh.
   """
   if (folder / pretrained.CONFIG).is_file():
-    run, c, params, more = _from_folder(folder)
+    run, c, params, more, digest = _from_folder(folder)
     tokenizer = make_tokenizer(run.data.tokenizer, folder)
   else:
     outer = read_outer(folder / "checkpoints")
     run, more = config_lib.from_dict(outer.meta["run"]), frozenset()
     c, params = adapters.whole(run, outer.theta, folder)
+    values = outer.theta.data.cast("B")
+    digest = blake3(values, max_threads=blake3.AUTO).hexdigest()
     tokenizer = tokenizer_of(run, folder)
   c = dataclasses.replace(c, dtype=dtype or c.dtype, **island.model.to_dict())
   mesh = sharding.make_mesh(island.mesh.fsdp, island.mesh.tensor)
@@ -94,13 +99,14 @@ def open_model(
     more | {tokenizer.eos},
     _bos(folder / pretrained.TOKENIZER),
     run.name or folder.name,
+    digest,
   )
 
 
 def _from_folder(
   folder: pathlib.Path,
-) -> tuple[ConfigDict, llama.LlamaConfig, llama.Params, frozenset[int]]:
-  """A run half that describes it, model and weights, and ids that stop."""
+) -> tuple[ConfigDict, llama.LlamaConfig, llama.Params, frozenset[int], str]:
+  """A run half that says what it is, model, weights, ids that stop, digest."""
   theirs = _json(folder / pretrained.CONFIG)
   run = config_lib.base().run
   run.name = ""
@@ -114,8 +120,9 @@ def _from_folder(
     )
   run.data.tokenizer = names[0]
   c = llama.LlamaConfig.of(run.model, config_lib.base().island.model)
-  params = pretrained.Weights(folder).read(llama.abstract_params(c))
-  return run, c, params, _stops(folder)
+  weights = pretrained.Weights(folder)
+  params = weights.read(llama.abstract_params(c))
+  return run, c, params, _stops(folder), weights.digest
 
 
 def _template(folder: pathlib.Path) -> str:

@@ -9,7 +9,9 @@ FLOPs), nor does a causal mask halve the scores: both as INTELLECT-1 and PaLM
 
 import math
 
-from intellect_jax.model import llama
+import jax
+
+from intellect_jax.model import llama, lora
 
 # Dense bfloat16 FLOP/s of one device, without sparsity, by the makers' data
 # sheets; keys are parts of jax.Device.device_kind in lower case, the most
@@ -23,18 +25,27 @@ PEAK = {
 }
 
 
-def flops_per_token(c: llama.LlamaConfig, sequence_length: int) -> int:
+def flops_per_token(
+  c: llama.LlamaConfig, sequence_length: int, reference: bool = False
+) -> int:
   """FLOPs of forward and backward pass: 6 N + 12 layers * heads * head_dim * L.
 
   N counts every parameter that is part of a product, and so leaves out the
   embedding when it is a table of its own. Scores and their product with the
   values take 2 * 2 * L * heads * head_dim in the forward pass, three times that
-  with the backward pass.
+  with the backward pass. Beside adapters N takes 4: it has no gradient. A
+  `reference`, as DPO has one, is a forward pass more.
   """
-  params = llama.parameter_count(c)
+  adapters = sum(
+    math.prod(a.shape)
+    for a in jax.tree.leaves(lora.adapters(llama.abstract_params(c)))
+  )
+  params = llama.parameter_count(c) - adapters
   if not c.tied_embeddings:
     params -= c.vocab_size * c.width
-  return 6 * params + 12 * c.layers * c.heads * c.head_dim * sequence_length
+  scores = 4 * c.layers * c.heads * c.head_dim * sequence_length
+  flops = (4 if c.lora_rank else 6) * params + 6 * adapters + 3 * scores
+  return flops + (2 * params + scores if reference else 0)
 
 
 def peak_flops(device_kind: str) -> float:
@@ -48,6 +59,8 @@ def utilization(
   sequence_length: int,
   tokens_per_second: float,
   peak: float,
+  reference: bool = False,
 ) -> float:
   """Model FLOPs utilization (MFU) of devices that reach `peak` together."""
-  return tokens_per_second * flops_per_token(c, sequence_length) / peak
+  flops = flops_per_token(c, sequence_length, reference)
+  return tokens_per_second * flops / peak

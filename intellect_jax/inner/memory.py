@@ -22,7 +22,7 @@ from intellect_jax.model import llama
 class DeviceMemory(NamedTuple):
   """Bytes of one device at the peak of a step."""
 
-  parameters: int  # float32, sharded
+  parameters: int  # float32, sharded; with those that are frozen
   moments: int  # of the optimizer, sharded
   gradients: int  # float32, sharded; twice when microbatches are summed
   activations: int  # kept from the forward to the backward pass
@@ -51,7 +51,8 @@ def device_memory(
   batch = island.inner.microbatch or run.inner.batch_size
   fsdp, tensor = mesh.shape["fsdp"], mesh.shape["tensor"]
   sequences = batch // fsdp
-  parameters = _on_one_device(step.abstract_state.params)
+  trained = _on_one_device(step.abstract_state.params)
+  matrices = step.abstract_frozen or step.abstract_state.params
   layer = 0
   if c.remat != "none":
     one, two = (
@@ -64,15 +65,12 @@ def device_memory(
   logits = 4 * (chunk or length) * c.vocab_size // tensor
   # With a chunk, its logits are computed again; without, they are kept.
   logits_at_once = 2 * logits if chunk else logits
-  block = sum(
-    math.prod(leaf.shape[1:])
-    for leaf in step.abstract_state.params["blocks"].values()
-  )
+  block = sum(math.prod(leaf.shape[1:]) for leaf in matrices["blocks"].values())
   gathered = 4 * max(block, c.width * c.vocab_size) // tensor
   return DeviceMemory(
-    parameters=parameters,
+    parameters=trained + _on_one_device(step.abstract_frozen),
     moments=_on_one_device(step.abstract_state.opt_state),
-    gradients=parameters * (2 if island.inner.microbatch else 1),
+    gradients=trained * (2 if island.inner.microbatch else 1),
     activations=sequences * activation_bytes(c, length, chunk),
     layer=sequences * layer,
     logits=sequences * logits_at_once,

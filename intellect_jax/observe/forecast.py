@@ -20,6 +20,7 @@ from intellect_jax.model.huggingface import tensor_names
 from intellect_jax.outer import traffic
 from intellect_jax.outer.codec import make_codec
 from intellect_jax.outer.layout import Layout
+from intellect_jax.outer.overlap import most_ahead
 from intellect_jax.outer.rates import learning_rate
 from intellect_jax.outer.schedule import payload_reduction
 
@@ -88,8 +89,10 @@ class Forecast:
     names = tensor_names(abstract)
     self.layout = Layout.of(abstract, names, codec.block)
     self.coded = self.layout.blocks * codec.block_bytes
-    shares = not codec.sparse
-    self.sent = traffic.coded_bytes_sent(islands, self.coded, shares)
+    self.sparse = codec.sparse
+    self.sent = traffic.coded_bytes_sent(
+      islands, self.coded, shares=not codec.sparse
+    )
 
   @property
   def window_seconds(self) -> float:
@@ -165,7 +168,7 @@ class Forecast:
     batch = inner.microbatch or self.run.inner.batch_size
     sequences = batch // self.mesh.shape["fsdp"]
     chunk = inner.loss_chunk or self.run.data.sequence_length
-    on_device = self.island.encode_on_device != "no"
+    on_device = self.island.encode_on_device != "no" and not self.sparse
     theta = memory.parameters if on_device else 0
     table = _table("one device", "", "GB", "how it is known")
     for name, size, source in (
@@ -195,19 +198,29 @@ class Forecast:
     outer = 8 * self.layout.size
     table = _table("the island's host", "", "GB", "what it is")
     device_state = self.devices * (self.memory.parameters + self.memory.moments)
+    feedback, mean, record = 0.0, self.coded, "the coded mean"
+    if self.sparse:
+      feedback = outer / 2
+      mean, record = self.islands * self.coded, "the codes of all islands"
+    saved = outer + feedback + device_state
     for name, size, what in (
       ("outer state", outer, "theta and b, float32"),
-      ("a round", outer / 2 + 2 * self.coded, "a delta, its codes, the mean's"),
+      ("error feedback", feedback, "float32, with a sparse codec"),
+      (
+        "a round",
+        outer / 2 + self.coded + mean,
+        "a delta, its codes, the mean",
+      ),
       ("served to a newcomer", outer, "a copy of theta and b"),
-      ("a checkpoint, on disk", outer + device_state, "outer and inner state"),
-      ("a record, on disk", self.coded, "the coded mean"),
+      ("a checkpoint, on disk", saved, "outer and inner state"),
+      ("a record, on disk", mean, record),
     ):
       table.add_row(name, f"{size / _GB:.3g}", what)
     return table
 
   def round_table(self, links: list[float]) -> rich.table.Table:
     outer = self.run.outer
-    ahead = outer.max_ahead_steps or outer.inner_steps
+    ahead = most_ahead(outer) or outer.inner_steps
     values, threads = self.layout.size, self.island.threads
     reduction = payload_reduction(
       self.islands, values, outer.inner_steps, self.sent
@@ -223,7 +236,8 @@ class Forecast:
     table.caption = (
       f"Formulas. A round is the transfer and {host:.3g} s of work on"
       f" {threads} threads; latencies, and waiting for slower islands, are left"
-      f" out. run.outer.max_ahead_steps is {outer.max_ahead_steps}."
+      f" out. run.outer has overlap_steps={outer.overlap_steps} and"
+      f" max_ahead_steps={outer.max_ahead_steps}."
     )
     for link in links:
       seconds = self.round_seconds(link)

@@ -20,6 +20,7 @@ class Speed:
     self, run: ConfigDict, island: ConfigDict, devices: Sequence[Any]
   ):
     self._c = LlamaConfig.of(run.model, island.model)
+    self._reference = run.inner.loss == "dpo"
     self._length = run.data.sequence_length
     self._tokens_a_step = run.inner.batch_size * self._length
     own = jax.process_index()
@@ -43,7 +44,11 @@ class Speed:
     figures["step_seconds"] = seconds
     if seconds > 0 and not math.isnan(self._peak):
       figures["mfu"] = flops.utilization(
-        self._c, self._length, self._tokens_a_step / seconds, self._peak
+        self._c,
+        self._length,
+        self._tokens_a_step / seconds,
+        self._peak,
+        self._reference,
       )
     return figures
 

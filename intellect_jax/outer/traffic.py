@@ -61,7 +61,7 @@ def compute_utilization(
     window_seconds: the inner steps of one round.
     round_seconds: from the proposal to the record.
     ahead_seconds: of training that may follow the proposal before the record
-      comes: run.outer.max_ahead_steps. 0: the island waits, as INTELLECT-1 did.
+      comes: see `overlap.most_ahead`. 0: the island waits, as INTELLECT-1 did.
   """
   blocked = max(0.0, round_seconds - ahead_seconds)
   return window_seconds / (window_seconds + blocked)

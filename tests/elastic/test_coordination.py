@@ -1,6 +1,6 @@
 """The coordinator's state machine: messages and a clock in, actions out."""
 
-from driver import BLOCK, TOKENS, Driver, asked, lost
+from driver import BLOCK, TOKENS, Driver, lost
 import pytest
 
 from intellect_jax.elastic.actions import (
@@ -200,6 +200,30 @@ def test_a_stream_that_breaks_unnoticed_costs_no_attempt():
   assert again == before
   attempt = driver.take("a", "plan")[0].attempt
   assert again.attempt == attempt
+
+
+def test_a_record_of_an_operator_ends_the_attempt_that_it_completes():
+  driver = Driver()
+  driver.begin("abc")
+  driver.propose("abc")
+  attempt = driver.reduce("abc")
+  driver.prepare("ab", attempt)
+  assert driver.control(evict=pb.Evict(island="c")).refusal == ""
+  assert driver.machine.head.HasField("settings")  # and no step on top of it
+  for island in "ab":
+    driver.sent[island] = []
+  driver.propose("ab")
+  assert driver.take("a", "plan")[-1].base == driver.machine.head.number
+
+
+def test_an_operator_waits_for_an_island_that_knows_the_newest_record():
+  driver = Driver()
+  driver.begin("ab")
+  driver.commit("ab")
+  driver.restart()
+  assert "no island is back" in driver.control(pause=pb.SetPause()).refusal
+  driver.hello("a", record=1)
+  assert driver.control(pause=pb.SetPause(paused=True)).refusal == ""
 
 
 def test_a_false_norm_is_found_out_and_left_out():

@@ -162,6 +162,21 @@ def test_a_tie_that_replay_does_not_settle_is_for_an_operator():
   assert planned(driver, "b") == ["b"]
 
 
+def test_votes_that_may_be_copies_give_way_to_a_replay():
+  driver = after_record_1("abc")
+  driver.propose("ab", window=2, state=b"x")
+  driver.propose("c", window=2, state=b"s")
+  assert planned(driver, "a") == ["a", "b"]
+  replayed(driver, "c", b"s", b"s")
+  driver.propose("c", window=2, state=b"s")  # said again, as it is not void
+  for island in "ab":
+    replayed(driver, island, b"x", b"x", start=1, agreed=False)
+  for island in "ab":
+    assert driver.take(island, "welcome")[0].start == pb.Welcome.START_RESTORE
+  assert driver.take("c", "welcome") == []
+  assert driver.machine.head.number == 1
+
+
 def test_a_proposal_from_another_state_ends_the_attempt():
   driver = after_record_1("abc")
   driver.cut("c")

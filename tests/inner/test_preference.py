@@ -94,29 +94,42 @@ def test_the_gradient_goes_through_the_model():
   c, batch = tiny(), some_pairs()
   objective = Objective(c.run, c.island)
   assert objective.frozen is not None
-  mesh = sharding.make_mesh(1, 1, jax.devices()[:1])
-  frozen, params = (
-    llama.init_params(objective.c, jax.random.key(i), mesh) for i in (0, 1)
+  rng = np.random.default_rng(0)
+  params, frozen = (
+    jax.tree.map(
+      lambda a: np.float32(rng.normal(0, 0.2, a.shape)), objective.frozen
+    )
+    for _ in range(2)
   )
 
-  def nll(params):
-    logits = llama.apply(
-      objective.c,
-      params,
-      *(jnp.array(batch[n]) for n in ("tokens", "positions", "segment_ids")),
-    )
-    chosen = jnp.take_along_axis(logits, batch["targets"][..., None], -1)
-    return jax.nn.logsumexp(logits, -1) - chosen[..., 0]
+  @jax.jit
+  def nll(params, by_nll):
+    """Of all targets, and what a gradient by it is by the parameters."""
 
-  sums, gradient = jax.jit(
+    def of_targets(params):
+      logits = llama.apply(
+        objective.c,
+        params,
+        *(jnp.array(batch[n]) for n in ("tokens", "positions", "segment_ids")),
+      )
+      chosen = jnp.take_along_axis(logits, batch["targets"][..., None], -1)
+      return jax.nn.logsumexp(logits, -1) - chosen[..., 0]
+
+    value, pull = jax.vjp(of_targets, params)
+    return value, pull(by_nll)[0]
+
+  nothing = np.zeros((B, L), np.float32)
+  loss, by_nll, *_ = in_float64(
+    nll(params, nothing)[0],
+    nll(frozen, nothing)[0],
+    batch["weights"],
+    batch["segment_ids"],
+  )
+  _, expected = nll(params, np.float32(by_nll))
+  total, gradient = jax.jit(
     jax.value_and_grad(lambda p: objective.sums(p, frozen, batch).total)
   )(params)
-  value, pull = jax.vjp(jax.jit(nll), params)
-  loss, by_nll, *_ = in_float64(
-    value, nll(frozen), batch["weights"], batch["segment_ids"]
-  )
-  np.testing.assert_allclose(sums, loss, rtol=1e-5)
-  (expected,) = pull(jnp.float32(by_nll))
+  np.testing.assert_allclose(total, loss, rtol=1e-5)
   chex.assert_trees_all_close(gradient, expected, rtol=1e-3, atol=1e-5)
 
 

@@ -49,6 +49,17 @@ def test_the_outer_rate_is_that_of_so_many_islands():
   assert "0.8" in row and "run.outer.learning_rate=auto" in row
 
 
+def test_a_sparse_codec_sends_all_its_code_to_everybody():
+  config = load("tiny")
+  config.run.outer.update(codec="sparse2", learning_rate=1, momentum=0.0)
+  config.run.outer.inner_steps = 100
+  plan = Forecast(config, 1, "h100", mfu=0.4, islands=3)
+  assert plan.sent == 2 * plan.layout.size / 4096 * 84
+  # 2 / n of what two islands save.
+  said = text(plan.host_table(), plan.round_table([1.0]))
+  assert "13003 times" in said and "the codes of all islands" in said
+
+
 def test_all_tables_say_where_figures_come_from(intellect_1):
   said = text(
     intellect_1.model_table(),

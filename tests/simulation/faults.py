@@ -7,6 +7,8 @@ from simulation.world import World
 _KINDS = (
   "stream",
   "kill",
+  "evict",
+  "replace",
   "freeze",
   "hang",
   "flip",
@@ -19,12 +21,13 @@ _KINDS = (
   "snapshot",
   "second",
   "back",
+  "fork",
   "gone",
   "power",
   "control",
 )
 _MEND = 0.2, 4.0  # seconds
-_MOMENTS = "", "plan", "fix", "record", "offer_state", "welcome"
+_MOMENTS = "", "plan", "fix", "prepared", "record", "offer_state", "welcome"
 
 
 def disturb(world: World, seconds: float) -> None:
@@ -54,6 +57,16 @@ def _strike(world: World, kind: str, snapshot) -> None:
       empty = random.random() < 0.3
       world.kill(island)
       world.later(mend, lambda: world.restart(island.name, empty))
+    case "replace":  # while one member is at work, another process comes
+      world.advance(3.0, until="prepared")
+      island, other = random.sample(world.islands, 2)
+      frozen = world.now + random.uniform(0.5, 1.8)
+      other.frozen_until = max(other.frozen_until, frozen)
+      if island.alive and not island.done:
+        world.kill(island)
+        world.later(0.2, lambda: world.restart(island.name))
+    case "evict":
+      seat.control(evict={"island": island.name})
     case "freeze":
       island.frozen_until = max(island.frozen_until, world.now + mend)
     case "hang":
@@ -99,6 +112,13 @@ def _strike(world: World, kind: str, snapshot) -> None:
       if seat.up and other.disk.log and not other.stopped:
         other.start()
         world.later(mend, other.kill)
+    case "fork":  # … and meets an island that the new one has heard, just so
+      other = next(s for s in world.seats if s is not seat)
+      known = all(map(_has_state, world.islands))
+      if seat.machine is not None and not other.up and known:
+        seat.kill()
+        other.recover()
+        other.when_leading = lambda: _part(world, seat, other, island, mend)
     case "gone":  # for good; the others can go on
       others = [i for i in world.islands if i is not island]
       enough = len(others) >= max(2, world.run.elastic.min_islands)
@@ -117,18 +137,22 @@ def _strike(world: World, kind: str, snapshot) -> None:
       _steer(world, seat)
 
 
+def _part(world: World, old, new, island: Island, seconds: float) -> None:
+  """An island and the old coordinator go on without the new one."""
+  _cut(world, island.name, new.name, seconds)
+  old.start()
+  world.later(seconds, old.kill)
+
+
 def _has_state(island: Island) -> bool:
   return island.disk.restore()[0] is not None
 
 
 def _steer(world: World, seat) -> None:
-  match world.random.choice(("set", "evict", "pause", "rollback")):
+  match world.random.choice(("set", "pause", "rollback")):
     case "set":
       values = {"run.outer.learning_rate": "0.5"}
       seat.control(set={"values": values})
-    case "evict":
-      name = world.random.choice(world.islands).name
-      seat.control(evict={"island": name})
     case "pause":
       seat.control(pause={"paused": True})
     case "rollback":

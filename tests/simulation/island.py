@@ -28,6 +28,7 @@ SAMPLES = 4  # a window
 SAMPLE_TOKENS = 10
 BLOCKS = 64  # of the codec
 WORK = 0.01, 0.6  # seconds that a reduction or a gathering takes
+LONG = 5.0  # times as long takes one in ten
 # Bytes/s, of links so unlike that shares are too; 0: not known yet.
 UPLOAD = dict(zip("abcdefgh", itertools.cycle([1e7, 2e6, 0.0])))
 WINDOW = 0.5, 1.5  # seconds of training
@@ -554,7 +555,8 @@ class Island:
 
   def start(self, work: Callable[[], None]) -> None:
     attempt = self.work
-    bounds = tuple(seconds * self.slowness for seconds in WORK)
+    long = LONG if self.world.random.random() < 0.1 else 1.0
+    bounds = tuple(seconds * self.slowness * long for seconds in WORK)
     self.later(bounds, lambda: work() if self.work == attempt else None)
 
   def diverged(self, record: int, to: int) -> None:

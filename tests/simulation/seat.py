@@ -1,6 +1,6 @@
 """A coordinator of the simulation: the real machine, a disk, an operator."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import copy
 import dataclasses
 from typing import TYPE_CHECKING
@@ -49,6 +49,7 @@ class Seat:
     self.disk = Ledger()
     self.machine: Coordinator | None = None
     self.recovery: Recovery | None = None
+    self.when_leading: Callable[[], None] = lambda: None  # once, when recovered
     self.force = False  # the recovery goes on with whoever is there
     self.stopped = ""  # why its machine gave up: for the operator to read
     self.crash_in: int | None = None  # actions until it dies
@@ -111,16 +112,20 @@ class Seat:
     if not self.force:
       self.world.invariants.check_recovered(history.log[-1], heard)
     self._lead(history)
+    self.when_leading()
+    self.when_leading = lambda: None
     for session, hello in hellos.items():
       self.heard(session, hello)
 
   def heard(self, session: int, message: pb.FromIsland) -> None:
     if self.machine is not None:
+      if message.HasField("prepared"):
+        self.world.moment = "prepared"
       if message.HasField("proposal"):
         self._claimed(session, self.machine, message.proposal)
       self.carry_out(self.machine.handle(session, message, self.world.now))
       if message.HasField("hello"):
-        self._check_claimed(message.hello)
+        self._check_claimed(session, message.hello)
     elif self.recovery is not None:
       actions = self.recovery.handle(session, message, self.world.now)
       self.carry_out(actions)
@@ -216,14 +221,15 @@ class Seat:
     head = self.disk.log[-1] if self.disk.log else None
     self.world.invariants.check_settled(head, self.disk.losses)
 
-  def _check_claimed(self, hello: pb.Hello) -> None:
+  def _check_claimed(self, session: int, hello: pb.Hello) -> None:
     """A recovered coordinator leases to islands what they say they have."""
-    if self.machine is None or not self.machine.books.recovered:
+    machine = self.machine
+    if machine is None or not machine.books.recovered:
       return
-    accounts, pool = (
-      self.machine.books.accounts,
-      self.machine.books.accounts.pool,
-    )
+    if machine._members.by_session(session) is None:
+      return  # it is refused
+    accounts = machine.books.accounts
+    pool = accounts.pool
     free = [*pool._free, (pool._unused, 1 << 60)]
     for grant in hello.leases:
       holder = Holder(hello.island, hello.incarnation, grant.window)
@@ -233,7 +239,7 @@ class Seat:
 
   def _sent(self, message: pb.ToIsland) -> None:
     kind = message.WhichOneof("message")
-    self.world.last_sent = kind
+    self.world.moment = kind
     if kind == "fix":
       self.world.invariants.check_fix(message.fix)
     elif kind == "record":

@@ -134,7 +134,7 @@ class World:
     self.over = False  # the run is, and every island has left
     self.cut_pairs: set[frozenset[str]] = set()  # of islands and seats
     self.gone: set[str] = set()  # islands that never come back
-    self.last_sent: str | None = ""
+    self.moment: str | None = ""  # what was said last, that faults wait for
     self.offers = 0  # times that somebody was asked for its state
     self.invariants = Invariants(sparse)
     self.left_with: dict[tuple[str, int], int] = {}  # tokens not committed
@@ -154,14 +154,15 @@ class World:
   def advance(self, seconds: float, until: str = "") -> None:
     """Lets happen what happens in the next `seconds`.
 
-    Stops early when a coordinator sends a message of the kind `until`.
+    Stops early when a coordinator sends a message of the kind `until`, or
+    hears that a member is "prepared".
     """
     end = self.now + seconds
-    self.last_sent = ""
+    self.moment = ""
     while self._events and self._events[0][0] <= end and not self.over:
       self.now, _, call = heapq.heappop(self._events)
       call()
-      if until and self.last_sent == until:
+      if until and self.moment == until:
         return
     self.now = max(self.now, end)
 
@@ -266,6 +267,7 @@ class World:
       island.disk.restore()[0] is not None
       for island in self.islands
       if island is not old
+      and island.name not in self.gone
       and not (island.alive and island.round.record is None)
     )
     disk = Disk(term=old.disk.term) if empty and kept else old.disk

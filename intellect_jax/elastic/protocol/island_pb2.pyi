@@ -167,7 +167,7 @@ class Freeze(_message.Message):
     def __init__(self, keep_x: _Optional[bool] = ...) -> None: ...
 
 class Merge(_message.Message):
-    __slots__ = ("record", "anchor")
+    __slots__ = ("record", "anchor", "alpha")
     class Anchor(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         ANCHOR_X: _ClassVar[Merge.Anchor]
@@ -178,9 +178,11 @@ class Merge(_message.Message):
     ANCHOR_THETA: Merge.Anchor
     RECORD_FIELD_NUMBER: _ClassVar[int]
     ANCHOR_FIELD_NUMBER: _ClassVar[int]
+    ALPHA_FIELD_NUMBER: _ClassVar[int]
     record: _elastic_pb2.Record
     anchor: Merge.Anchor
-    def __init__(self, record: _Optional[_Union[_elastic_pb2.Record, _Mapping]] = ..., anchor: _Optional[_Union[Merge.Anchor, str]] = ...) -> None: ...
+    alpha: float
+    def __init__(self, record: _Optional[_Union[_elastic_pb2.Record, _Mapping]] = ..., anchor: _Optional[_Union[Merge.Anchor, str]] = ..., alpha: _Optional[float] = ...) -> None: ...
 
 class Revert(_message.Message):
     __slots__ = ()
