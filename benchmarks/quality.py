@@ -78,6 +78,9 @@ VARIANTS = {
   "int4": Variant(dict(codec="int4"), bar=0.003, reduction=770),
   "e3m0": Variant(dict(codec="e3m0"), bar=0.003, reduction=770),
   # Frequent rounds are what sparse codes are for: H <= 10, and 100 of them.
+  "overlap 5": Variant(
+    dict(codec="float32", overlap_steps=5, merge_alpha=0.5), bar=0.003
+  ),
   # With eta = 1 and no momentum, as sparse2 has it, and as the demo has it.
   "float32, often": Variant(dict(codec="float32", **_OFTEN, **_AVERAGE)),
   "float32, often, Nesterov": Variant(dict(codec="float32", **_OFTEN)),

@@ -17,7 +17,7 @@ from intellect_jax.elastic import means
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.inner.step import TrainStep
 from intellect_jax.model.huggingface import tensor_names
-from intellect_jax.outer import delta, nesterov, traffic
+from intellect_jax.outer import delta, nesterov, overlap, traffic
 from intellect_jax.outer.codec import Codec, make_codec
 from intellect_jax.outer.feedback import ErrorFeedback
 from intellect_jax.outer.layout import Layout
@@ -44,7 +44,7 @@ class Replicas:
     """Makes the initial state.
 
     Args:
-      run: the run half of the config; of `outer`, the codec, H, eta and mu.
+      run: the run half of the config; of `outer`, the codec, H, eta, mu, tau, alpha.
       count: islands.
       train_step: compiled for `run.model` and `run.inner`.
       index: the global sample index. At each step, neighbours train on
@@ -81,12 +81,18 @@ class Replicas:
 
   def train(self, on_round: Callable[[int], Any] = lambda number: None) -> None:
     """All of the run; `on_round` hears the number of each record."""
-    inner_steps = self._run.outer.inner_steps
-    for first in range(0, self.steps, inner_steps):
-      for at in range(first, min(first + inner_steps, self.steps)):
-        self._train_step(at)
-      self._outer_step()
-      on_round(first // inner_steps + 1)
+    outer, rounds, base = self._run.outer, 0, 0
+    for step in range(self.steps):
+      self._train_step(step)
+      done = step + 1
+      if rounds and done == base + outer.overlap_steps:
+        self._merge()
+      if done == base + outer.inner_steps or done == self.steps:
+        self._outer_step()
+        rounds, base = rounds + 1, done
+        if not outer.overlap_steps:
+          self._merge()
+        on_round(rounds)
 
   def _train_step(self, at: int) -> None:
     """Each island's step number `at`."""
@@ -99,7 +105,7 @@ class Replicas:
     ]
 
   def _outer_step(self) -> None:
-    """A round of plain DiLoCo: x is theta afterwards."""
+    """A round: theta moves, and x is where it was."""
     codes = []
     for island, feedback in zip(self._islands, self._feedback, strict=True):
       values = np.empty(self.layout.size, np.float32)
@@ -114,11 +120,15 @@ class Replicas:
     nesterov.apply(
       self.theta, self._momentum, mean, outer.learning_rate, outer.momentum
     )
-    params = self.params()
-    self._islands = [
-      island._replace(params=self._step.place(params))
-      for island in self._islands
-    ]
+
+  def _merge(self) -> None:
+    """x <- alpha x + (1 - alpha) theta: docs/protocol.md, 3."""
+    theta, alpha = self.params(), self._run.outer.merge_alpha
+    for number, island in enumerate(self._islands):
+      params = self._step.place(theta)
+      if alpha:
+        params = overlap.blend(island.params, params, alpha)
+      self._islands[number] = island._replace(params=params)
 
   def params(self) -> Any:
     """Theta as a tree of arrays."""

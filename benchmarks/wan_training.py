@@ -147,14 +147,15 @@ def _flags(prefix: str, fields: dict[str, Any]) -> Iterator[str]:
 
 
 def steady(logs: list[list[dict[str, Any]]]) -> Figures:
-  """Figures a record, from the first one of each log to the last but one.
+  """Figures a record, from the second one of each log to the last but one.
 
-  The time before belongs to the start; nothing hides the last exchange.
+  Who started first waits for the others in the first round; and nothing hides
+  the last exchange.
   """
   trained = blocked = records = 0.0
   for log in logs:
     told = [event for event in log if event["kind"] == "record"]
-    first, last = told[0], told[-2]
+    first, last = told[1], told[-2]
     trained += last["train_seconds"] - first["train_seconds"]
     blocked += last["blocked_seconds"] - first["blocked_seconds"]
     records += last["round"] - first["round"]

@@ -38,7 +38,7 @@ _AHEAD = 4  # chunks that a fetch may be ahead of its reader
 _RETRY = 0.05  # seconds before the next address is asked
 _SILENT = 0.5  # seconds to a failure after which an address is silent …
 _AVOIDED = 60.0  # … and for so many seconds others are asked before it
-_ON_THE_WAY = 2 << 20  # bytes that one connection easily has on its way
+_ON_THE_WAY = 1 << 20  # bytes that one connection easily has on its way
 _NOTHING = object()  # no frame is this
 
 

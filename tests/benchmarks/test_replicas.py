@@ -54,3 +54,26 @@ def test_with_rate_1_theta_is_the_mean_of_plain_trainings(
     trained.append(replicas.layout.flatten(state.params))
   expected = np.mean(trained, axis=0)
   np.testing.assert_allclose(replicas.theta, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_with_overlap_x_comes_back_to_theta_by_halves(world):
+  """H = 2, tau = 1: theta is x after step 2, and enters x after step 3."""
+  run, step, index = world
+  run = run.copy_and_resolve_references()
+  batch, length = run.inner.batch_size, run.data.sequence_length
+  run.tokens = STEPS * batch * length
+  run.outer.update(codec="float32", learning_rate=1.0, momentum=0.0)
+  run.outer.update(inner_steps=2, overlap_steps=1, merge_alpha=0.5)
+  replicas = Replicas(run, 1, step, index)
+  replicas.train()
+
+  state, theta = step.init(jax.random.key(run.seed)), None
+  for at, samples in enumerate(index.batches([(0, STEPS * batch)], batch)):
+    state, _ = step(state, samples, Schedule(at * batch * length, run.tokens))
+    if at == 1:
+      theta = jax.tree.map(jax.numpy.copy, state.params)
+    elif at == 2:
+      halves = jax.tree.map(lambda x, t: (x + t) / 2, state.params, theta)
+      state = state._replace(params=halves)
+  expected = replicas.layout.flatten(state.params)
+  np.testing.assert_allclose(replicas.theta, expected, rtol=1e-4, atol=1e-6)
