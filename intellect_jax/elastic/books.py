@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from intellect_jax import config as config_lib
 from intellect_jax.elastic.accounts import Accounts, Leases
-from intellect_jax.elastic.actions import Append, SaveEvaluation
+from intellect_jax.elastic.actions import Append, EndLeases, SaveEvaluation
 from intellect_jax.elastic.chain import Chain
 from intellect_jax.elastic.membership import Membership
 from intellect_jax.elastic.outbox import Outbox
@@ -75,11 +75,13 @@ class Books:
     for island, incarnation in newest.items():
       process = history.processes.get((island, incarnation), b"")
       members.expect(island, incarnation, now, process)
-    leases = {
-      holder: intervals
-      for holder, intervals in history.leases.items()
-      if newest[holder.island] == holder.incarnation
-    }
+    leases, older = dict(history.leases), []
+    for holder in history.leases:
+      if holder.incarnation < newest[holder.island]:
+        older.append(holder)
+        del leases[holder]
+    if older:  # or the next coordinator would find them beside newer ones
+      outbox.add(EndLeases(older, None))
     self.accounts = Accounts(self.chain, leases, history.losses, outbox)
     self._read_settings()
 
