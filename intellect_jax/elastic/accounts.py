@@ -221,15 +221,18 @@ class Accounts:
     windows = {_holder(member, w): w.tokens for w in dropped.windows}
     self._unsettled.append(_Drop(member, dropped.cause, windows))
 
-  def compare(self, member: Member, hello: pb.Hello) -> None:
-    """What a member has given up, if nobody heard it or a ledger was lost."""
-    if not hello.HasField("tokens_open"):
-      return
+  def compare(self, member: Member, trained: int, open_: int) -> None:
+    """What a member has given up, if nobody heard it or a ledger was lost.
+
+    Args:
+      member: who tells.
+      trained: tokens, all of this incarnation.
+      open_: those of them that no record has decided, as far as it knows.
+    """
     if not any(each.member is member for each in self._unsettled):
       who = member.island, member.incarnation
-      decided = hello.tokens_trained - hello.tokens_open
       cause = "given up, and no ledger says why"
-      self._lose(*who, decided - self.settled(member), cause)
+      self._lose(*who, trained - open_ - self.settled(member), cause)
 
   def depart(self, member: Member, cause: str) -> None:
     """An incarnation is out, with all that is leased to it now."""

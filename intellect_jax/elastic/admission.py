@@ -161,8 +161,11 @@ class Admission:
       self._transfers.tell_to_wait(member.island)
     else:
       self._transfers.has_one(member.island)
-    if not self._rounds.uses(member.island, member.incarnation):
-      self._books.accounts.compare(member, hello)
+    used = self._rounds.uses(member.island, member.incarnation)
+    if hello.HasField("tokens_open") and not used:
+      self._books.accounts.compare(
+        member, hello.tokens_trained, hello.tokens_open
+      )
     welcome = pb.Welcome(
       run_id=self._books.run_id,
       evicted=evicted,

@@ -181,9 +181,11 @@ class Agent:
     self._inbox.put(ask)
 
   def propose(self, proposal: pb.Proposal) -> None:
+    # Now, and not when it is sent: steps ahead are in no window of it.
+    proposal.tokens_trained = self.news.heartbeat.tokens_trained
+
     def step() -> None:
       self._hands.serves_delta(proposal.delta.id)
-      proposal.tokens_trained = self.news.heartbeat.tokens_trained
       self._carry_out(self._round.propose(proposal))
 
     self._inbox.put(step)

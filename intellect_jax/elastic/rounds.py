@@ -92,7 +92,10 @@ class Rounds:
     if not accounts.holds(member, proposal.windows):
       self._void_windows(member)
       return
-    known = accounts.settled(member) + sum(w.tokens for w in proposal.windows)
+    proposed = sum(window.tokens for window in proposal.windows)
+    if not self.uses(member.island, member.incarnation):
+      accounts.compare(member, proposal.tokens_trained, proposed)
+    known = accounts.settled(member) + proposed
     beat.tokens_trained = max(beat.tokens_trained, known)
     member.state, member.hung = State.IN, False
     self._transfers.has_one(member.island)
