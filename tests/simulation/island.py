@@ -135,6 +135,7 @@ class Island:
     if standing is not None:
       self.feedback.restore(*disk.feedback(name, standing))
     self.round = round_lib.IslandRound(name, standing)
+    self.stood: int | None = standing  # also while what it holds is of no use
     self.blobs = set(disk.means)
     self.state: tuple[int, bytes] | None = None  # that is served
     self.head = 0  # when it was welcomed
@@ -292,6 +293,8 @@ class Island:
 
   def forget(self) -> None:
     """What it stands at is of no use; a Restore follows."""
+    if self.round.record is not None:
+      self.stood = self.standing
     self.carry_out(self.round.withdraw())
     self.round.forget()
     self.in_run = False
@@ -334,7 +337,7 @@ class Island:
       self.theta = restore.state.id
       self.disk.log = dict(enumerate(log[: restore.record + 1]))
       self.disk.synced = set(self.disk.log)
-      self.take_over(record)
+      self.take_over(self.stood if record is None else record)
       self.disk.save(restore.record, self.theta, self.feedback)
       self.drop("too far behind")
       self.give_up()
