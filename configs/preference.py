@@ -18,10 +18,15 @@ def get_config() -> ml_collections.ConfigDict:
   config = config_lib.load(config_lib.base_path().with_name("instruct.py"))
   run = config.run
   run.name = "preference"
-  run.tokens = 204_800
+  run.tokens = 102_400
   run.data.update(sources=("pairs",))
+  # Gently: four times the rate makes a small model say nothing else.
   run.inner.update(
-    loss="dpo", learning_rate=2e-4, warmup_tokens=20_000, decay_tokens=80_000
+    loss="dpo",
+    dpo_beta=0.5,
+    learning_rate=5e-5,
+    warmup_tokens=20_000,
+    decay_tokens=51_200,
   )
   run.outer.update(inner_steps=10)
   return config
