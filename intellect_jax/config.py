@@ -168,6 +168,13 @@ def validate_run(run: ConfigDict) -> None:
     outer.overlap_steps,
     f"not negative, and below run.outer.inner_steps={outer.inner_steps}",
   )
+  most = min(outer.inner_steps, model.layers)
+  _require(
+    1 <= outer.fragments <= most,
+    "run.outer.fragments",
+    outer.fragments,
+    f"from 1 to {most}: each has a layer, and a step of run.outer.inner_steps",
+  )
   _require(
     0 <= outer.merge_alpha < 1,
     "run.outer.merge_alpha",

@@ -16,7 +16,7 @@ from intellect_jax import command
 from intellect_jax.checkpoint.durable import read_outer
 from intellect_jax.elastic.log import RecordLog
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
-from intellect_jax.elastic.state import OuterState
+from intellect_jax.elastic.state import OuterState, runs_of
 from intellect_jax.errors import UserError
 from intellect_jax.outer.codec import make_codec
 
@@ -70,20 +70,26 @@ def replay(workdir: pathlib.Path, to: int | None) -> OuterState:
 
 def _check(log: RecordLog, state: OuterState) -> None:
   """Prints the state hash, and compares it with the next record's base."""
-  number, manifest = state.manifest()
+  number = state.record
   following = log.record(number + 1)
   record = pb.Record.FromString(following.body if following else b"")
-  if not record.HasField("step") or record.step.base != number:
+  step = record.step
+  codec = make_codec(step.codec or "int8")
+  runs = runs_of(step, len(state.theta), codec)
+  found = state.fragment_hash(
+    [(a * codec.block, b * codec.block) for a, b in runs]
+  )
+  if not record.HasField("step"):
     verdict = "no record after it to compare with"
-  elif record.step.base_state != manifest.id:
+  elif step.base_state != found:
     raise UserError(
-      f"The state rebuilt at record {number} hashes to {manifest.id.hex()},"
+      f"The state rebuilt at record {number} hashes to {found.hex()},"
       f" but record {number + 1} names {record.step.base_state.hex()}: the"
       " checkpoint or the log is damaged."
     )
   else:
     verdict = f"as record {number + 1} names it"
-  print(f"record {number:5d}  {manifest.id.hex()[:16]}…  {verdict}")
+  print(f"record {number:5d}  {found.hex()[:16]}…  {verdict}")
 
 
 if __name__ == "__main__":

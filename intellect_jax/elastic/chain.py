@@ -53,11 +53,23 @@ class Chain:
     """The number, or -1 if that record is annulled, or unknown."""
     return number if any(r.number == number for r in self.effective) else -1
 
-  def state_at(self, number: int) -> bytes:
-    """The hash of theta and b at a record that counts; empty: not known yet."""
-    later = (r for r in self.effective if r.number > number)
-    step = next((r.step for r in later if r.HasField("step")), pb.OuterStep())
-    return step.base_state
+  def moved(self, fragment: int, to: int | None = None) -> int:
+    """Number of the newest record that a fragment of theta and b stands at.
+
+    Or of the newest up to record `to`. An annulment moves all fragments.
+    """
+    for record in reversed(self.effective):
+      if (to is None or record.number <= to) and moves(record, fragment):
+        return record.number
+    return -1
+
+  def state_at(self, number: int, fragment: int = 0) -> bytes:
+    """A fragment's state hash at a record that counts; empty: not known yet."""
+    for record in self.effective:
+      step = record.step if record.HasField("step") else None
+      if record.number > number and step and step.fragment == fragment:
+        return step.base_state
+    return b""
 
   def has(self, number: int, digest: bytes) -> bool:
     """Whether this very record is in the chain."""
@@ -99,6 +111,13 @@ def continuation(
     found.append((record, sealed))
     before, tip = record, sealed.hash
   return found
+
+
+def moves(record: pb.Record, fragment: int) -> bool:
+  """Whether a record makes a fragment of theta and b what it is."""
+  if record.HasField("step"):
+    return record.step.fragment == fragment
+  return record.HasField("genesis") or record.HasField("annulment")
 
 
 def effective(records: Sequence[pb.Record]) -> list[pb.Record]:

@@ -33,7 +33,8 @@ class Evaluation:
     that of the final record.
     """
     evaluate, record = self._evaluate, self._held.record
-    turn = members[record.number % len(members)] == self._island
+    turns = record.number // len(self._held.fragments)
+    turn = members[turns % len(members)] == self._island
     busy = self._running is not None and not self._running.done()
     if evaluate is None or not turn or (busy and not record.final):
       return

@@ -10,7 +10,12 @@ from typing import NamedTuple
 import numpy as np
 
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
-from intellect_jax.elastic.state import PIECE_BLOCKS, OuterState, pieces
+from intellect_jax.elastic.state import (
+  PIECE_BLOCKS,
+  OuterState,
+  pieces,
+  runs_of,
+)
 from intellect_jax.outer import kernels, merge, nesterov
 from intellect_jax.outer.codec import Codec
 
@@ -57,7 +62,7 @@ def direction(
     state: stands at `record`.
     record: the step.
     mean: its encoded mean, uint8.
-    before: that of the step before; None: it is not here any more.
+    before: that of the fragment's step before; None: it is not here.
     codec: of both.
 
   Returns:
@@ -65,7 +70,9 @@ def direction(
   """
   along = square = across = square_before = 0.0
   buffers = np.empty((3, PIECE_BLOCKS * codec.block), np.float32)
-  for place, codes in pieces(len(state.momentum), codec):
+  for place, codes in pieces(
+    runs_of(record.step, len(state.momentum), codec), codec
+  ):
     momentum, now, then = buffers[:, : place.stop - place.start]
     if not state.read_momentum(record.number, place, momentum):
       return None

@@ -18,7 +18,8 @@ class News:
     welcome: the newest one.
     head: number of the newest record heard of.
     evicted: since the training thread last looked.
-    hand_in: record that what is trained had better be proposed for.
+    hand_in: by fragment, the record that what is trained had better be
+      proposed for.
     restores: states that others offer.
     initialise: it is to make the initial state.
     leases: samples by window.
@@ -38,7 +39,7 @@ class News:
     self.welcome: pb.Welcome | None = None
     self.head = 0
     self.evicted = False
-    self.hand_in = 0
+    self.hand_in: dict[int, int] = {}
     self.restores: collections.deque[pb.Restore] = collections.deque()
     self.initialise = False
     self.leases: dict[int, list[Interval]] = {}
@@ -54,10 +55,10 @@ class News:
   @property
   def any(self) -> bool:
     """Whether there is something that changes this island's state."""
-    return bool(self.adopted) or self.turn
+    return bool(self.adopted) or self.diverted
 
   @property
-  def turn(self) -> bool:
+  def diverted(self) -> bool:
     """Whether it has to go on from another state than it thought."""
     came = bool(self.restores) or self.initialise or self.evicted
     return came or self.annulled is not None

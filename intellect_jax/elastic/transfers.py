@@ -41,7 +41,8 @@ class Transfers:
     self._repair = repair
     self._stateless: set[str] = set()  # islands that wait for a state
     self._told_to_wait: set[str] = set()  # of those: their own is of no use
-    self._agreed = (-1, b"")  # record, and the hash of most members' state
+    # By fragment: the record that moved it, and the hash of most members' state.
+    self._agreed: dict[int, tuple[int, bytes]] = {}
     self._asked: dict[str, float] = {}  # donors that have not answered; when
     self._donors_asked = 0
     self._offer_by = 0.0  # then those who wait hear of who has answered
@@ -82,9 +83,21 @@ class Transfers:
     if member.session is None:
       self.has_one(member.island)  # if not, it says so again
 
-  def agreed(self, record: int, state: bytes) -> None:
-    """Most members have this state at `record`: others have diverged."""
-    self._agreed = record, state
+  def agreed(self, fragment: int, record: int, state: bytes) -> None:
+    """Most members have this state since `record`: others have diverged."""
+    self._agreed[fragment] = record, state
+
+  def _is_right(self, ready: pb.StateReady) -> bool:
+    """Whether a state is the run's, as far as that is known."""
+    chain = self._books.chain
+    for fragment, state in enumerate(ready.fragments or [ready.state.id]):
+      known = chain.state_at(ready.record, fragment)
+      record, common = self._agreed.get(fragment, (-1, b""))
+      if not known and record == chain.moved(fragment, ready.record):
+        known = common
+      if known and known != state:
+        return False
+    return True
 
   # ------------------------------------------------------ the first state
 
@@ -124,10 +137,7 @@ class Transfers:
     if asked_at is not None:
       patience = _OFFER_SLACK + (now - asked_at) / 2
       self._offer_by = min(self._offer_by, now + patience)
-    known = chain.state_at(ready.record) or (
-      self._agreed[1] if ready.record == self._agreed[0] else state.id
-    )
-    if state.id != known:
+    if not self._is_right(ready):
       self._offers.pop(member.island, None)
       self._repair(member)
     elif state.parts:

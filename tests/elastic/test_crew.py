@@ -9,7 +9,7 @@ import pytest
 
 from intellect_jax.elastic import blobs, reduce, rpc, shares
 from intellect_jax.elastic.actions import Gather
-from intellect_jax.elastic.crew import DELTA, Crew
+from intellect_jax.elastic.crew import Crew
 from intellect_jax.elastic.inner import InnerNetwork
 from intellect_jax.elastic.log import RecordLog
 from intellect_jax.elastic.mate import Mate
@@ -47,9 +47,9 @@ class Island:
       fetcher = blobs.Fetcher(rpc.LOOPBACK, patience=5)
       mate.part = Part(
         reduce.Exchange(CODEC, store, fetcher),
-        MeanShelf(store, log, CODEC.block_bytes, LENGTH),
+        MeanShelf(store, log, CODEC.block_bytes, [LENGTH]),
         log,
-        LENGTH,
+        [LENGTH],
         inner,
         lambda store=store: pb.StateReady(state=store.publish(STATE, 1024)),
       )
@@ -70,12 +70,12 @@ class Island:
     """As `Crew.propose_delta`, but there are no devices to freeze."""
     reports = []
     for part in self._parts:
-      start, stop = part.delta_cut()
+      start, stop = part.delta_cut(0)
       first, last = (at // CODEC.block_bytes * 256 for at in (start, stop))
       pieces = [self.values[first:last]]
       encoded = reduce.encode(CODEC, pieces, stop - start, CHUNK)
-      reports.append(part.keep(DELTA, start, encoded))
-    return self.crew._serve(DELTA, LENGTH, reports)
+      reports.append(part.keep(b"delta", start, encoded, 0))
+    return self.crew._serve(b"delta", LENGTH, reports, 0)
 
   def mean(self, process: int, attempt: bytes) -> bytes:
     """What lies on the shelf of a process."""
