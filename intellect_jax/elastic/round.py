@@ -564,10 +564,12 @@ class IslandRound:
       open_.moved_at, open_.proposal = record.number, None
       open_.gathered.clear()
       return [*actions, Adopt(record, sealed)]
-    rounds = list(self._open.values())  # the coordinator plans all anew
-    actions = [a for open_ in rounds for a in open_.end_attempt()]
+    actions: list[Action] = []
+    for open_ in self._open.values():  # what was planned before is planned anew
+      if open_.plan is not None and open_.plan.number <= record.number:
+        actions += open_.end_attempt()
     actions.append(Adopt(record, sealed))
-    for open_ in rounds:
+    for open_ in self._open.values():
       if open_.proposal is not None:  # theta stays, and so does the delta
         actions += self.propose(open_.proposal)
     return actions

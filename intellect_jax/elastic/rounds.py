@@ -138,6 +138,7 @@ class Rounds:
   def _void_windows(self, member: Member) -> None:
     """It was evicted before a restart of this coordinator, and not told."""
     self._books.accounts.depart(member, "its leases had ended")
+    self.gone(member.island)  # it withdraws from the other fragments' rounds
     welcome = pb.Welcome(
       run_id=self._books.run_id,
       evicted=True,

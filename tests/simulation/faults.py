@@ -121,7 +121,7 @@ def _steer(world: World, seat) -> None:
 
 def _unhang(island: Island) -> None:
   island.hung = False
-  island.awake(island.go_on)
+  island.awake(island.moves_again)
 
 
 def _cut(world: World, one: str, other: str, seconds: float) -> None:

@@ -2,25 +2,43 @@
 
 import collections
 import dataclasses
+from typing import NamedTuple
 
 from blake3 import blake3
 
 from intellect_jax.elastic import chain
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
-from intellect_jax.elastic.samples import Holder, Interval, merge, subtract
+from intellect_jax.elastic.samples import (
+  Holder,
+  Interval,
+  merge,
+  subtract,
+  take,
+)
+from intellect_jax.elastic.windows import Window
 
 
 def hash_of(*parts) -> bytes:
   return blake3(repr(parts).encode()).digest()
 
 
-GENESIS = hash_of("initial parameters")
+Theta = tuple[bytes, ...]  # by fragment
 
 
-def delta_id(island: str, incarnation: int, windows, base: bytes) -> bytes:
-  """A delta, as a symbol: whose, of which windows, from which theta."""
-  numbers = [window.number for window in windows]
-  return hash_of("delta", island, incarnation, numbers, base)
+def genesis(fragments: int) -> Theta:
+  return tuple(hash_of("initial parameters", f) for f in range(fragments))
+
+
+def state_id(theta: Theta) -> bytes:
+  """Of the whole; of one fragment it is that of the fragment."""
+  return theta[0] if len(theta) == 1 else hash_of(theta)
+
+
+def delta_id(
+  island: str, incarnation: int, fragment: int, serial: int, base: bytes
+) -> bytes:
+  """A delta, as a symbol: whose, which proposal's, from which theta."""
+  return hash_of("delta", island, incarnation, fragment, serial, base)
 
 
 def mean_id(members, start: int, stop: int, deltas: list[bytes]) -> bytes:
@@ -33,10 +51,22 @@ def mean_id(members, start: int, stop: int, deltas: list[bytes]) -> bytes:
   )
 
 
-def next_theta(theta: bytes, record: pb.Record) -> bytes:
+def next_theta(theta: Theta, record: pb.Record) -> Theta:
   if not record.HasField("step"):
     return theta
-  return hash_of(theta, [share.mean.id for share in record.step.shares])
+  moved, step = list(theta), record.step
+  means = [share.mean.id for share in step.shares]
+  moved[step.fragment] = hash_of(theta[step.fragment], means)
+  return tuple(moved)
+
+
+class Span(NamedTuple):
+  """Inner steps of a process whose displacement in a fragment is committed."""
+
+  process: tuple[str, int]
+  fragment: int
+  start: int
+  stop: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,14 +75,21 @@ class Link:
 
   record: pb.Record
   before: "Link | None"
-  theta: bytes
+  theta: Theta
   effective: tuple["Link", ...]  # this one too, if it counts
   committed: frozenset[Holder]
+  spans: frozenset[Span]
   samples: tuple[Interval, ...]
 
   def at(self, number: int) -> "Link":
     """The link of a record before this one that counts."""
     return next(x for x in self.effective if x.record.number == number)
+
+  def moved(self, fragment: int) -> int:
+    """Number of the newest record that a fragment stands at."""
+    return max(
+      x.record.number for x in self.effective if chain.moves(x.record, fragment)
+    )
 
 
 class Invariants:
@@ -63,16 +100,35 @@ class Invariants:
     trained: every window that an island has trained on.
   """
 
-  def __init__(self):
+  def __init__(self, fragments: int):
+    self._genesis = genesis(fragments)
     self.links: dict[bytes, Link] = {}
     self.trained: dict[Holder, pb.Window] = {}
+    # By island, incarnation and serial: what was proposed, and its steps.
+    self._proposals: dict[tuple[str, int, int], tuple[pb.Proposal, Span]] = {}
     self.tokens: collections.Counter = collections.Counter()  # trained
     self._fixed: dict[bytes, list[bytes]] = {}  # means by attempt
     self._numbers: dict[tuple[int, int], bytes] = {}  # (term, number): hash
 
-  def has_trained(self, holder: Holder, window: pb.Window) -> None:
-    self.trained[holder] = window
-    self.tokens[holder[:2]] += window.tokens
+  def has_trained(self, holder: Holder, window: Window, tokens: int) -> None:
+    """A window has so many tokens more."""
+    before = self.trained.get(holder, pb.Window())
+    trained = pb.Window(number=window.number, steps=window.steps)
+    trained.tokens = before.tokens + tokens
+    for start, stop in take(window.lease, window.steps):
+      trained.samples.add(start=start, stop=stop)
+    self.trained[holder] = trained
+    self.tokens[holder[:2]] += tokens
+
+  def has_proposed(
+    self, process: tuple[str, int], proposal: pb.Proposal, steps: int
+  ) -> None:
+    """A process that has made so many steps proposes its newest ones."""
+    start = steps - proposal.steps
+    span = Span(process, proposal.fragment, start, steps)
+    kept = pb.Proposal()
+    kept.CopyFrom(proposal)
+    self._proposals[*process, proposal.serial] = kept, span
 
   # ------------------------------------------------- 1, 3, 4: the records
 
@@ -105,7 +161,8 @@ class Invariants:
     self, record: pb.Record, before: Link | None, held: set[bytes]
   ) -> Link:
     if before is None:
-      link = Link(record, None, GENESIS, (), frozenset(), ())
+      none = frozenset()
+      link = Link(record, None, self._genesis, (), none, none, ())
     elif record.HasField("annulment"):
       to = record.annulment.to
       back = before.at(to)
@@ -127,20 +184,34 @@ class Invariants:
     means = [share.mean.id for share in step.shares]
     assert means == self._fixed.get(step.attempt), "it was never fixed"
     assert set(means) <= held, "committed before anyone held the mean"
-    assert step.base == record.number - 1
-    assert step.base_state == before.theta, "its base is not the run's state"
+    base = before.theta[step.fragment]
+    assert step.base == before.moved(step.fragment)
+    assert step.base_state == base, "its base is not the run's state"
     deltas = [
-      delta_id(m.island, m.incarnation, m.windows, before.theta)
+      delta_id(m.island, m.incarnation, step.fragment, m.serial, base)
       for m in step.members
     ]
     assert means == [
       mean_id(step.members, s.start, s.stop, deltas) for s in step.shares
     ], "the divisor or the members of the mean are not those of the record"
     committed, samples, tokens = link.committed, link.samples, 0
+    spans = link.spans
     for member in step.members:
+      who = member.island, member.incarnation, member.serial
+      proposal, span = self._proposals[who]
+      assert list(proposal.windows) == list(member.windows)
+      assert proposal.fragment == step.fragment
       weight = sum(window.tokens for window in member.windows)
-      assert member.weight == weight > 0
       tokens += weight
+      weight = weight if step.fragment == 0 else proposal.tokens
+      assert member.weight == weight > 0
+      assert not any(
+        span[:2] == other[:2]
+        and max(span.start, other.start) < min(span.stop, other.stop)
+        for other in spans
+      ), f"{span} is committed twice"
+      spans |= {span}
+    assert step.fragment == 0 or not tokens, "tokens go with fragment 0"
     for holder, window in chain.windows_of(record):
       assert holder not in committed, f"{holder} is committed twice"
       assert window == self.trained[holder]
@@ -151,7 +222,7 @@ class Invariants:
     assert record.total_tokens == before.record.total_tokens + tokens
     theta = next_theta(before.theta, record)
     return dataclasses.replace(
-      link, theta=theta, committed=committed, samples=samples
+      link, theta=theta, committed=committed, spans=spans, samples=samples
     )
 
   def check_announced(self, sealed: pb.SealedRecord) -> None:
@@ -159,7 +230,7 @@ class Invariants:
 
   # ------------------------------------------------------ 2: the one state
 
-  def check_adopted(self, sealed: pb.SealedRecord, theta: bytes) -> None:
+  def check_adopted(self, sealed: pb.SealedRecord, theta: Theta) -> None:
     """What an island adopts is durable, and moves it to the one state."""
     self.check_announced(sealed)
     link = self.links[sealed.hash]

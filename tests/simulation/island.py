@@ -1,33 +1,39 @@
-"""An island of the simulation: the real round, symbolic training, a disk."""
+"""An island of the simulation: real rounds and windows, symbolic training."""
 
+import collections
 from collections.abc import Callable
 import dataclasses
 import itertools
 from typing import TYPE_CHECKING
 
+from intellect_jax.elastic import chain, rpc, shares
 from intellect_jax.elastic import round as round_lib
-from intellect_jax.elastic import rpc, shares
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
-from intellect_jax.elastic.samples import Holder, take
+from intellect_jax.elastic.samples import Holder
+from intellect_jax.elastic.windows import Window, Windows
+from intellect_jax.outer import overlap
 from simulation.invariants import (
-  GENESIS,
+  Theta,
   delta_id,
+  genesis,
   hash_of,
   mean_id,
   next_theta,
+  state_id,
 )
 
 if TYPE_CHECKING:
   from simulation.world import Stream, World
 
-SAMPLES = 4  # a window
+SAMPLES = 4  # a window, and steps
 SAMPLE_TOKENS = 10
 BLOCK_BYTES = 1024  # of the float32 codec
 BLOCKS = 64
 WORK = 0.01, 0.6  # seconds that a reduction or a gathering takes
 # Bytes/s, of links so unlike that shares are too; 0: not known yet.
 UPLOAD = dict(zip("abcdefgh", itertools.cycle([1e7, 2e6, 0.0])))
-WINDOW = 0.5, 1.5  # seconds of training
+STEP = 0.5 / SAMPLES, 1.5 / SAMPLES  # seconds
+EARLY = 0.05  # of the steps after which it proposes before its turn
 LEFT = "the run is over"
 SYNC = 0.01, 1.0  # seconds until what was written outlives a power loss
 
@@ -37,7 +43,7 @@ class Disk:
   """What an island has after a crash, and after a power loss."""
 
   record: int | None = None  # of its checkpoint
-  theta: bytes = b""  # of its checkpoint
+  theta: Theta = ()  # of its checkpoint
   log: dict[int, pb.SealedRecord] = dataclasses.field(default_factory=dict)
   means: set[bytes] = dataclasses.field(default_factory=set)
   synced: set[int] = dataclasses.field(default_factory=set)  # records
@@ -49,12 +55,12 @@ class Disk:
       step = pb.Record.FromString(self.log.pop(number).body).step
       self.means -= {share.mean.id for share in step.shares}
 
-  def restore(self, to: int | None = None) -> tuple[int | None, bytes]:
+  def restore(self, to: int | None = None) -> tuple[int | None, Theta]:
     """The record it can stand at and theta there, as holdings.py does."""
     if self.record is None or self.record not in self.log:
-      return None, b""
+      return None, ()
     if to is not None and self.record > to:
-      return None, b""
+      return None, ()
     records: list[pb.Record] = []
     number, theta = self.record, self.theta
     while (sealed := self.log.get(number + 1 + len(records))) is not None:
@@ -70,7 +76,14 @@ class Disk:
       number, theta = record.number, next_theta(theta, record)
     return number, theta
 
-  def save(self, record: int, theta: bytes) -> None:
+  def records(self) -> list[pb.Record]:
+    """The log, as far as it is one."""
+    sealed = itertools.takewhile(
+      lambda found: found is not None, map(self.log.get, itertools.count())
+    )
+    return [pb.Record.FromString(found.body) for found in sealed if found]
+
+  def save(self, record: int, theta: Theta) -> None:
     """Writes a checkpoint, whole or not at all."""
     self.record, self.theta = record, theta
     self.synced.add(record)
@@ -95,21 +108,25 @@ class Island:
     self.stream: Stream | None = None
     self.seat = 0  # that it turns to first
     standing, self.theta = disk.restore()
+    self.held = -1 if standing is None else standing  # record of theta
+    self.tip = self.theta  # at the newest record that is adopted
+    self.adopted: collections.deque[pb.Record] = collections.deque()
     self.round = round_lib.IslandRound(name, standing)
     self.blobs = set(disk.means)
-    self.state: tuple[int, bytes] | None = None  # that is served
+    self.state: tuple[int, Theta] | None = None  # that is served
     self.head = 0  # when it was welcomed
     self.in_run = False
-    self.work = 0  # counts attempts, so that cancelled work shows
-    self.window = 0
+    self.ready_said = False  # since the last welcome
+    # By fragment, counts attempts, so that cancelled work shows.
+    self.work: collections.Counter[int] = collections.Counter()
+    outer = world.run.outer
+    self.windows = Windows(1, SAMPLE_TOKENS, outer.max_carry, outer.fragments)
     self.grants: dict[int, pb.LeaseGrant] = {}  # of what is not decided
-    self.steps = 0
-    self.training: Callable[[bool], None] | None = None  # ends the window
+    self.training: Callable[[], None] | None = None  # ends the step
+    self.turn = False  # a fragment is to be proposed
+    self.hand_in: dict[int, int] = {}  # by fragment, as in news.py
     self.requested: pb.FromIsland | None = None
-    self.carried: list[pb.Window] = []
-    self.carries = 0
-    self.proposed = False
-    self.trained = 0
+    self.stands()
     self.connect()
     self.beat()
 
@@ -147,8 +164,8 @@ class Island:
       process=self.process,
       addresses=[self.address],
       has_state=record is not None and record >= 0,
-      tokens_trained=self.trained,
-      tokens_open=sum(window.tokens for window in self.carried),
+      tokens_trained=self.windows.tokens_trained,
+      tokens_open=self.windows.tokens_uncommitted,
       leases=self.grants.values(),
     )
     if hello.has_state:
@@ -180,15 +197,15 @@ class Island:
   def send_heartbeat(self) -> None:
     busy = self.training is not None or self.hung
     beat = pb.Heartbeat(
-      tokens_trained=self.trained,
-      step=self.steps,
-      window=self.window,
+      tokens_trained=self.windows.tokens_trained,
+      step=self.windows.steps,
+      window=self.windows.next,
       activity="training" if busy else "waiting",
       hand_in_seconds=0.1,
       upload_rate=UPLOAD[self.name],
       download_rate=1e7,
     )
-    beat.record = max(0, self.round.record or 0)
+    beat.record = max(0, self.held)
     beat.oldest = self.disk.record or 0
     self.send(pb.FromIsland(heartbeat=beat))
 
@@ -202,15 +219,16 @@ class Island:
   # -------------------------------------------------- joining, as agent.py
 
   def on_welcome(self, welcome: pb.Welcome) -> None:
-    self.head = welcome.head
+    self.head, self.ready_said = welcome.head, False
     if welcome.evicted:
-      self.give_up()
       self.carry_out(self.round.withdraw())
+      self.give_up("evicted while it was silent")
     if welcome.start == pb.Welcome.START_INITIALISE:
-      self.theta = GENESIS
-      self.state = (0, self.theta)
-      self.carry_out(self.round.stand(-1))
-      self.say_state(0)
+      if self.round.record is None:
+        self.take(0, genesis(self.world.run.outer.fragments))
+        self.state = (0, self.theta)
+        self.carry_out(self.round.stand(-1))
+      self.say_state()
       self.read_log(0)
     elif welcome.start == pb.Welcome.START_RESTORE:
       self.forget()
@@ -221,17 +239,31 @@ class Island:
     if self.requested is not None:
       self.send(self.requested)
 
-  def give_up(self) -> None:
+  def take(self, record: int, theta: Theta) -> None:
+    """Theta is that of a record, wherever it comes from."""
+    self.held, self.theta, self.tip = record, theta, theta
+    self.flipped = False
+    self.adopted.clear()
+    self.stands()
+
+  def stands(self) -> None:
+    """Knows which record moved each fragment, as follow.py does."""
+    records = chain.effective(self.disk.records())
+    for fragment, part in enumerate(self.windows.parts):
+      moved = [r.number for r in records if chain.moves(r, fragment)]
+      part.moved = max((n for n in moved if n <= self.held), default=-1)
+
+  def give_up(self, cause: str) -> None:
     """What it has trained and not committed is void."""
-    self.carried, self.carries, self.proposed = [], 0, False
     self.training = self.requested = None
-    self.grants.clear()
-    self.in_run = False
+    self.turn = self.in_run = False
+    self.drop(self.windows.drop(), cause)
 
   def forget(self) -> None:
     """What it stands at is of no use; a Restore follows."""
     self.carry_out(self.round.withdraw())
     self.round.forget()
+    self.adopted.clear()
     self.in_run = False
 
   @property
@@ -240,17 +272,19 @@ class Island:
     assert self.round.record is not None
     return self.round.record
 
-  def say_state(self, record: int) -> None:
+  def say_state(self) -> None:
     part = pb.Part(addresses=[self.address])
-    blob = pb.Blob(id=self.theta, parts=[part])
-    ready = pb.StateReady(record=record, state=blob)
+    blob = pb.Blob(id=state_id(self.theta), parts=[part])
+    ready = pb.StateReady(record=self.held, state=blob)
+    if len(self.theta) > 1:
+      ready.fragments.extend(self.theta)
     self.send(pb.FromIsland(state_ready=ready))
 
   def on_offer_state(self, _) -> None:
     self.world.offers += 1
     if self.round.record is not None:
-      self.state = (self.standing, self.theta)
-      self.say_state(self.standing)
+      self.state = (self.held, self.theta)
+      self.say_state()
 
   def on_restore(self, restore: pb.Restore) -> None:
     def fetched() -> None:
@@ -260,16 +294,21 @@ class Island:
       addresses = shares.addresses(restore.state)
       donor = self.world.serving(self, addresses)
       log = self.world.log_for(self)
-      served = any(d.state == (restore.record, restore.state.id) for d in donor)
+      served = [
+        d.state[1]
+        for d in donor
+        if d.state is not None
+        and (d.state[0], state_id(d.state[1]))
+        == (restore.record, restore.state.id)
+      ]
       if not served or len(log) <= restore.record:
         self.send(pb.FromIsland(fetch_failed=pb.FetchFailed(peer="donor")))
         return
-      self.theta, self.flipped = restore.state.id, False
       self.disk.log = dict(enumerate(log[: restore.record + 1]))
       self.disk.synced = set(self.disk.log)
+      self.take(restore.record, served[0])
       self.disk.save(restore.record, self.theta)
-      self.drop("too far behind")
-      self.give_up()
+      self.give_up("too far behind")
       self.carry_out(self.round.stand(restore.record))
       self.read_log(restore.record + 1)
 
@@ -294,8 +333,8 @@ class Island:
       return
     self.send(pb.FromIsland(ready=pb.Ready(record=record)))
     self.carry_out(self.round.reconnected())
-    self.in_run = True
-    self.train()
+    self.in_run = self.ready_said = True
+    self.wake()
 
   def on_ask_records(self, ask: pb.AskRecords) -> None:
     head = max(self.disk.log, default=-1)
@@ -316,59 +355,107 @@ class Island:
 
   # ------------------------------------------------------------ training
 
+  def wake(self) -> None:
+    """The training thread hears of something, if it is not in a step."""
+    if self.training is None and not self.hung and not self.done:
+      self.merge(early=True)
+      self.go_on()
+
+  def go_on(self) -> None:
+    """What it does between two steps, as follow.py: it may have to wait."""
+    windows = self.windows
+    if self.done or not self.in_run or self.far_ahead:
+      return
+    wanted = self.asked
+    if self.turn:
+      if windows.turn is None:
+        return
+      if windows.turn not in wanted:
+        wanted.append(windows.turn)
+      self.turn = False
+    for fragment in wanted:
+      if windows.parts[fragment].steps:
+        self.propose(fragment)
+    if not self.far_ahead:
+      self.train()
+
+  @property
+  def far_ahead(self) -> bool:
+    most = overlap.most_ahead(self.world.run.outer)
+    parts = self.windows.parts
+    return any(parts[f].ahead >= most for f in self.windows.proposed)
+
+  @property
+  def asked(self) -> list[int]:
+    return [
+      fragment
+      for fragment, part in enumerate(self.windows.parts)
+      if part.steps > part.proposed == 0
+      and self.hand_in.get(fragment, 0) > part.moved
+    ]
+
   def train(self) -> None:
-    busy = self.training or self.requested or self.proposed
-    if busy or self.done or not self.in_run or self.hung:
+    windows = self.windows
+    if self.training or self.requested or self.hung:
       return
-    self.window += 1
-    request = pb.LeaseRequest(window=self.window, samples=SAMPLES)
-    self.requested = pb.FromIsland(lease_request=request)
-    self.send(self.requested)
-
-  def on_lease_grant(self, grant: pb.LeaseGrant) -> None:
-    if self.requested is None or grant.window != self.window:
+    if windows.open is None or windows.open.steps == windows.length:
+      request = pb.LeaseRequest(window=windows.next, samples=SAMPLES)
+      self.requested = pb.FromIsland(lease_request=request)
+      self.send(self.requested)
       return
-    self.requested = None
-    self.grants[grant.window] = grant
-    leased = [(i.start, i.stop) for i in grant.samples]
 
-    def end(early: bool) -> None:
-      """Hands the window in; what it did not use goes back to the pool."""
+    def end() -> None:
       if self.training is not end or self.hung:
         return
       self.training = None
-      few = early or self.world.random.random() < 0.2
-      used = take(leased, 1 if few else SAMPLES)
-      tokens = SAMPLE_TOKENS * sum(stop - start for start, stop in used)
-      steps = tokens // SAMPLE_TOKENS  # of one sample each
-      window = pb.Window(number=grant.window, steps=steps, tokens=tokens)
-      for start, stop in used:
-        window.samples.add(start=start, stop=stop)
-      self.trained += tokens
-      self.steps += 1
-      holder = Holder(self.name, self.incarnation, grant.window)
-      self.world.invariants.has_trained(holder, window)
-      self.carried.append(window)
-      if self.round.record is not None:
-        self.propose()
+      self.step()
 
     self.training = end
-    bounds = tuple(seconds * self.slowness for seconds in WINDOW)
-    self.later(bounds, lambda: end(early=False))
+    bounds = tuple(seconds * self.slowness for seconds in STEP)
+    self.later(bounds, end)
 
-  def propose(self) -> None:
-    blob_id = delta_id(self.name, self.incarnation, self.carried, self.theta)
+  def on_lease_grant(self, grant: pb.LeaseGrant) -> None:
+    if self.requested is None or grant.window != self.windows.next:
+      return
+    self.requested = None
+    self.grants[grant.window] = grant
+    window = self.windows.start([(i.start, i.stop) for i in grant.samples])
+    self.trains(window, 0)
+    self.go_on()
+
+  def trains(self, window: Window, tokens: int) -> None:
+    holder = Holder(self.name, self.incarnation, window.number)
+    self.world.invariants.has_trained(holder, window, tokens)
+
+  def step(self) -> None:
+    windows, random = self.windows, self.world.random
+    windows.step()
+    assert windows.open is not None
+    self.trains(windows.open, SAMPLE_TOKENS)
+    self.turn |= windows.at_turn or random.random() < EARLY
+    self.merge(early=False)
+    if self.far_ahead or (self.turn and windows.turn is None):
+      self.merge(early=True)
+    self.go_on()
+
+  def propose(self, fragment: int) -> None:
+    proposal = self.windows.propose(fragment)
+    who = self.name, self.incarnation
+    proposed = self.windows.steps
+    self.world.invariants.has_proposed(who, proposal, proposed)
+    theta = self.theta[fragment]
+    blob_id = delta_id(*who, fragment, proposal.serial, theta)
     self.blobs.add(blob_id)
     part = pb.Part(addresses=[self.address])
-    proposal = pb.Proposal(
-      base=self.standing,
-      windows=self.carried,
-      delta=pb.Blob(id=blob_id, length=BLOCKS * BLOCK_BYTES, parts=[part]),
-      norm=norm(self.carried),
-      base_state=self.theta,
-      tokens_trained=self.trained,
-    )
-    self.proposed = True
+    blob = pb.Blob(id=blob_id, length=BLOCKS * BLOCK_BYTES, parts=[part])
+    proposal.base = self.held
+    proposal.delta.CopyFrom(blob)
+    windows = sum(window.tokens for window in proposal.windows)
+    proposal.norm = norm(windows or proposal.tokens)
+    proposal.base_state = theta
+    proposal.tokens_trained = self.windows.tokens_trained
+    if len(self.theta) > 1:
+      proposal.blocks.add(start=fragment * BLOCKS, stop=(fragment + 1) * BLOCKS)
     self.carry_out(self.round.propose(proposal))
 
   # ----------------------------------------------------------- the round
@@ -390,16 +477,17 @@ class Island:
       match action:
         case round_lib.Send(message):
           self.send(message)
-        case round_lib.Cancel():
-          self.work += 1
+        case round_lib.Cancel(fragment):
+          self.work[fragment] += 1
         case round_lib.Reduce(plan, index):
-          self.start(lambda p=plan, i=index: self.reduce(p, i))
+          reduce = lambda p=plan, i=index: self.reduce(p, i)  # noqa: E731
+          self.start(reduce, plan.fragment)
         case round_lib.Gather():
           gather = lambda a=action: self.gather(a)  # noqa: E731
           if action.late:
             self.later(WORK, gather)
           else:
-            self.start(gather)
+            self.start(gather, action.fragment)
         case round_lib.Adopt(record, sealed):
           self.adopt(record, sealed)
         case round_lib.Keep(sealed):
@@ -407,36 +495,48 @@ class Island:
           self.disk.log[number] = sealed
         case round_lib.ReadLog(start):
           self.read_log(start)
-        case round_lib.HandIn():
-          if self.training is not None:
-            self.training(True)
+        case round_lib.HandIn(number, fragment):
+          self.hand_in[fragment] = number
         case round_lib.Diverged(record, to):
           self.diverged(record, to)
 
-  def start(self, work: Callable[[], None]) -> None:
-    attempt = self.work
-    self.later(WORK, lambda: work() if self.work == attempt else None)
+  def start(self, work: Callable[[], None], fragment: int) -> None:
+    attempt = self.work[fragment]
+    self.later(WORK, lambda: work() if self.work[fragment] == attempt else None)
 
   def diverged(self, record: int, to: int) -> None:
     """Back to a state of its own that still counts, or to another's."""
     self.forget()
+    to = to if to >= 0 else self.last_in_common()
     back, theta = self.disk.restore(to)
     if back is None:
       failed = pb.FetchFailed(reason=f"record {record} was annulled")
       self.send(pb.FromIsland(fetch_failed=failed))
       return
-    self.theta = theta
-    self.drop("its base was annulled")
-    self.give_up()
+    self.take(back, theta)
+    self.give_up("its base was annulled")
     self.carry_out(self.round.stand(back))
     self.read_log(back + 1)
 
-  def go_on(self) -> None:
-    """The training thread moves again."""
+  def last_in_common(self) -> int:
+    """The newest record of its own that counts in the run's chain; or -1."""
+    log = self.world.log_for(self)
+    records = [pb.Record.FromString(sealed.body) for sealed in log]
+    counting = {record.number for record in chain.effective(records)}
+    common = -1
+    for number, sealed in enumerate(log):
+      own = self.disk.log.get(number)
+      if own is None or own.hash != sealed.hash:
+        break
+      common = number if number in counting else common
+    return common
+
+  def moves_again(self) -> None:
+    """The training thread was hung."""
     if self.training is not None:
-      self.training(True)
+      self.training()
     else:
-      self.train()
+      self.wake()
 
   def fail(self, attempt: bytes, peer: str) -> None:
     """Nothing came from `peer`, until patience ran out."""
@@ -462,7 +562,7 @@ class Island:
       share=index,
       mean=pb.Blob(id=blob_id, length=length, parts=[part]),
       squared_norms=[
-        norm(m.windows) ** 2 * (share.stop - share.start) / BLOCKS
+        norm(m.weight) ** 2 * (share.stop - share.start) / BLOCKS
         for m in plan.members
       ],
     )
@@ -479,7 +579,7 @@ class Island:
         return
     self.blobs |= {share.mean.id for share in action.shares}
     self.disk.means |= {share.mean.id for share in action.shares}
-    self.carry_out(self.round.gathered(action.attempt))
+    self.carry_out(self.round.gathered(action.attempt, action.fragment))
 
   def retry(self, number: int) -> None:
     self.carry_out(self.round.late_fetch_failed(number))
@@ -489,57 +589,78 @@ class Island:
     return blob_id in self.blobs or any(blob_id in h.blobs for h in holders)
 
   def adopt(self, record: pb.Record, sealed: pb.SealedRecord) -> None:
-    self.theta = next_theta(self.theta, record)
-    if not self.flipped:
-      self.world.invariants.check_adopted(sealed, self.theta)
+    """Writes a record to the log; the training thread merges it in time."""
+    self.tip = next_theta(self.tip, record)
+    self.world.invariants.check_adopted(sealed, self.tip)
     self.disk.log[record.number] = sealed
     disk, number = self.disk, record.number
     self.later(SYNC, lambda: disk.synced.add(number))
-    if record.number == 0 or self.world.random.random() < 0.5:
-      self.disk.save(record.number, self.theta)
-    if record.HasField("step"):
-      self.decide(record)
-    if record.final:
-      self.leave()
-    elif self.in_run:
-      self.train()
-    else:
+    for holder, _ in chain.windows_of(record):
+      if holder[:2] == (self.name, self.incarnation):
+        self.grants.pop(holder.window, None)
+    if record.number == 0:
+      self.disk.save(0, self.tip)
+    self.adopted.append(record)
+    self.wake()
+    if not self.ready_said:
       self.ready()
+
+  def merge(self, early: bool) -> None:
+    """Merges what is adopted, as follow.py does."""
+    while self.adopted and (early or not self.overlaps(self.adopted[0])):
+      record = self.adopted.popleft()
+      if record.number <= self.held:
+        self.stands()
+        continue
+      self.theta, self.held = next_theta(self.theta, record), record.number
+      if record.HasField("step"):
+        self.decide(record)
+        self.windows.parts[record.step.fragment].moved = record.number
+      else:
+        self.stands()
+      if not self.flipped and self.world.random.random() < 0.5:
+        self.disk.save(record.number, self.theta)
+      if record.final:
+        self.leave()
+
+  def overlaps(self, record: pb.Record) -> bool:
+    """Whether a record is merged later: tau is a minimum."""
+    part = self.windows.parts[record.step.fragment]
+    tau = self.world.run.outer.overlap_steps
+    early = part.proposed > 0 and part.ahead < tau
+    return record.HasField("step") and early and not record.final
 
   def decide(self, record: pb.Record) -> None:
     """A step moved theta: what was proposed is committed, or carried."""
-    mine = [
-      window.number
-      for m in record.step.members
-      if (m.island, m.incarnation) == (self.name, self.incarnation)
-      for window in m.windows
-    ]
-    self.carries = self.carries + 1 if self.carried and not mine else 0
-    self.carried = [w for w in self.carried if w.number not in mine]
-    for number in mine:
-      self.grants.pop(number, None)
-    if self.carries > self.world.run.outer.max_carry:
-      self.drop("carried too long")
-      for window in self.carried:
-        self.grants.pop(window.number, None)
-      self.carried, self.carries = [], 0
-    self.proposed = False
+    fragment, windows = record.step.fragment, self.windows
+    outer = self.world.run.outer
+    if windows.includes(record.step, self.name, self.incarnation):
+      windows.commit(fragment)
+      if overlap.throws_away(outer):
+        self.drop(windows.throw_away(fragment), "thrown away")
+    elif windows.carry(fragment):
+      if fragment:
+        windows.parts[fragment].drop()
+      else:
+        self.drop(windows.drop(), "carried too long")
 
-  def drop(self, cause: str) -> None:
+  def drop(self, dropped: list[pb.Window], cause: str) -> None:
     """Tells what it will not propose, after how much it has trained."""
-    if self.carried:
+    for window in dropped:
+      self.grants.pop(window.number, None)
+    if dropped:
       self.send_heartbeat()
-      dropped = pb.Dropped(windows=self.carried, cause=cause)
-      self.send(pb.FromIsland(dropped=dropped))
+      message = pb.Dropped(windows=dropped, cause=cause)
+      self.send(pb.FromIsland(dropped=message))
 
   def leave(self) -> None:
     self.send_heartbeat()
-    self.say_state(self.standing)
-    tokens = sum(window.tokens for window in self.carried)
+    self.say_state()
+    tokens = self.windows.tokens_uncommitted
     self.world.left_with[self.name, self.incarnation] = tokens
     self.send(pb.FromIsland(leave=pb.Leave(reason=LEFT)))
     self.done = True
 
 
-def norm(windows) -> float:
-  return 1.0 + sum(window.tokens for window in windows)
+def norm(tokens: float) -> float:
+  return 1.0 + tokens

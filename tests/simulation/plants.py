@@ -21,6 +21,7 @@ from intellect_jax.elastic import (
   rounds,
   samples,
   transfers,
+  windows,
 )
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from simulation import island as island_lib
@@ -75,13 +76,13 @@ def reuse_the_old_divisor():
 
 def drop_the_carry():
   """An island that a record leaves out forgets what it has trained."""
-  decide = island_lib.Island.decide
+  carry = windows.Windows.carry
 
-  def forgetful(self, record: pb.Record) -> None:
-    decide(self, record)
-    self.carried = []
+  def forgetful(self, fragment: int) -> bool:
+    self._done = []
+    return carry(self, fragment)
 
-  return mock.patch.object(island_lib.Island, "decide", forgetful)
+  return mock.patch.object(windows.Windows, "carry", forgetful)
 
 
 def announce_before_durable():
@@ -143,7 +144,7 @@ def plan_on_an_old_base():
   on_proposal = rounds.Rounds.on_proposal
 
   def lenient(self, member, proposal: pb.Proposal, now: float) -> None:
-    proposal.base = self.number - 1
+    proposal.base = self._books.head.number
     on_proposal(self, member, proposal, now)
 
   return mock.patch.object(rounds.Rounds, "on_proposal", lenient)

@@ -1,5 +1,8 @@
 """One seed, from the first hello to the end."""
 
+import random
+from typing import Any
+
 from intellect_jax.elastic.samples import Holder, merge, subtract
 from simulation import faults
 from simulation.island import LEFT
@@ -7,6 +10,16 @@ from simulation.world import World
 
 FAULTS = 8.0  # seconds of trouble
 PATIENCE = 150.0  # virtual seconds after the last fault until the end
+
+
+def overlap(rng: random.Random) -> dict[str, Any]:
+  """How a run overlaps: of `run.outer`."""
+  return dict(
+    fragments=rng.choice((1, 1, 2, 4)),
+    overlap_steps=rng.choice((0, 1, 3)),
+    merge_alpha=rng.choice((0.0, 0.5)),
+    max_ahead_steps=rng.choice((0, 2, 6)),
+  )
 
 
 def simulate(seed: int, trace: bool = False) -> World:
@@ -20,6 +33,7 @@ def simulate(seed: int, trace: bool = False) -> World:
       seed,
       islands=2 + seed % 3,
       trace=trace,
+      outer=overlap(random.Random(seed)),
       min_islands=1 + seed % 2,
       deadline=seed % 5 == 0,
       hang_seconds=3.0,

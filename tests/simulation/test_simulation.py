@@ -24,7 +24,9 @@ def test_an_undisturbed_run_commits_every_token(islands):
   last = chain.opened(disk.log[-1])
   assert last is not None
   lost = sum(loss.tokens for loss in disk.losses)
-  assert last.total_tokens + lost == sum(i.trained for i in world.islands)
+  assert last.total_tokens + lost == sum(
+    i.windows.tokens_trained for i in world.islands
+  )
   assert lost <= islands * 40  # windows that the end cut short
 
 
@@ -42,7 +44,7 @@ def test_a_flipped_bit_is_found_and_mended(seed):
   world.advance(20.0, until="record")
   world.advance(20.0, until="plan")
   island = world.islands[seed % 3]
-  island.theta, island.flipped = b"another", True
+  island.theta, island.flipped = (b"another",), True
   finish(world)
   assert not island.flipped
   causes = [loss.cause for loss in world.seats[0].disk.losses]

@@ -4,6 +4,7 @@ from collections.abc import Callable
 import heapq
 import itertools
 import random
+from typing import Any
 
 from intellect_jax import config as config_lib
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
@@ -36,6 +37,7 @@ def run_config(windows: int = 24, **elastic):
   run = _BASE.copy_and_resolve_references()
   run.tokens = windows * SAMPLES * SAMPLE_TOKENS
   run.outer.codec = "float32"
+  run.outer.inner_steps = SAMPLES
   run.elastic.lease_seconds = 2.0
   run.elastic.fetch_patience = 1.0
   for name, value in elastic.items():
@@ -108,13 +110,21 @@ class World:
   """Seats, islands, and what is between them."""
 
   def __init__(
-    self, seed: int, islands: int = 3, trace: bool = False, **elastic
+    self,
+    seed: int,
+    islands: int = 3,
+    trace: bool = False,
+    outer: dict[str, Any] | None = None,
+    **elastic,
   ):
+    """`outer` and `elastic`: settings of the run."""
     self.random = random.Random(seed)
     self.trace = trace
     self.now = 0.0
     elastic = {"minority_patience": 12.0, "annul_patience": 6.0} | elastic
     self.run = run_config(WINDOWS, **elastic)
+    self.run.outer.update(outer or {})
+    config_lib.validate_run(self.run)
     self.digest = config_lib.digest(self.run)
     self.latency = 0.001, self.random.choice((0.02, 0.1, 0.3))
     self.twice = 0.02  # share of the messages that come twice
@@ -126,7 +136,7 @@ class World:
     self.cut_pairs: set[frozenset[str]] = set()  # of islands and seats
     self.last_sent: str | None = ""
     self.offers = 0  # times that somebody was asked for its state
-    self.invariants = Invariants()
+    self.invariants = Invariants(self.run.outer.fragments)
     self.left_with: dict[tuple[str, int], int] = {}  # tokens not committed
     self.seats = [Seat(self, "A"), Seat(self, "B")]
     self.seats[0].start()
