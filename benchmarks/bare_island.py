@@ -144,14 +144,18 @@ class BareIsland:
     coordinators = [options.coordinator]
     description = describe(coordinators, rpc.LOOPBACK, _PATIENCE)
     self._run = run = config_lib.from_json(description.run_json)
-    credentials = rpc.LOOPBACK.for_lease(run.elastic.lease_seconds)
+    credentials = rpc.Credentials(options.insecure).for_lease(
+      run.elastic.lease_seconds
+    )
     self._identity = Identity(pathlib.Path(options.workdir), options.name)
     self._codec = codec = make_codec(run.outer.codec)
     blocks = math.ceil(options.values / codec.block)
     size = blocks * codec.block
     self._outer = OuterState(size)
     self._record = pb.Record()
-    rng = np.random.default_rng(self._identity.incarnation)
+    # Not those of another island: equal deltas are one blob, and stay at home.
+    who = [self._identity.incarnation, *options.name.encode()]
+    rng = np.random.default_rng(who)
     # One piece again and again: what is timed does not depend on the values.
     piece = rng.standard_normal(1 << 20, np.float32)
     self._x = np.resize(piece, size)
@@ -238,7 +242,9 @@ class BareIsland:
     """A window without training: from parameters to theta moved."""
     news = self._news
     number = self._windows.next
-    news.wait(lambda: number in news.leases, "samples")
+    while number not in news.leases:
+      news.wait(lambda: number in news.leases or news.any, "samples")
+      self._hear_news()
     self._windows.start(news.leases.pop(number))
     self._windows.step()
     self._request_lease()
@@ -282,7 +288,7 @@ class BareIsland:
   def _delta(self) -> Iterator[np.ndarray]:
     """Theta - x, in pieces."""
     theta, x = self._outer.theta, self._x
-    piece = np.empty(reduce.PIECE_BLOCKS * self._codec.block, np.float32)
+    piece = np.empty(reduce.PIECE, np.float32)
     for start in range(0, len(x), len(piece)):
       stop = min(start + len(piece), len(x))
       yield np.subtract(
@@ -312,6 +318,7 @@ class BareIsland:
     if news.evicted:
       news.evicted = False
       self._drop("evicted while it was silent")
+      self._request_lease()
 
   def _apply(self, record: pb.Record) -> None:
     if record.number <= self._record.number and record.number:
@@ -362,6 +369,7 @@ def main() -> None:
   parser.add_argument("--values", type=int, default=1_000_000)
   parser.add_argument("--listen", default="127.0.0.1:0")
   parser.add_argument("--advertise", default="")
+  parser.add_argument("--insecure", action="store_true")
   parser.add_argument("--threads", type=int, default=2)
   options = parser.parse_args()
   kernels.compile_all()

@@ -24,7 +24,7 @@ import rich.table
 
 from benchmarks import machine
 from benchmarks.bare_island import PHASES
-from benchmarks.loopback import Child, Event, Loopback
+from benchmarks.loopback import Child, Event, Loopback, names_of
 
 _QUICK = flags.DEFINE_bool("quick", False, "Fewer values, under a minute.")
 _ONLY = flags.DEFINE_list("only", [], "Of these measures; none: all.")
@@ -40,7 +40,7 @@ Row = dict[str, Any]
 def islands(
   count: int, values: int, proxied: bool = False
 ) -> Iterator[Loopback]:
-  names = [chr(ord("a") + i) for i in range(count)]
+  names = names_of(count)
   with (
     tempfile.TemporaryDirectory() as folder,
     Loopback(

@@ -30,7 +30,7 @@ import rich.console
 import rich.table
 
 from benchmarks import machine
-from benchmarks.loopback import Child, Event, Loopback
+from benchmarks.loopback import Child, Event, Loopback, names_of
 from intellect_jax.elastic import rpc
 from intellect_jax.outer.codec import make_codec
 
@@ -94,7 +94,7 @@ def contest(islands: int, values: int, link: str) -> Iterator[Row]:
 
 def rounds(islands: int, values: int, codec: str) -> dict[str, Any]:
   """Seconds of each outer step, of its phases, and the bytes on the wire."""
-  names = [chr(ord("a") + i) for i in range(islands)]
+  names = names_of(islands)
   with (
     tempfile.TemporaryDirectory() as folder,
     Loopback(
@@ -109,26 +109,9 @@ def rounds(islands: int, values: int, codec: str) -> dict[str, Any]:
       wire = _loopback_bytes() - wire
       swarm.wait("rested")
       sent = sum(event["sent"] for event in done)
-      steps.append(_phases(swarm) | dict(sent=sent, wire=wire))
+      steps.append(swarm.phases() | dict(sent=sent, wire=wire))
   figures = {name: [step[name] for step in steps[1:]] for name in steps[0]}
   return dict(seconds=figures.pop("whole")) | figures
-
-
-def _phases(swarm: Loopback) -> dict[str, float]:
-  at = {name: swarm.moments(name) for name in _EVENTS}
-  ends = {name: max(times) for name, times in at.items()}
-  return dict(
-    whole=ends["applied"] - min(at["frozen"]),
-    all_reduce=ends["gathered"] - ends["proposed"],
-    encode=ends["proposed"] - min(at["frozen"]),
-    reduce=ends["reduced"] - ends["proposed"],
-    gather=ends["gathered"] - ends["reduced"],
-    commit=ends["committed"] - ends["gathered"],
-    apply=ends["applied"] - ends["committed"],
-  )
-
-
-_EVENTS = "frozen", "proposed", "reduced", "gathered", "committed", "applied"
 
 
 def _loopback_bytes() -> int:

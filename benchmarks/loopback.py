@@ -1,15 +1,17 @@
-"""Islands without a model on this machine, each a process, and their faults.
+"""Islands on this machine, each a process, most without a model; and faults.
 
   with Loopback(folder, values=100_000_000, names=["a", "b"]) as swarm:
     swarm.order("step")
     done = swarm.wait("rested")
 
 Each island's ways to the coordinator and to its own blobs go through proxies
-when `proxied`, so that they can be cut.
+when `proxied`, so that they can be cut; or each process has a host of its own,
+which `wan.py` makes.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 import contextlib
+import dataclasses
 import json
 import os
 import pathlib
@@ -27,17 +29,40 @@ from intellect_jax.elastic.describe import describe
 Event = dict[str, Any]
 
 BOUND = 120.0  # seconds for anything
+COORDINATOR = "coordinator"  # the name of its host
+_PORT = 7600  # of the coordinator, on a host of its own
+# What an outer step is made of, as islands tell it.
+_EVENTS = "frozen", "proposed", "reduced", "gathered", "committed", "applied"
+
+
+@dataclasses.dataclass(frozen=True)
+class Host:
+  """Where a process runs: the address there, and the command that enters."""
+
+  address: str = "127.0.0.1"
+  enter: Sequence[str] = ()
+
+
+def names_of(count: int) -> list[str]:
+  """Of so many islands: a, b, c …"""
+  return [chr(ord("a") + i) for i in range(count)]
 
 
 class Child:
   """A process that is given orders and tells what happens, line by line."""
 
-  def __init__(self, module: str, arguments: Iterable[str], log: pathlib.Path):
+  def __init__(
+    self,
+    module: str,
+    arguments: Iterable[str],
+    log: pathlib.Path,
+    host: Host = Host(),
+  ):
     self.events: list[Event] = []
     self._heard: queue.Queue[Event] = queue.Queue()
     with open(log, "a") as errors:
       self._process = subprocess.Popen(
-        [sys.executable, "-m", module, *arguments],
+        [*host.enter, sys.executable, "-m", module, *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=errors,
@@ -70,6 +95,11 @@ class Child:
         self._heard.put(event)
         raise RuntimeError(f"a process ended: {self._log.read_text()[-2000:]}")
 
+  def finish(self, bound: float) -> None:
+    """Waits until it has done all it had to, at most so many seconds."""
+    if self._process.wait(bound):
+      raise RuntimeError(f"a process failed: {self._log.read_text()[-2000:]}")
+
   def signal(self, number: int) -> None:
     self._process.send_signal(number)
 
@@ -99,8 +129,19 @@ class Loopback:
     proxied: bool = False,
     settings: Iterable[str] = (),
     lease: float = 3.0,
+    hosts: Mapping[str, Host] | None = None,
   ):
-    """`settings`: of the run, as in "outer.codec=float32"."""
+    """Prepares.
+
+    Args:
+      folder: for workdirs and logs.
+      values: of an island's vector.
+      names: of the islands.
+      proxied: whether links can be cut.
+      settings: of the run, as in "outer.codec=float32".
+      lease: seconds; of patience, too.
+      hosts: by island, and that of the coordinator; None: all on this one.
+    """
     self._folder = folder
     self._values = values
     self._names = list(names)
@@ -113,7 +154,11 @@ class Loopback:
       f"run.elastic.fetch_patience={lease}",
       *(f"run.{setting}" for setting in settings),
     ]
+    self._hosts = hosts or {}
     self.address = rpc.unused_address()
+    if hosts is not None:
+      self.address = rpc.join_address(hosts[COORDINATOR].address, _PORT)
+    self._insecure = ["--insecure"] if hosts is not None else []
     self.islands: dict[str, Child] = {}
     self.control: dict[str, FaultProxy] = {}
     self.blobs: dict[str, FaultProxy] = {}
@@ -144,14 +189,20 @@ class Loopback:
         f"--workdir={workdir}",
         "--relay=none",
         *(f"--config.{setting}" for setting in self._settings),
+        *self._insecure,
       ],
       workdir / "log.txt",
+      self._host(COORDINATOR),
     )
     self._stack.callback(self.coordinator.kill)
 
+  def _host(self, name: str) -> Host:
+    return self._hosts.get(name, Host())
+
   def start_island(self, name: str) -> Child:
     """Starts it, or starts it again; it has not joined yet."""
-    coordinator, arguments = self.address, []
+    coordinator, host = self.address, self._host(name)
+    arguments = [f"--listen={rpc.join_address(host.address, 0)}"]
     if self._proxied:
       if name not in self.control:
         listen = rpc.unused_address()
@@ -172,8 +223,10 @@ class Loopback:
         f"--name={name}",
         f"--values={self._values}",
         *arguments,
+        *self._insecure,
       ],
       folder / "log.txt",
+      host,
     )
     self._stack.callback(self.islands[name].kill)
     return self.islands[name]
@@ -197,6 +250,20 @@ class Loopback:
       for event in island.events
       if event["kind"] == kind
     ]
+
+  def phases(self) -> dict[str, float]:
+    """Seconds of the outer step that was ordered last, and of its parts."""
+    at = {name: self.moments(name) for name in _EVENTS}
+    ends = {name: max(times) for name, times in at.items()}
+    return dict(
+      whole=ends["applied"] - min(at["frozen"]),
+      all_reduce=ends["gathered"] - ends["proposed"],
+      encode=ends["proposed"] - min(at["frozen"]),
+      reduce=ends["reduced"] - ends["proposed"],
+      gather=ends["gathered"] - ends["reduced"],
+      commit=ends["committed"] - ends["gathered"],
+      apply=ends["applied"] - ends["committed"],
+    )
 
   def black_hole(self, name: str) -> None:
     """What comes from this island or goes to it is taken, and disappears."""

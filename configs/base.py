@@ -11,6 +11,8 @@ Sources: [I1] INTELLECT-1, arXiv 2412.01152; [D] DiLoCo, arXiv 2311.08105;
 [M] Muon at scale, arXiv 2502.16982; [ML] MuLoCo, arXiv 2505.23725;
 [C] Covenant-72B, arXiv 2603.08163; [DD] Decoupled DiLoCo, arXiv 2604.21428;
 [PI] Pier, arXiv 2511.17849; [S] Streaming DiLoCo, arXiv 2501.18512;
+[SP] SparseLoCo, arXiv 2508.15706; [DPO] direct preference optimization,
+arXiv 2305.18290; [LoRA] low-rank adaptation, arXiv 2106.09685;
 [P] docs/protocol.md of this project.
 """
 
@@ -44,6 +46,10 @@ def run_config() -> ml_collections.ConfigDict:
       norm_epsilon=1e-5,  # RMSNorm [I1]
       tied_embeddings=False,  # output projection = embedding, transposed
       dtype="bfloat16",  # of compute; parameters and moments are float32
+      # Adapters of this rank are trained beside weights that stay [LoRA]; 0: all
+      # weights are trained.
+      lora_rank=0,
+      lora_alpha=16.0,  # what they add is times lora_alpha / lora_rank [LoRA]
     )
   )
   run.data = ml_collections.ConfigDict(
@@ -58,6 +64,7 @@ def run_config() -> ml_collections.ConfigDict:
       # tokenizer.json, a SentencePiece model, a tiktoken file as Llama 3's.
       tokenizer="bpe:32000",
       tokenizer_digest="",  # who starts the run notes it
+      chat_template="",  # Jinja; who starts the run notes that of conversations
       sequence_length=1024,  # tokens a packed sample
       seed=0,  # of the shuffle
       held_out=0.05,  # of the shipped documents, kept for evaluation
@@ -66,6 +73,10 @@ def run_config() -> ml_collections.ConfigDict:
   run.inner = ml_collections.ConfigDict(
     dict(
       batch_size=128,  # sequences an island and inner step [I1]
+      # "cross_entropy" of the next token, of text and of what an assistant says;
+      # or "dpo", for preferences: it starts from weights, and keeps them [DPO].
+      loss="cross_entropy",
+      dpo_beta=0.1,  # how dear it is to leave them [DPO]
       # "adamw", or "muon" for the matrices of the blocks and AdamW for the
       # rest; Muon wants outer.momentum=0.6, outer.learning_rate=0.7 [ML].
       optimizer="adamw",
@@ -101,8 +112,10 @@ def run_config() -> ml_collections.ConfigDict:
       # shrink as islands come: take a rate of your own, not "auto".
       merge="mean",
       # Of deltas and means: "int8" [I1], "int4", "e3m0" [S], or "float32"
-      # (exact). 8.1, 4.1, 4.1 and 32 bits a value.
+      # (exact). 8.1, 4.1, 4.1 and 32 bits a value. Or "sparse2", of deltas, 0.16
+      # bits a value [SP]: with learning_rate=1 and momentum=0.
       codec="int8",
+      feedback=0.95,  # beta, of what "sparse2" has left out so far [SP]
       max_ahead_steps=0,  # inner steps past a proposal before waiting
       # tau: inner steps from a proposal to the merge of its record, at least;
       # 0: as soon as it is there. Up to 5 cost next to nothing [S].

@@ -39,6 +39,11 @@ def define_config() -> flags.FlagHolder:
   )
 
 
+def default_config(path: pathlib.Path) -> None:
+  """Another file than configs/base.py, if --config names none."""
+  flags.FLAGS.set_default("config", str(path))
+
+
 def define_workdir(what: str) -> flags.FlagHolder:
   return flags.DEFINE_string(
     "workdir",
@@ -97,7 +102,8 @@ def define_init_from() -> flags.FlagHolder:
     "init-from",
     None,
     "Folder of a Hugging Face Llama: the run begins with its weights, not with"
-    " random ones. For the coordinator, and for the first island at least.",
+    " random ones. For the coordinator, and for the first island at least; for"
+    " all islands if the run keeps them: DPO and adapters.",
   )
 
 
@@ -106,6 +112,11 @@ def weights(
 ) -> "pretrained.Weights | None":
   """The weights that --init-from names, noted in the run half of `config`."""
   if holder.value is None:
+    if config_lib.keeps_weights(config.run) and not config.run.init_from:
+      raise UserError(
+        "This run keeps the weights that it starts from, for DPO or beside"
+        " adapters. Name their folder with --init-from, here as on every island."
+      )
     return None
   # Here, because it brings JAX, and a relay is to start quickly.
   from intellect_jax.checkpoint.pretrained import Weights

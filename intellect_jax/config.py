@@ -150,10 +150,17 @@ def validate_run(run: ConfigDict) -> None:
     "adamw or muon",
   )
   _require(
-    outer.codec in ("int8", "int4", "e3m0", "float32"),
+    inner.loss in ("cross_entropy", "dpo"),
+    "run.inner.loss",
+    inner.loss,
+    "cross_entropy or dpo",
+  )
+  _require(inner.dpo_beta > 0, "run.inner.dpo_beta", inner.dpo_beta, "above 0")
+  _require(
+    outer.codec in ("int8", "int4", "e3m0", "sparse2", "float32"),
     "run.outer.codec",
     outer.codec,
-    "int8, int4, e3m0 or float32",
+    "int8, int4, e3m0, sparse2 or float32",
   )
   _validate_outer_optimizer(outer)
   _require(
@@ -242,6 +249,49 @@ def _validate_outer_optimizer(outer: ConfigDict) -> None:
     "run.outer.merge",
     outer.merge,
     "mean or rda",
+  )
+  if outer.codec == "sparse2":
+    _validate_sparse(outer)
+
+
+def _validate_sparse(outer: ConfigDict) -> None:
+  """Error feedback takes the place of momentum: SparseLoCo, 2508.15706."""
+  wrong = [
+    (name, wanted)
+    for name, values in (
+      ("learning_rate", (1, "auto")),
+      ("momentum", (0,)),
+      ("merge", ("mean",)),
+    )
+    if outer[name] not in values
+    for wanted in values[:1]
+  ]
+  if wrong:
+    seen = " and ".join(f"{name} {outer[name]}" for name, _ in wrong)
+    flags = " ".join(f"--config.run.outer.{n}={w}" for n, w in wrong)
+    raise UserError(
+      f"run.outer.codec is sparse2, but run.outer has {seen}. The error feedback"
+      " of sparse2 takes the place of an outer optimizer: its mean is applied as"
+      f" it is. Change it in the config file or with {flags}"
+    )
+  _require(
+    outer.merge_alpha == 0,
+    "run.outer.merge_alpha",
+    outer.merge_alpha,
+    "0 with run.outer.codec=sparse2, whose error feedback has what was not sent:"
+    " in x it would count twice",
+  )
+  _require(
+    outer.fragments == 1,
+    "run.outer.fragments",
+    outer.fragments,
+    "1 with run.outer.codec=sparse2",
+  )
+  _require(
+    0 <= outer.feedback <= 1,
+    "run.outer.feedback",
+    outer.feedback,
+    "from 0 to 1",
   )
 
 
@@ -348,6 +398,11 @@ def validate_island(run: ConfigDict, island: ConfigDict) -> None:
     island.encode_on_device,
     "auto, yes or no",
   )
+
+
+def keeps_weights(run: ConfigDict) -> bool:
+  """Whether every island needs the weights that the run starts from."""
+  return run.inner.loss == "dpo" or run.model.lora_rank > 0
 
 
 def _require(holds: bool, name: str, value: object, expected: str) -> None:

@@ -11,12 +11,10 @@ import jax
 
 from intellect_jax import command
 from intellect_jax import config as config_lib
+from intellect_jax.checkpoint import adapters
 from intellect_jax.checkpoint.durable import read_outer
 from intellect_jax.data.tokenizer import tokenizer_of
-from intellect_jax.model import llama
-from intellect_jax.model.huggingface import tensor_names
 from intellect_jax.model.sampling import sample
-from intellect_jax.outer.layout import Layout
 
 WORKDIR = command.define_workdir("an island that has trained")
 PROMPT = flags.DEFINE_string("prompt", "The function", "Text to go on from.")
@@ -48,15 +46,12 @@ def generate(
 ) -> str:
   """Returns what the model in an island's workdir adds to `prompt`."""
   outer = read_outer(workdir / "checkpoints")
-  config = config_lib.base()
   run = config_lib.from_dict(outer.meta["run"])
-  c = llama.LlamaConfig.of(run.model, config.island.model)
-  abstract = llama.abstract_params(c)
-  layout = Layout.of(abstract, tensor_names(abstract))
+  c, params = adapters.whole(run, outer.theta, workdir)
   tokenizer = tokenizer_of(run, workdir)
   ids = sample(
     c,
-    layout.unflatten(outer.theta),
+    params,
     tokenizer.encode(prompt).tolist() or [tokenizer.eos],
     tokens,
     temperature,

@@ -16,12 +16,16 @@ all of them see (deploy/ has it for Slurm and Kubernetes):
 import contextlib
 import os
 import signal
+from typing import Any
 
 from absl import flags
 import jax
 
 from intellect_jax import command
 from intellect_jax import config as config_lib
+from intellect_jax.checkpoint import adapters
+from intellect_jax.checkpoint.pretrained import Weights
+from intellect_jax.data import chat
 from intellect_jax.data.index import GlobalIndex
 from intellect_jax.data.texts import identify
 from intellect_jax.data.tokenizer import keep_file, tokenizer_of
@@ -103,6 +107,7 @@ def main() -> None:
       weights.check(run, data.folder)
     devices = sharding.make_mesh(island.mesh.fsdp, island.mesh.tensor)
     train_step = TrainStep(run, island, devices)
+    frozen = _frozen(train_step, weights)
     crew.check_shared(workdir)
     start = run, island, crew, workdir, train_step, index, weights, credentials
     if not crew.leads:
@@ -123,6 +128,10 @@ def main() -> None:
     crew.same(coordinators[0].encode())
     _told(crew, description)
     keep_file(run.data.tokenizer, data.folder, workdir)
+    if run.data.chat_template:
+      (workdir / chat.FILE).write_text(run.data.chat_template)
+    if weights is not None:
+      adapters.note(weights, workdir)
     speed = Speed(run, island, list(devices.devices.flat))
     report = stack.enter_context(
       IslandReport(workdir, run, speed, index.figures)
@@ -137,7 +146,7 @@ def main() -> None:
         identity,
         train_step,
         index,
-        _evaluator(run, island, sharding.local_mesh(devices), index),
+        _evaluator(run, island, devices, index, frozen, train_step.frozen),
         coordinators,
         description,
         credentials,
@@ -227,12 +236,28 @@ def set_up_jax(island) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
-def _evaluator(run, island, devices, index):
+def _frozen(train_step: TrainStep, weights: Weights | None) -> Any:
+  """The weights that a run keeps, on the host; they are on the mesh then."""
+  if train_step.abstract_frozen is None:
+    return None
+  if weights is None:
+    raise UserError(
+      "This run keeps the weights that it starts from, for DPO or beside"
+      " adapters. Start every island with --init-from=FOLDER."
+    )
+  frozen = weights.read(train_step.abstract_frozen)
+  train_step.freeze(frozen)
+  return frozen
+
+
+def _evaluator(run, island, devices, index, frozen, on_mesh):
   sequences = run.evaluation.sequences
   if not sequences:
     return None
   batches = index.held_out(sequences, run.inner.batch_size)
-  evaluate = EvalStep(run, island, devices)
+  local = sharding.local_mesh(devices)
+  kept = on_mesh if local is devices else frozen  # not twice on one device
+  evaluate = EvalStep(run, island, local, kept)
   return lambda params: evaluate(params, batches)
 
 

@@ -146,7 +146,7 @@ class DurableCheckpoints:
     inner: PyTree,
     meta: dict[str, Any],
     before: Callable[[], None] = lambda: None,
-    files: dict[str, bytes] | None = None,
+    files: dict[str, bytes | memoryview] | None = None,
   ) -> None:
     """Starts to save; returns when everything has been copied.
 
@@ -162,7 +162,8 @@ class DurableCheckpoints:
       meta: what else belongs to the state, as JSON.
       before: called in the background when all is written; what it does is
         done before the checkpoint counts.
-      files: small files that belong to it, by name; see `file`.
+      files: that belong to it, by name; see `file`. They are written in the
+        background, from where they are.
 
     Raises:
       OSError: what stopped the save before, such as a full disk.
@@ -287,7 +288,7 @@ class DurableCheckpoints:
     saving: pathlib.Path,
     manifest: dict[str, Any],
     before: Callable[[], None],
-    extra: dict[str, bytes],
+    extra: dict[str, bytes | memoryview],
   ) -> None:
     """Completes a save: from `N.saving` to `N`, then drops old ones."""
     self._orbax.wait_until_finished()  # all parts are there

@@ -74,7 +74,7 @@ class Weights:
         " --init-from=FOLDER to the coordinator when the run begins, and the"
         " same weights to its islands, or none."
       )
-    check_config(run.model, _json(self.folder / CONFIG))
+    check_config(run.model, read_json(self.folder / CONFIG))
     if not self._shares_ids(tokenizer_of(run, folder)):
       logging.warning(
         "The tokenizer.json in %s has other ids than run.data.tokenizer=%s:"
@@ -91,7 +91,7 @@ class Weights:
     ours = tokenizer.files(sequence_length=1).get(TOKENIZER)
     if ours is None:
       return True
-    theirs = _json(path).get("model", {}).get("vocab")
+    theirs = read_json(path).get("model", {}).get("vocab")
     return theirs == json.loads(ours)["model"]["vocab"]
 
   def read(self, abstract: Params) -> Params:
@@ -145,12 +145,7 @@ def write(
   Raises:
     UserError: if the folder is not empty.
   """
-  folder.mkdir(parents=True, exist_ok=True)
-  if any(folder.iterdir()):
-    raise UserError(
-      f"{folder} is not empty. Choose another --output, so that files of two"
-      " models do not mix."
-    )
+  check_empty(folder)
   dtype = DTYPES[config["dtype"]]
   itemsize = np.dtype(dtype).itemsize
   parts = list(_parts(layout, part_bytes // itemsize))
@@ -176,6 +171,16 @@ def write(
   write_json(folder / CONFIG, config)
 
 
+def check_empty(folder: pathlib.Path) -> None:
+  """Makes a folder if needed; raises UserError if there is anything in it."""
+  folder.mkdir(parents=True, exist_ok=True)
+  if any(folder.iterdir()):
+    raise UserError(
+      f"{folder} is not empty. Choose another --output, so that files of two"
+      " models do not mix."
+    )
+
+
 def write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
   path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
@@ -195,7 +200,7 @@ def _parts(layout: Layout, most: int) -> Iterator[list]:
 def _files(folder: pathlib.Path) -> list[pathlib.Path]:
   """The files with weights, sorted."""
   if (folder / INDEX).is_file():
-    names = set(_json(folder / INDEX)["weight_map"].values())
+    names = set(read_json(folder / INDEX)["weight_map"].values())
   else:
     names = {WHOLE}
   files = sorted(folder / name for name in names)
@@ -209,7 +214,8 @@ def _files(folder: pathlib.Path) -> list[pathlib.Path]:
   return files
 
 
-def _json(path: pathlib.Path) -> dict[str, Any]:
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+  """Raises UserError if it is not JSON."""
   try:
     return json.loads(path.read_text())
   except ValueError as error:

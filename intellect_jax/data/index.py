@@ -8,14 +8,17 @@ sample, so that the coordinator leases intervals of plain integers
 from collections.abc import Iterator, Sequence
 import time
 
+from absl import logging
 import grain
 import ml_collections
 import numpy as np
 
+from intellect_jax.data.conversations import DOCUMENTS
 from intellect_jax.data.mixture import Mixture, apportion
-from intellect_jax.data.packing import PackedSamples, Sample
-from intellect_jax.data.texts import Text, open_texts
+from intellect_jax.data.packing import PackedSamples, Sample, WholeSamples
+from intellect_jax.data.texts import Shipped, Text, open_texts
 from intellect_jax.data.tokenizer import Tokenizer
+from intellect_jax.errors import UserError
 
 Interval = tuple[int, int]  # indices of samples, the second one exclusive
 
@@ -50,7 +53,7 @@ class GlobalIndex:
       island: `island.data`; None: nothing is read from this host's disk.
 
     Raises:
-      UserError: as `open_texts`.
+      UserError: as `open_texts`; or if all of a source is too long.
     """
     self._length = data.sequence_length
     self._workers = island.workers if island is not None else 0
@@ -71,8 +74,29 @@ class GlobalIndex:
     ]
     self.waited, self.padding, self.places = 0.0, 0, 0
 
-  def _pack(self, text: Text, split: str) -> PackedSamples:
-    return PackedSamples(text.tokens(split), self._length)
+  def _pack(self, text: Text, split: str) -> PackedSamples | WholeSamples:
+    tokens = text.tokens(split)
+    if isinstance(text, Shipped) or text.form == "text":
+      return PackedSamples(tokens, self._length)
+    together = DOCUMENTS[text.form]
+    packed = WholeSamples(tokens, text.mask(split), self._length, together)
+    if packed.too_long:
+      logging.warning(
+        "%d in the split %r of %s are longer than run.data.sequence_length=%d:"
+        " %s.",
+        packed.too_long,
+        split,
+        text.folder,
+        self._length,
+        "left out" if together > 1 else "their ends are cut off",
+      )
+    if not len(packed):
+      raise UserError(
+        f"None of the {packed.too_long} pairs in the split {split!r} of"
+        f" {text.folder} is as short as run.data.sequence_length, which is"
+        f" {self._length}. Make it longer."
+      )
+    return packed
 
   def __getitem__(self, index: int) -> Sample:
     """Returns the sample at a global index; see `PackedSamples`."""

@@ -3,6 +3,7 @@
     manifest.json      this
     train-00000.tokens, train-00000.ends         shards, see shards.py
     held_out-00000.tokens, held_out-00000.ends   documents never trained on
+    train-00000.mask, held_out-00000.mask        of conversations alone
 
 The digest is over the contents, not over where they came from: who prepares
 the same text with the same tokenizer has the same digest, on any machine.
@@ -20,9 +21,8 @@ from intellect_jax.data.shards import Tokens, map_shard
 from intellect_jax.errors import UserError
 
 MANIFEST = "manifest.json"
-FORMAT = 1
+FORMAT = {"text": 1, "chat": 2, "preference": 2}  # of each form of source
 SPLITS = ("train", "held_out")
-KINDS = {"tokens": None, "ends": 8}  # bytes an item; of tokens by the dtype
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,11 @@ class Contents:
     eos: the id that ends each document.
     dtype: of the ids, such as "<u2".
     splits: of each split its shards in order, as dicts: name, tokens,
-      documents, and the hex BLAKE3 of both files: tokens_hash, ends_hash.
+      documents, and the hex BLAKE3 of the files: tokens_hash, ends_hash.
+    form: "text"; or "chat", conversations; or "preference", of which chosen and
+      rejected are two documents, one after the other. Of both of these only a
+      part is trained on, and shards have a mask_hash too.
+    chat_template: that wrote them, in Jinja.
   """
 
   format: int
@@ -43,12 +47,19 @@ class Contents:
   eos: int
   dtype: str
   splits: dict[str, list[dict[str, Any]]]
+  form: str = "text"
+  chat_template: str = ""
+
+  def to_dict(self) -> dict[str, Any]:
+    """As it is written and hashed: text is as it was before there was chat."""
+    fields = dataclasses.asdict(self)
+    if self.form == "text":
+      del fields["form"], fields["chat_template"]
+    return fields
 
   def digest(self) -> str:
     """Hex BLAKE3 of all of it."""
-    text = json.dumps(
-      dataclasses.asdict(self), sort_keys=True, separators=(",", ":")
-    )
+    text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
     return blake3(text.encode()).hexdigest()
 
   def count(self, split: str, what: str) -> int:
@@ -102,10 +113,11 @@ class Prepared:
         f" have {computed[:12]}: it was changed. Prepare the source again, or"
         " copy it again from where it is whole."
       )
-    if self.contents.format != FORMAT:
+    form, expected = self.contents.form, FORMAT.get(self.contents.form)
+    if self.contents.format != expected:
       raise UserError(
-        f"{path} has format {self.contents.format}, and this version of"
-        f" intellect_jax reads {FORMAT}. Prepare the source again."
+        f"{path} has format {self.contents.format} for {form!r}, and this"
+        f" version of intellect_jax reads {expected}. Prepare the source again."
       )
     for split, tokens in counts.items():
       if tokens < 2:
@@ -117,15 +129,23 @@ class Prepared:
     if files:
       self._check_sizes()
 
+  @property
+  def form(self) -> str:
+    """As in `Contents`."""
+    return self.contents.form
+
   def _files(self):
     """Yields (path, bytes, hex hash) of every file."""
-    sizes = dict(KINDS, tokens=int(self.contents.dtype[-1]))
+    width = int(self.contents.dtype[-1])
     for split in SPLITS:
       for shard in self.contents.splits[split]:
-        items = dict(tokens=shard["tokens"], ends=shard["documents"])
+        tokens, documents = shard["tokens"], shard["documents"]
+        sizes = dict(tokens=width * tokens, ends=8 * documents)
+        if self.contents.form != "text":
+          sizes.update(mask=tokens)
         for kind, size in sizes.items():
           path = self.folder / f"{shard['name']}.{kind}"
-          yield path, items[kind] * size, shard[f"{kind}_hash"]
+          yield path, size, shard[f"{kind}_hash"]
 
   def _check_sizes(self) -> None:
     for path, size, _ in self._files():
@@ -154,11 +174,18 @@ class Prepared:
 
   def tokens(self, split: str) -> Tokens:
     """The documents of a split, end to end."""
+    return self._stream(split, "tokens", self.contents.dtype)
+
+  def mask(self, split: str) -> Tokens:
+    """For each of their tokens 1, if it is trained on, or 0; not of text."""
+    return self._stream(split, "mask", "u1")
+
+  def _stream(self, split: str, kind: str, dtype: str) -> Tokens:
     shards = self.contents.splits[split]
-    paths = [self.folder / shard["name"] for shard in shards]
+    paths = [self.folder / f"{shard['name']}.{kind}" for shard in shards]
     return Tokens(
       [shard["tokens"] for shard in shards],
-      functools.partial(_map, paths, self.contents.dtype),
+      functools.partial(_map, paths, dtype),
     )
 
 
@@ -172,7 +199,7 @@ def write(
   """Writes the manifest, whole or not at all."""
   document = dict(
     digest=contents.digest(),
-    contents=dataclasses.asdict(contents),
+    contents=contents.to_dict(),
     about=about,
   )
   partial = folder / f"{MANIFEST}.partial"

@@ -26,9 +26,17 @@ from absl import logging
 from blake3 import blake3
 import numpy as np
 
-from intellect_jax.data import files, manifest, readers, sources
+from intellect_jax.data import (
+  conversations,
+  files,
+  manifest,
+  readers,
+  sources,
+)
+from intellect_jax.data.chat import ChatTemplate
 from intellect_jax.data.manifest import Contents, Prepared
 from intellect_jax.data.readers import Fields, Piece, Record
+from intellect_jax.data.shards import ShardWriter
 from intellect_jax.data.tokenizer import Tokenizer, make_tokenizer
 from intellect_jax.errors import UserError
 
@@ -46,12 +54,13 @@ class Settings:
 
   Attributes:
     tokenizer: as make_tokenizer takes it.
-    fields: how records are read.
+    fields: how records are read, and what form of source they become.
     format: a key of readers.FORMATS, or empty: by the files' names.
     pattern: of the names of files to take.
     held_out: fraction of the documents kept for evaluation.
     part_bytes: input of a part, about; 0: by the size of all of it.
     max_broken: records that may be skipped.
+    chat_template: of conversations, in Jinja; empty: the default one.
   """
 
   tokenizer: str
@@ -61,6 +70,7 @@ class Settings:
   held_out: float = 0.005
   part_bytes: int = 0
   max_broken: int = 0
+  chat_template: str = ""
 
 
 @dataclasses.dataclass
@@ -126,6 +136,7 @@ class Preparation:
         eos=self._tokenizer.eos,
         vocab_size=self._tokenizer.vocab_size,
       ),
+      chat_template=self._template(settings),
     )
     found = files.find(inputs, settings.pattern)
     self.input_bytes = sum(file.size for file in found)
@@ -137,6 +148,11 @@ class Preparation:
       if (path := output / f"part-{number:05d}.json").is_file()
     }
     self.finished = (output / manifest.MANIFEST).is_file()
+
+  def _template(self, settings: Settings) -> str:
+    if settings.fields.form == "text":
+      return ""
+    return ChatTemplate(self._tokenizer, settings.chat_template).source
 
   def _cut(self, found: list[files.File]) -> list[list[Piece]]:
     settings = self._settings
@@ -260,6 +276,7 @@ class Preparation:
       UserError: if a split has no documents.
     """
     done, tokenizer = self.done, self._tokenizer
+    form = self._settings.fields.form
     for split, shards in done.shards.items():
       if not shards:
         raise UserError(
@@ -271,11 +288,13 @@ class Preparation:
     manifest.write(
       self._output,
       Contents(
-        manifest.FORMAT,
+        manifest.FORMAT[form],
         tokenizer.digest,
         tokenizer.eos,
         _dtype(tokenizer),
         done.shards,
+        form,
+        self._settings.chat_template,
       ),
       dict(
         tokenizer=os.path.basename(self._settings.tokenizer),
@@ -325,14 +344,18 @@ class _Worker:
     self._settings: Settings = settings
     self._output: pathlib.Path = output
     self._read, self._broken = read, broken
+    self._template = ChatTemplate(tokenizer, settings.chat_template)
 
   def part(self, number: int, pieces: list[Piece]) -> Done:
     """Makes the shards of a part and leaves its note."""
     began = time.process_time()
     done = Done.nothing()
     writers = {
-      split: _ShardWriter(
-        self._output, f"{split}-{number:05d}", _dtype(self._tokenizer)
+      split: ShardWriter(
+        self._output,
+        f"{split}-{number:05d}",
+        _dtype(self._tokenizer),
+        masked=self._settings.fields.form != "text",
       )
       for split in manifest.SPLITS
     }
@@ -348,27 +371,51 @@ class _Worker:
     return done
 
   def _piece(self, piece: Piece, done: Done, writers: dict) -> None:
-    eos, told = self._tokenizer.eos, 0
+    told = 0
     records = readers.read(piece, self._settings.fields)
     for count, record in enumerate(records, 1):
       if count % _TOLD == 0:
         told = self._tell(min(record.done, piece.size), told)
-      if record.document is None:
+      try:
+        self._record(record, done, writers)
+      except UserError as error:  # of somebody else's, in the input
         done.broken += 1
-        self._skip(piece, record)
-        continue
-      if len(record.document) == 0:
-        done.empty += 1
-        continue
-      content, ids = self._encode(record.document, done)
-      is_held_out = sources.is_held_out(content, self._settings.held_out)
-      writers["held_out" if is_held_out else "train"].add(ids, eos)
-      done.documents += 1
-      done.text_bytes += len(content)
+        self._skip(piece, record.position, str(error))
     self._tell(piece.size, told)
 
+  def _record(self, record: Record, done: Done, writers: dict) -> None:
+    """Writes a record to the split that it belongs to.
+
+    Raises:
+      UserError: that says how it is broken.
+    """
+    document, fields = record.document, self._settings.fields
+    if document is None:
+      raise UserError(record.problem)
+    if len(document) == 0:
+      done.empty += 1
+      return
+    if isinstance(document, dict):
+      made = conversations.documents(
+        fields.form, document, fields.text, self._template
+      )
+      content = conversations.key(fields.form, document, fields.text)
+      text_bytes = sum(masked.ids.nbytes for masked in made)
+    else:
+      content, ids = self._encode(document, done)
+      text_bytes = len(content)
+    is_held_out = sources.is_held_out(content, self._settings.held_out)
+    writer = writers["held_out" if is_held_out else "train"]
+    if isinstance(document, dict):
+      for masked in made:
+        writer.add_masked(*masked)
+    else:
+      writer.add(ids, self._tokenizer.eos)
+    done.documents += 1
+    done.text_bytes += text_bytes
+
   def _encode(
-    self, document: readers.Document, done: Done
+    self, document: str | np.ndarray, done: Done
   ) -> tuple[bytes, np.ndarray]:
     """The bytes that decide the split, and the ids."""
     if not isinstance(document, str):
@@ -387,67 +434,16 @@ class _Worker:
       self._read.value += done - told
     return done
 
-  def _skip(self, piece: Piece, record: Record) -> None:
-    where = f"{piece.url}, {record.position}"
-    logging.warning("Skipping %s: %s", where, record.problem)
+  def _skip(self, piece: Piece, position: str, problem: str) -> None:
+    where = f"{piece.url}, {position}"
+    logging.warning("Skipping %s: %s", where, problem)
     with self._broken.get_lock():
       self._broken.value += 1
       broken = self._broken.value
     if broken > self._settings.max_broken:
       raise UserError(
         f"{broken} records are broken, the last of them in {where}:"
-        f" {record.problem}. Mend the input, or let more be skipped with"
+        f" {problem.rstrip('.')}. Mend the input, or let more be skipped with"
         f" --max_broken, which is {self._settings.max_broken}; parts that are"
         " done are kept."
       )
-
-
-class _ShardWriter:
-  """Writes one shard, whole or not at all."""
-
-  def __init__(self, folder: pathlib.Path, name: str, dtype: str):
-    self._path, self._dtype = folder / name, dtype
-    self._partial = folder / f"{name}.tokens.partial"
-    self._file = open(self._partial, "wb", 2**20)  # noqa: SIM115
-    self._hash = blake3()
-    self._ends: list[int] = []
-    self._tokens = 0
-
-  def add(self, ids: np.ndarray, eos: int) -> None:
-    """Adds a document and its end."""
-    document = np.empty(len(ids) + 1, self._dtype)
-    document[:-1], document[-1] = ids, eos
-    content = document.view(np.uint8).data
-    self._hash.update(content)
-    self._file.write(content)
-    self._tokens += len(document)
-    self._ends.append(self._tokens)
-
-  def close(self) -> list[dict]:
-    """Puts it on the disk for good; returns its entry, or none if empty."""
-    self._flush(self._file)
-    if not self._ends:
-      self._partial.unlink()
-      return []
-    ends = np.asarray(self._ends, "<i8").tobytes()
-    path = self._path.with_suffix(".ends")
-    partial = path.with_suffix(".ends.partial")
-    with open(partial, "wb") as file:
-      file.write(ends)
-      self._flush(file)
-    partial.rename(path)
-    self._partial.rename(self._path.with_suffix(".tokens"))
-    return [
-      dict(
-        name=self._path.name,
-        tokens=self._tokens,
-        documents=len(self._ends),
-        tokens_hash=self._hash.hexdigest(),
-        ends_hash=blake3(ends).hexdigest(),
-      )
-    ]
-
-  def _flush(self, file) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-    file.close()

@@ -7,15 +7,24 @@ reads folders of text, .jsonl (also .gz and .zst), .parquet, .arrayrecord, and
 flat files of tokens (.bin, .npy), from this machine or from s3://, gs:// and
 hf:// URLs. Run it again after a kill and it goes on. Runs name the output's
 folder in run.data.sources; docs/data.md has more.
+
+Conversations and preferences, JSON as chat models are tuned with, become ids by
+a chat template, and a note of which of them are the assistant's:
+
+  … --form=chat --input=talks.jsonl          {"messages": [{"role", "content"}]}
+  … --form=preference --input=pairs.jsonl    {"prompt", "chosen", "rejected"}
 """
 
 import os
+import pathlib
 
 from absl import flags
 import rich.console
 import rich.progress
 
 from intellect_jax import command
+from intellect_jax.data.chat import read_template
+from intellect_jax.data.conversations import FORMS
 from intellect_jax.data.preparation import Done, Preparation, Settings
 from intellect_jax.data.readers import FORMATS, Fields
 
@@ -31,6 +40,15 @@ TOKENIZER = flags.DEFINE_string(
 )
 FORMAT = flags.DEFINE_enum(
   "format", "", ["", *FORMATS], "Of all files; empty: by their names."
+)
+FORM = flags.DEFINE_enum(
+  "form", "text", [*FORMS], "What the records are, and the source will be."
+)
+CHAT_TEMPLATE = flags.DEFINE_string(
+  "chat_template",
+  None,
+  "File of Jinja, or a tokenizer_config.json with a template; none: one for any"
+  " tokenizer.",
 )
 PATTERN = command.define_pattern()
 FIELD = command.define_field()
@@ -59,12 +77,13 @@ def main() -> None:
   output = command.path(OUTPUT)
   settings = Settings(
     TOKENIZER.value,
-    Fields(text=FIELD.value, dtype=DTYPE.value),
+    Fields(text=FIELD.value, dtype=DTYPE.value, form=FORM.value),
     FORMAT.value,
     PATTERN.value,
     HELD_OUT.value,
     int(PART_MB.value * 1e6),
     MAX_BROKEN.value,
+    _template(),
   )
   preparation = Preparation(INPUT.value, settings, output)
   if preparation.finished:
@@ -82,6 +101,12 @@ def main() -> None:
   if now.text_bytes:
     print(speed(now))
   print(f"digest {prepared.digest}")
+
+
+def _template() -> str:
+  if CHAT_TEMPLATE.value is None:
+    return ""
+  return read_template(pathlib.Path(CHAT_TEMPLATE.value).expanduser())
 
 
 def _run(preparation: Preparation) -> Done:

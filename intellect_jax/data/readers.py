@@ -19,7 +19,8 @@ import orjson
 from intellect_jax.data.files import File, is_remote, open_file
 from intellect_jax.errors import UserError
 
-Document = str | np.ndarray  # text, or ids without an eos
+# Text, ids without an eos, or the JSON of a conversation.
+Document = str | np.ndarray | dict[str, Any]
 
 _AT_ONCE = 256  # records or rows that are read together
 _SCANNED = 2**20  # tokens that are looked through together
@@ -29,7 +30,7 @@ class Record(NamedTuple):
   """A document, or why there is none.
 
   Attributes:
-    document: text or ids; None if the record is broken.
+    document: text, ids or JSON; None if the record is broken.
     position: where in the file it is, for people.
     done: bytes of the piece that were read up to here, more or less.
     problem: what is wrong with it.
@@ -67,12 +68,14 @@ class Fields:
   Attributes:
     text: the field of JSON or the column of Parquet that has the text; empty:
       "text", and an ArrayRecord's record is the text itself.
+    form: of the source; of all but "text" records are whole objects of JSON.
     eos: id that ends a document in flat files of tokens.
     dtype: of flat files of tokens without a header.
     vocab_size: no id may be as large.
   """
 
   text: str = ""
+  form: str = "text"
   eos: int = 0
   dtype: str = "uint16"
   vocab_size: int = 2**31
@@ -90,8 +93,14 @@ def cut(file: File, kind: str, fields: Fields, target: int) -> list[Piece]:
   """Cuts a file into pieces of about `target` bytes, if it can be cut.
 
   Raises:
-    UserError: if it is not of this format.
+    UserError: if it is not of this format, or has no conversations.
   """
+  if fields.form != "text" and kind not in _OF_JSON:
+    raise UserError(
+      f"{file.url} is read as {kind}, but a source of the form {fields.form!r}"
+      f" is made of JSON. Name its format with --format: one of"
+      f" {', '.join(_OF_JSON)}."
+    )
   try:
     units = FORMATS[kind].units(file, fields)
   except ImportError as error:
@@ -204,12 +213,21 @@ def _of_json(
     except ValueError as error:
       yield Record(None, position, done, f"it is not JSON: {error}")
       return
+  if fields.form != "text":
+    yield _conversation(value, position, done)
+    return
   text = value.get(name) if isinstance(value, dict) else None
   if isinstance(text, str):
     yield record(text, position, done)
   else:
     problem = f"it has no field {name!r} with text; --field names another"
     yield Record(None, position, done, problem)
+
+
+def _conversation(value: Any, position: str, done: int) -> Record:
+  if isinstance(value, dict):
+    return Record(value, position, done)
+  return Record(None, position, done, "it is no object of JSON")
 
 
 def _storable(text: str, position: str, done: int) -> Record:
@@ -291,7 +309,7 @@ def _read_array_record(piece: Piece, fields: Fields) -> Iterator[Record]:
       done = int(piece.size * share)
       for number, content in enumerate(reader.read(start, stop), start):
         position = f"record {number}"
-        if fields.text:
+        if fields.text or fields.form != "text":
           yield from _of_json(content, position, done, fields)
         else:
           yield _decoded(content, position, done)
@@ -375,6 +393,8 @@ FORMATS = {
     lambda file, fields: len(_ids(file.url, fields)), _read_ids
   ),
 }
+
+_OF_JSON = ("jsonl", "packed-jsonl", "arrayrecord")
 
 _ENDINGS = {
   ".jsonl": "jsonl",

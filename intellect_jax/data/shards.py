@@ -1,18 +1,22 @@
 """Tokenized documents end to end, in memory or in files, read anywhere.
 
-A split of a prepared source is a list of shards; two flat files are one shard:
+A split of a prepared source is a list of shards; two or three flat files are one:
 
     train-00007.tokens   the ids of whole documents, each with its eos
     train-00007.ends     int64: where in it each document ends
+    train-00007.mask     uint8: 1 for ids that are trained on; conversations
 
-Both are little-endian and mapped into memory when they are first read, so that
+All are little-endian and mapped into memory when they are first read, so that
 a trillion tokens open as quickly as a thousand.
 """
 
 from collections.abc import Callable, Sequence
 import functools
+import os
 import pathlib
+from typing import Any
 
+from blake3 import blake3
 import numpy as np
 
 Shard = tuple[np.ndarray, np.ndarray]  # ids [T]; document ends [D], increasing
@@ -85,8 +89,76 @@ def _only(shard: Shard, number: int) -> Shard:
 
 @functools.lru_cache(_MAPPED)
 def map_shard(path: pathlib.Path, dtype: str) -> Shard:
-  """Maps the two files of a shard, named without their endings."""
+  """Maps a file of a shard's tokens, or of its mask, and that of its ends."""
   return (
-    np.memmap(path.with_suffix(".tokens"), dtype, "r"),
+    np.memmap(path, dtype, "r"),
     np.memmap(path.with_suffix(".ends"), "<i8", "r"),
   )
+
+
+class ShardWriter:
+  """Writes one shard, whole or not at all."""
+
+  def __init__(self, folder: pathlib.Path, name: str, dtype: str, masked: bool):
+    """`masked`: with a mask, and so without an eos of its own."""
+    self._path, self._dtype = folder / name, dtype
+    self._tokens = _Writer(self._path.with_suffix(".tokens"))
+    self._mask = _Writer(self._path.with_suffix(".mask")) if masked else None
+    self._ends: list[int] = []
+    self._count = 0
+
+  def add(self, ids: np.ndarray, eos: int) -> None:
+    """Adds a document and its end."""
+    document = np.empty(len(ids) + 1, self._dtype)
+    document[:-1], document[-1] = ids, eos
+    self._add(document)
+
+  def add_masked(self, ids: np.ndarray, mask: np.ndarray) -> None:
+    """Adds a document, and which of its tokens are trained on."""
+    assert self._mask is not None
+    self._add(ids.astype(self._dtype))
+    self._mask.write(mask.astype(np.uint8))
+
+  def _add(self, document: np.ndarray) -> None:
+    self._tokens.write(document)
+    self._count += len(document)
+    self._ends.append(self._count)
+
+  def close(self) -> list[dict[str, Any]]:
+    """Puts it on the disk for good; returns its entry, or none if empty."""
+    ends = _Writer(self._path.with_suffix(".ends"))
+    ends.write(np.asarray(self._ends, "<i8"))
+    writers = dict(tokens=self._tokens, ends=ends)
+    if self._mask is not None:
+      writers.update(mask=self._mask)
+    for writer in writers.values():
+      writer.close(keep=bool(self._ends))
+    if not self._ends:
+      return []
+    hashes = {f"{kind}_hash": w.hash.hexdigest() for kind, w in writers.items()}
+    counts = dict(tokens=self._count, documents=len(self._ends))
+    return [dict(name=self._path.name, **counts, **hashes)]
+
+
+class _Writer:
+  """Writes a file, and hashes it."""
+
+  def __init__(self, path: pathlib.Path):
+    self._path = path
+    self._partial = path.with_name(f"{path.name}.partial")
+    self._file = open(self._partial, "wb", 2**20)  # noqa: SIM115
+    self.hash = blake3()
+
+  def write(self, values: np.ndarray) -> None:
+    content = values.view(np.uint8).data
+    self.hash.update(content)
+    self._file.write(content)
+
+  def close(self, keep: bool) -> None:
+    self._file.flush()
+    os.fsync(self._file.fileno())
+    self._file.close()
+    if keep:
+      self._partial.rename(self._path)
+    else:
+      self._partial.unlink()

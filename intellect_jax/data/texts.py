@@ -3,7 +3,8 @@
 Run and island must mean the same data. So the run half has two digests, of the
 tokenizer and of the prepared sources: whoever starts the run (a coordinator, or
 an island alone) notes those of its own files, and who joins must have files
-with the same.
+with the same. It also notes the chat template of conversations, with which the
+model can be spoken to.
 """
 
 import pathlib
@@ -137,17 +138,51 @@ def _digest(prepared: dict[str, Prepared]) -> str:
 def identify(config: ConfigDict, files: bool = True) -> None:
   """Notes in the run half which tokenizer and which data this host has.
 
+  The chat template too, if there are conversations.
+
   Args:
     config: both halves; the run half is changed.
     files: the sources are here, and not their manifests alone.
 
   Raises:
     UserError: if anything is missing, does not fit, or is not what the run
-      half says already.
+      half says already; or if its loss is not for data of this form.
   """
   run = config.run
   tokenizer = tokenizer_of(run, config.island.data.folder)
   prepared = _prepared(run.data, tokenizer, config.island.data, files)
   _check_digest(run.data, prepared)
+  _check_forms(run, prepared)
+  run.data.chat_template = _chat_template(run.data, prepared)
   run.data.tokenizer_digest = tokenizer.digest
   run.data.digest = _digest(prepared)
+
+
+def _check_forms(run: ConfigDict, prepared: dict[str, Prepared]) -> None:
+  dpo = run.inner.loss == "dpo"
+  for name in run.data.sources:
+    form = prepared[name].form if name in prepared else "text"
+    if dpo != (form == "preference"):
+      raise UserError(
+        f"The source {name!r} is of the form {form!r}, but run.inner.loss is"
+        f" {run.inner.loss!r}: 'dpo' is for sources of the form 'preference'"
+        " and no others, 'cross_entropy' for 'text' and 'chat'. Set"
+        " --config.run.inner.loss or run.data.sources."
+      )
+
+
+def _chat_template(data: ConfigDict, prepared: dict[str, Prepared]) -> str:
+  """The one that all conversations were prepared with, or the run's own."""
+  found = {
+    name: source.contents.chat_template
+    for name, source in prepared.items()
+    if source.contents.chat_template
+  }
+  templates = {*found.values(), data.chat_template} - {""}
+  if len(templates) > 1:
+    raise UserError(
+      f"The sources {', '.join(found)} were prepared with other chat templates"
+      " than each other, or than run.data.chat_template. Prepare them again"
+      " with one --chat_template, and leave run.data.chat_template empty."
+    )
+  return next(iter(templates), "")

@@ -7,12 +7,13 @@ tokenizer. Files are read by `tokenizer_files.py`.
 """
 
 import base64
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 import functools
 import hashlib
 import pathlib
+import re
 import shutil
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from ml_collections import ConfigDict
 import numpy as np
@@ -42,6 +43,13 @@ PATTERN = "|".join(
 )
 
 
+class Tokenized(NamedTuple):
+  """Ids, and the text that each is of."""
+
+  ids: np.ndarray  # [tokens] int32
+  offsets: np.ndarray  # [tokens, 2]: first character, and that after the last
+
+
 class Tokenizer(Protocol):
   """Text to token ids and back.
 
@@ -50,14 +58,23 @@ class Tokenizer(Protocol):
     eos: the id that ends every document; no text encodes to it.
     digest: hex digest over all that determines the ids. Two islands with
       different digests must not train together.
+    special: names of the ids that `encode` makes of no text.
+    special_tokens_map: the names that chat templates know as eos_token,
+      bos_token and the like.
   """
 
   vocab_size: int
   eos: int
   digest: str
+  special: dict[str, int]
+  special_tokens_map: dict[str, str]
 
   def encode(self, text: str) -> np.ndarray:
     """Returns the ids of `text`, [tokens] int32, without an eos."""
+    ...
+
+  def tokenize(self, text: str) -> Tokenized:
+    """As `encode`, but names of special tokens are those tokens."""
     ...
 
   def decode(self, ids: Iterable[int]) -> str:
@@ -188,7 +205,7 @@ class RankTokenizer:
   """Byte-pair merges by rank, as tiktoken has them.
 
   Attributes:
-    vocab_size, eos, digest: see `Tokenizer`.
+    vocab_size, eos, digest, special_tokens_map: see `Tokenizer`.
     ranks: the id of each run of bytes that has one.
     pattern: how text is cut into words before it is merged within each.
     special: names of the ids that no text encodes to; the first is eos.
@@ -200,8 +217,12 @@ class RankTokenizer:
     pattern: str,
     special: dict[str, int],
     digest: str,
+    bos: str = "",
   ):
     self.ranks, self.pattern, self.special = ranks, pattern, special
+    self.special_tokens_map = {"eos_token": next(iter(special))}
+    if bos:
+      self.special_tokens_map["bos_token"] = bos
     self.digest = digest
     self.vocab_size = len(ranks) + len(special)
     self.eos = next(iter(special.values()))
@@ -224,6 +245,18 @@ class RankTokenizer:
     ids = self._encoding.encode_to_numpy(text, disallowed_special=())
     return ids.view(np.int32)  # of uint32
 
+  def tokenize(self, text: str) -> Tokenized:
+    return around_special(text, self.special, self._with_offsets)
+
+  def _with_offsets(self, text: str) -> Tokenized:
+    ids = self.encode(text)
+    lengths = [len(b) for b in self._encoding.decode_tokens_bytes(ids.tolist())]
+    ends = np.cumsum([0, *lengths])  # in bytes
+    content = np.frombuffer(text.encode(), np.uint8)
+    character = np.cumsum(content & 0xC0 != 0x80) - 1  # of each byte
+    starts, last = character[ends[:-1]], character[ends[1:] - 1]
+    return Tokenized(ids, np.stack([starts, last + 1], axis=1))
+
   def decode(self, ids: Iterable[int]) -> str:
     return self._encoding.decode(
       [i for i in ids if i < self.vocab_size and i not in self._silent]
@@ -233,6 +266,36 @@ class RankTokenizer:
     from intellect_jax.data import tokenizer_json
 
     return tokenizer_json.files(self, sequence_length)
+
+
+def around_special(
+  text: str, special: dict[str, int], plain: Callable[[str], Tokenized]
+) -> Tokenized:
+  """Names of special tokens to their ids, and what stands between by `plain`."""
+  ids, offsets = [np.empty(0, np.int32)], [np.empty((0, 2), np.int64)]
+
+  def add(start: int, part: Tokenized) -> None:
+    ids.append(part.ids)
+    offsets.append(part.offsets + start)
+
+  at = 0
+  for match in any_of(tuple(special)).finditer(text):
+    start, stop = match.span()
+    if at < start:
+      add(at, plain(text[at:start]))
+    one = np.array([special[match.group()]], np.int32)
+    add(start, Tokenized(one, np.array([[0, stop - start]])))
+    at = stop
+  if at < len(text):
+    add(at, plain(text[at:]))
+  return Tokenized(np.concatenate(ids), np.concatenate(offsets))
+
+
+@functools.lru_cache(8)
+def any_of(names: tuple[str, ...]) -> re.Pattern[str]:
+  """Finds these names in a text, the longest first."""
+  longest_first = sorted(names, key=len, reverse=True)
+  return re.compile("|".join(map(re.escape, longest_first)))
 
 
 @functools.cache

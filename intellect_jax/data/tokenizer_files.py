@@ -5,6 +5,7 @@ file of Llama 3 tokenizer.model, as SentencePiece's are called.
 """
 
 from collections.abc import Iterable
+import functools
 import hashlib
 import json
 import pathlib
@@ -12,7 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from intellect_jax.data.tokenizer import RankTokenizer, Tokenizer, ranks_of
+from intellect_jax.data.tokenizer import (
+  RankTokenizer,
+  Tokenized,
+  Tokenizer,
+  around_special,
+  ranks_of,
+)
 from intellect_jax.data.tokenizer_json import tokenizer_config
 from intellect_jax.errors import UserError
 
@@ -94,7 +101,7 @@ def _llama3(ranks: dict[bytes, int], content: bytes, eos: str) -> RankTokenizer:
   ids = {name: len(ranks) + i for i, name in enumerate(names)}
   special = {eos: ids.pop(eos), **ids}
   digest = _digest(content, special[eos])
-  return RankTokenizer(ranks, LLAMA3_PATTERN, special, digest)
+  return RankTokenizer(ranks, LLAMA3_PATTERN, special, digest, _NAMED[0])
 
 
 def _digest(content: bytes, eos: int) -> str:
@@ -114,7 +121,9 @@ class HuggingFaceTokenizer:
     # Text that looks like a special token is text.
     self._library.encode_special_tokens = True
     self._content = content
-    names = [eos] if eos else [*_told_eos(path), *_USUAL_EOS]
+    told = _told(path)
+    names = [told.get("eos_token", _USUAL_EOS[0]), *_USUAL_EOS]
+    names = [eos] if eos else names
     ids = map(self._library.token_to_id, names)
     found = next(
       ((n, i) for n, i in zip(names, ids, strict=True) if i is not None), None
@@ -122,6 +131,12 @@ class HuggingFaceTokenizer:
     if found is None:
       raise _no_eos(path, eos)
     self._eos_name, self.eos = found
+    self.special_tokens_map = {"eos_token": self._eos_name} | told
+    self.special = {
+      token.content: number
+      for number, token in self._library.get_added_tokens_decoder().items()
+      if token.special
+    }
     self.digest = _digest(content, self.eos)
     vocabulary = self._library.get_vocab(with_added_tokens=True)
     self.vocab_size = 1 + max(vocabulary.values())
@@ -129,6 +144,17 @@ class HuggingFaceTokenizer:
   def encode(self, text: str) -> np.ndarray:
     encoding = self._library.encode(text, add_special_tokens=False)
     return np.asarray(encoding.ids, np.int32)
+
+  @functools.cached_property
+  def _with_special(self) -> Any:
+    library = type(self._library).from_str(self._library.to_str())
+    library.encode_special_tokens = False
+    return library
+
+  def tokenize(self, text: str) -> Tokenized:
+    encoding = self._with_special.encode(text, add_special_tokens=False)
+    offsets = np.asarray(encoding.offsets, np.int64).reshape(-1, 2)
+    return Tokenized(np.asarray(encoding.ids, np.int32), offsets)
 
   def decode(self, ids: Iterable[int]) -> str:
     known = [i for i in ids if i < self.vocab_size]
@@ -142,14 +168,17 @@ class HuggingFaceTokenizer:
     }
 
 
-def _told_eos(path: pathlib.Path) -> list[str]:
-  """The eos that the tokenizer_config.json beside a tokenizer.json tells."""
+def _told(path: pathlib.Path) -> dict[str, str]:
+  """The names that the tokenizer_config.json beside a tokenizer.json tells."""
   config = path.with_name("tokenizer_config.json")
   if not config.is_file():
-    return []
-  told = json.loads(config.read_text()).get("eos_token")
-  name = told.get("content") if isinstance(told, dict) else told
-  return [name] if name else []
+    return {}
+  names = {}
+  for role, told in json.loads(config.read_text()).items():
+    name = told.get("content") if isinstance(told, dict) else told
+    if role.endswith("_token") and name and isinstance(name, str):
+      names[role] = name
+  return names
 
 
 class SentencePieceTokenizer:
@@ -167,9 +196,27 @@ class SentencePieceTokenizer:
       raise _no_eos(path, eos)
     self.digest = _digest(content, self.eos)
     self.vocab_size = self._library.vocab_size()
+    self.special = {
+      self._library.id_to_piece(i): i
+      for i in range(self.vocab_size)
+      if self._library.is_control(i) or i == self.eos
+    }
+    self.special_tokens_map = {"eos_token": self._library.id_to_piece(self.eos)}
+    if self._library.bos_id() >= 0:
+      bos = self._library.id_to_piece(self._library.bos_id())
+      self.special_tokens_map["bos_token"] = bos
 
   def encode(self, text: str) -> np.ndarray:
     return np.asarray(self._library.encode(text), np.int32)
+
+  def tokenize(self, text: str) -> Tokenized:
+    return around_special(text, self.special, self._with_offsets)
+
+  def _with_offsets(self, text: str) -> Tokenized:
+    pieces = self._library.encode(text, out_type="immutable_proto").pieces
+    offsets = np.array([(p.begin, p.end) for p in pieces], np.int64)
+    ids = np.array([p.id for p in pieces], np.int32)
+    return Tokenized(ids, offsets.reshape(-1, 2))
 
   def decode(self, ids: Iterable[int]) -> str:
     return self._library.decode(

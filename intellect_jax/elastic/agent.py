@@ -311,8 +311,11 @@ class Agent:
     with self.news.changed:
       self.news.welcome = welcome
       self.news.head = welcome.head
-      self.news.evicted |= welcome.evicted
+      if welcome.evicted:
+        self.news.evicted = True
+        self.news.leases.clear()  # they ended with its membership
     if welcome.evicted:
+      self._introduction.leases_ended()
       self._carry_out(self._round.withdraw())
       self._hands.withdraw_deltas()
     record = self._round.record

@@ -114,12 +114,12 @@ def solve(
     near: shares above 0; of those as good, the result has their proportions.
     most: bounds, with a sum of 1 or more.
   """
-  # Costs half a second, and most runs on one machine never need it.
-  from scipy.optimize import linprog
-
   n = len(up)
   if n == 2:
     return near  # both links carry the vector once, whatever the shares
+  # Costs half a second, and most runs on one machine never need it.
+  from scipy.optimize import linprog
+
   # So that all numbers are near 1.
   rate = np.minimum(up, down) * seconds(near, up, down)
   # Unknown are the shares and the time: (n - 2) share - rate * time <= -1.

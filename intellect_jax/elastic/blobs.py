@@ -36,6 +36,7 @@ _AHEAD = 4  # chunks that a fetch may be ahead of its reader
 _RETRY = 0.05  # seconds before the next address is asked
 _SILENT = 0.5  # seconds to a failure after which an address is silent …
 _AVOIDED = 60.0  # … and for so many seconds others are asked before it
+_FAR = 0.01  # seconds to the first byte, from which on a peer is far
 _NOTHING = object()  # no frame is this
 
 
@@ -169,9 +170,9 @@ class _Served:
   def has(self, start: int, stop: int) -> bool:
     return self.start <= start and stop <= self.start + len(self.data)
 
-  def frames(self, start: int, stop: int) -> Iterator[bytes]:
-    """The chunks that cover [start, stop) of the blob."""
-    for offset in self.manifest.chunks(start, stop):
+  def frames(self, start: int, stop: int, every: slice) -> Iterator[bytes]:
+    """Of the chunks that cover [start, stop) of the blob, these."""
+    for offset in self.manifest.chunks(start, stop)[every]:
       here = offset - self.start
       yield self.data[here : here + self.manifest.chunk].tobytes()
 
@@ -260,17 +261,20 @@ class BlobStore:
   ) -> Iterator[bytes]:
     """The manifest, then the chunks that cover the range; none if not here.
 
-    Of what grows, chunks alone: its manifest is not known yet.
+    Of what grows, chunks alone: its manifest is not known yet. On a lane, those
+    of that lane, and the manifest on the first one.
     """
+    every = slice(request.lane, None, max(1, request.lanes))
     growing = self._growing.get(request.id)
     if growing is not None:
-      frames = growing.frames(request.start)
+      frames = growing.frames(request.start, every)
     else:
       served = self._find(request)
       if served is None:
         return
-      yield served.manifest.pack()
-      frames = served.frames(request.start, request.stop)
+      if request.lane == 0:
+        yield served.manifest.pack()
+      frames = served.frames(request.start, request.stop, every)
     self.rate.begin(time.monotonic())
     try:
       for frame in frames:
@@ -311,13 +315,20 @@ class Cancelled(Exception):
 
 
 class Fetcher:
-  """Fetches ranges of blobs from other islands, verified chunk by chunk."""
+  """Fetches ranges of blobs from other islands, verified chunk by chunk.
+
+  A far peer is read on several connections, chunk by chunk in turn: what one
+  connection has on the way is bounded by the hosts' TCP buffers, 4 MB and less,
+  and each begins slowly again after a pause. Many peers are many connections
+  anyhow.
+  """
 
   def __init__(
     self,
     credentials: rpc.Credentials,
     patience: float,
     download_mbit: float = 0.0,
+    connections: int = 8,
   ):
     """Prepares; connections are made when they are needed.
 
@@ -325,12 +336,17 @@ class Fetcher:
       credentials: for channels.
       patience: seconds without a chunk before a fetch is given up.
       download_mbit: cap on what is fetched, 10^6 bits/s; 0 is none.
+      connections: to far peers, all together.
     """
     self._channels = rpc.Channels(credentials)
     self.patience = patience
     self._pace = Pace(download_mbit)
     self.rate = Rate(download_mbit)
+    self._connections = connections
     self._silent: dict[str, float] = {}  # address -> until when it is avoided
+    self._distance: dict[
+      str, float
+    ] = {}  # address -> seconds to the last first byte
     self.bytes_received = 0
 
   def fetch(
@@ -392,14 +408,17 @@ class Fetcher:
     cancelled: threading.Event,
     on_manifest: Callable[[Manifest], object],
   ) -> Iterator[tuple[int, bytes]]:
-    with self._frames(address, blob_id, start, stop, cancelled) as frames:
+    asked = time.monotonic()
+    with self._lanes(address, blob_id, start, stop, cancelled) as lanes:
       try:
-        manifest = Manifest.unpack(next(frames), blob_id)
+        manifest = Manifest.unpack(next(lanes[0]), blob_id)
+        self._distance[address] = time.monotonic() - asked
         if stop > manifest.length:
           raise ValueError(f"the blob has {manifest.length} bytes, not {stop}")
         on_manifest(manifest)
+        turns = itertools.cycle(lanes)
         for offset in manifest.chunks(start, stop):
-          chunk = next(frames)
+          chunk = next(next(turns))
           manifest.verify(offset, chunk)
           yield offset, chunk
       except ValueError as error:
@@ -420,27 +439,47 @@ class Fetcher:
       FetchError: if it does not come, or not in such chunks.
       Cancelled: once `cancelled` is set.
     """
-    with self._frames(address, name, start, stop, cancelled) as frames:
+    with self._lanes(address, name, start, stop, cancelled) as lanes:
+      turns = itertools.cycle(lanes)
       for offset in range(start, stop, chunk):
-        frame = next(frames)
+        frame = next(next(turns))
         if len(frame) != min(chunk, stop - offset):
           raise FetchError(address, "it grows in other chunks")
         yield frame
 
   @contextlib.contextmanager
-  def _frames(
+  def _lanes(
     self,
     address: str,
     blob_id: bytes,
     start: int,
     stop: int,
     cancelled: threading.Event,
+  ) -> Iterator[list[Iterator[bytes]]]:
+    """What an address sends, on as many connections as its distance asks."""
+    far = not is_relayed(address) and self._distance.get(address, 0.0) > _FAR
+    count = max(1, self._connections // len(self._distance)) if far else 1
+    request = pb.FetchRequest(id=blob_id, start=start, stop=stop, lanes=count)
+    with contextlib.ExitStack() as stack:
+      yield [
+        stack.enter_context(self._frames(address, request, lane, cancelled))
+        for lane in range(count)
+      ]
+
+  @contextlib.contextmanager
+  def _frames(
+    self,
+    address: str,
+    request: pb.FetchRequest,
+    lane: int,
+    cancelled: threading.Event,
   ) -> Iterator[Iterator[bytes]]:
-    """What an address sends; asking for more than comes is a FetchError."""
-    host_port, island = split_relayed(address)
-    call = self._channels.to(host_port).unary_stream(
+    """What comes on a lane; asking for more than comes is a FetchError."""
+    host_port, request.island = split_relayed(address)
+    request.lane = lane
+    call = self._channels.to(host_port, lane).unary_stream(
       FETCH, request_serializer=pb.FetchRequest.SerializeToString
-    )(pb.FetchRequest(id=blob_id, start=start, stop=stop, island=island))
+    )(request)
     frames: queue.Queue = queue.Queue(maxsize=_AHEAD)
     over = threading.Event()
     reader = threading.Thread(

@@ -9,13 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from intellect_jax.elastic.means import Mean
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
-from intellect_jax.elastic.state import (
-  PIECE_BLOCKS,
-  OuterState,
-  pieces,
-  runs_of,
-)
+from intellect_jax.elastic.state import PIECE, OuterState, pieces, runs_of
 from intellect_jax.outer import kernels, merge, nesterov
 from intellect_jax.outer.codec import Codec
 
@@ -52,8 +48,8 @@ class Direction(NamedTuple):
 def direction(
   state: OuterState,
   record: pb.Record,
-  mean: np.ndarray,
-  before: np.ndarray | None,
+  mean: Mean,
+  before: Mean | None,
   codec: Codec,
 ) -> Direction | None:
   """Looks at every value of the newest step, a piece at a time.
@@ -61,28 +57,27 @@ def direction(
   Args:
     state: stands at `record`.
     record: the step.
-    mean: its encoded mean, uint8.
-    before: that of the fragment's step before; None: it is not here.
+    mean: its mean.
+    before: that of the fragment's step before; None: it is not here any more.
     codec: of both.
 
   Returns:
     None if theta has moved on meanwhile, or did not move at all.
   """
   along = square = across = square_before = 0.0
-  buffers = np.empty((3, PIECE_BLOCKS * codec.block), np.float32)
-  for place, codes in pieces(
-    runs_of(record.step, len(state.momentum), codec), codec
-  ):
+  buffers = np.empty((3, PIECE), np.float32)
+  runs = runs_of(record.step, len(state.momentum), codec)
+  for place, codes in pieces(runs, codec):
     momentum, now, then = buffers[:, : place.stop - place.start]
     if not state.read_momentum(record.number, place, momentum):
       return None
-    codec.decode(mean[codes], now)
+    mean.decode(codes, now)
     along += kernels.dot(momentum, now)
-    square += codec.squared_norm(mean[codes])
+    square += kernels.dot(now, now)
     if before is not None:
-      codec.decode(before[codes], then)
+      before.decode(codes, then)
       across += kernels.dot(then, now)
-      square_before += codec.squared_norm(before[codes])
+      square_before += kernels.dot(then, then)
   if not square:
     return None
   scale = record.step.scale or 1.0  # <b, s m> / |s m|^2 = <b, m> / s |m|^2

@@ -194,6 +194,7 @@ class Follower:
       self.steer()
       return
     fragment, included = record.step.fragment, self._is_in(record)
+    held.decide(record, included)
     merge, lost = self._decide(record, included)
     with self._news.busy("merging", held.slow_seconds):
       self._crew.order(ipb.Order(merge=merge))
@@ -280,6 +281,8 @@ class Follower:
   def _give_up(self, cause: str) -> None:
     """Goes back to theta; what is not committed is lost."""
     dropped = self._windows.drop()
+    if self._held.feedback is not None:
+      self._held.feedback.withdraw()
     if dropped:
       self._agent.drop(dropped, cause)
       self._diary.note("lost", cause=cause)
@@ -293,8 +296,12 @@ class Follower:
     if records is None:
       return False
     for record in records:
-      if record.number > before and self._is_in(record):
-        self._windows.commit(record.step.fragment)
+      if record.number > before:
+        included = self._is_in(record)
+        self._held.decide(record, included)
+        if included:
+          self._windows.commit(record.step.fragment)
+    self._held.agree(chain.effective(records))
     self._held.saves.forget_annulled()
     self.steer()
     self._diary.note("restored", source="other islands")

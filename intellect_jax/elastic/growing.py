@@ -40,9 +40,9 @@ class Growing:
       self._ended = True
       self._changed.notify_all()
 
-  def frames(self, start: int) -> Iterator[bytes]:
-    """Chunks from byte `start` on, each as soon as it is there."""
-    for offset in range(start, len(self._data), self._chunk):
+  def frames(self, start: int, every: slice = slice(None)) -> Iterator[bytes]:
+    """Chunks from byte `start` on, or some, each as soon as it is there."""
+    for offset in range(start, len(self._data), self._chunk)[every]:
       stop = min(offset + self._chunk, len(self._data))
       with self._changed:
         self._changed.wait_for(lambda s=stop: self._ended or self._size >= s)

@@ -1,6 +1,6 @@
 """What an island holds: theta and b, the log, and what of it others may have."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import concurrent.futures
 import pathlib
 import threading
@@ -12,16 +12,21 @@ import numpy as np
 
 from intellect_jax.elastic import blobs, figures, rpc
 from intellect_jax.elastic.log import RecordLog
+from intellect_jax.elastic.means import Mean
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.elastic.saves import Saves
 from intellect_jax.elastic.shelf import MeanShelf
 from intellect_jax.elastic.state import OuterState
 from intellect_jax.elastic.team import Team
+from intellect_jax.errors import UserError
 from intellect_jax.inner.step import TrainState, TrainStep
 from intellect_jax.model.huggingface import tensor_names
 from intellect_jax.outer.codec import make_codec
+from intellect_jax.outer.feedback import ErrorFeedback
 from intellect_jax.outer.fragments import partition
 from intellect_jax.outer.layout import Layout
+
+_FEEDBACK = "feedback"  # in a checkpoint: error feedback, float32
 
 _SLOW_SECONDS = 60.0  # that anything may take on a host that is busy
 _SLOW_RATE = 10e6  # bytes/s, of the slowest disk or network that is used
@@ -34,6 +39,8 @@ class Holdings:
     fragments: of the canonical vector.
     mean_bytes: of an encoded mean of each of them.
     outer: theta and b.
+    feedback: what the codes of this island have left out, if the codec is
+      sparse; it is in its checkpoints, and no other island has it.
     record: the record that they stand at.
   """
 
@@ -61,19 +68,30 @@ class Holdings:
       credentials: for channels.
 
     Raises:
-      UserError: see `Saves`.
+      UserError: see `Saves`; or the codec is not one for several processes.
     """
     self._run = run
+    self._name = name
     self._run_id = run_id
     self._train_step = train_step
     params = train_step.abstract_state.params
-    self.layout = Layout.of(params, tensor_names(params))
     self.codec = make_codec(run.outer.codec)
+    self.layout = Layout.of(params, tensor_names(params), self.codec.block)
     self.fragments = partition(self.layout, run.outer.fragments)
     self.mean_bytes = [
       f.blocks * self.codec.block_bytes for f in self.fragments
     ]
     self.outer = OuterState(self.layout.size)
+    self.feedback: ErrorFeedback | None = None
+    if self.codec.sparse:
+      if team.processes > 1:
+        raise UserError(
+          f"run.outer.codec is {self.codec.name}, but island {name} has"
+          f" {team.processes} processes. Islands of one process alone can take"
+          " part in this run, or start one with another codec, such as int4."
+        )
+      zero = np.zeros(self.layout.size, np.float32)
+      self.feedback = ErrorFeedback(zero, run.outer.feedback)
     self.record = pb.Record()
     self.log = RecordLog(team.folder(workdir) / "log")
     self.log.open()
@@ -81,9 +99,14 @@ class Holdings:
     self.shelf = MeanShelf(
       self.store, self.log, self.codec.block_bytes, self.mean_bytes
     )
-    self._state_bytes = self.outer.bytes + sum(
-      leaf.size * leaf.dtype.itemsize
-      for leaf in jax.tree.leaves(train_step.abstract_state)
+    feedback_bytes = 4 * self.layout.size if self.feedback is not None else 0
+    self._state_bytes = (
+      feedback_bytes
+      + self.outer.bytes
+      + sum(
+        leaf.size * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(train_step.abstract_state)
+      )
     )
     self.saves = Saves(
       island,
@@ -183,7 +206,7 @@ class Holdings:
     """
     record = self.record
     steps = self._last_steps[record.step.fragment]
-    before, newest = map(self.log.mean, steps)
+    before, newest = map(self._mean, steps)
     assert newest is not None and steps[1] == record.number
 
     def look() -> None:
@@ -193,6 +216,14 @@ class Holdings:
 
     return self._hasher.submit(look)
 
+  def _mean(self, number: int) -> Mean | None:
+    """Of a record, if it is here."""
+    data, sealed = self.log.mean(number), self.log.record(number)
+    if data is None or sealed is None:
+      return None
+    step = pb.Record.FromString(sealed.body).step
+    return Mean(step, data, self.codec)
+
   def host_theta(self) -> Any:
     """Theta as a tree of new numpy arrays."""
     return self.layout.unflatten(self.outer.theta)
@@ -201,22 +232,40 @@ class Holdings:
     """Theta as parameters on the mesh."""
     return self._train_step.place(self.host_theta())
 
+  # ------------------------------------------------------ error feedback
+
+  def decide(self, record: pb.Record, included: bool) -> None:
+    """A step decides about the codes of this island: docs/protocol.md, 8.
+
+    `included`: it has those that this process proposed last.
+    """
+    if self.feedback is not None and record.HasField("step"):
+      has = any(m.island == self._name for m in record.step.members)
+      self.feedback.decide(record.step.attempt, included, has)
+
+  def agree(self, records: Sequence[pb.Record]) -> None:
+    """Keeps error feedback if it is of one of these records, all that count."""
+    attempts = {record.step.attempt for record in records}
+    if self.feedback is not None and self.feedback.attempt not in attempts:
+      self.feedback.clear()
+
   # -------------------------------------------------------- checkpoints
 
   def save(self, state: TrainState) -> None:
     """Starts to save everything; the log before is no longer needed."""
     sealed = self.log.record(self.record.number)
     assert sealed is not None
-    self.saves.save(
-      self.outer,
-      state,
-      dict(
-        run_id=self._run_id,
-        run=self._run.to_dict(),
-        record_hash=sealed.hash.hex(),
-        committed_tokens=self.record.total_tokens,
-      ),
+    meta = dict(
+      run_id=self._run_id,
+      run=self._run.to_dict(),
+      record_hash=sealed.hash.hex(),
+      committed_tokens=self.record.total_tokens,
     )
+    files = {}
+    if self.feedback is not None:
+      meta[_FEEDBACK] = self.feedback.attempt.hex()
+      files[_FEEDBACK] = self.feedback.values.data  # never changed in place
+    self.saves.save(self.outer, state, meta, files)
 
   def resumable(self, to: int | None = None) -> int | None:
     """Record of the newest whole checkpoint that counts; None if there is none.
@@ -247,10 +296,14 @@ class Holdings:
     abstract, size = self._train_step.abstract_state, self.layout.size
     record, saved = self.saves.restore(abstract, size, checkpoint)
     self.stand_at(record, np.concatenate([saved.theta, saved.momentum]))
+    if self.feedback is not None:
+      values = np.frombuffer(self.saves.file(checkpoint, _FEEDBACK), np.float32)
+      self.feedback.restore(values, bytes.fromhex(saved.meta[_FEEDBACK]))
     for record in self.log.after(checkpoint):
       if record.number > to:
         break
       self.apply(record)
+      self.decide(record, included=False)
     return TrainState(self.place_theta(), saved.inner.opt_state)
 
   # ---------------------------------------------------- for other islands

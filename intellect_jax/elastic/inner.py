@@ -47,7 +47,7 @@ class InnerNetwork:
     self.process = process
     self.processes = processes
     self.address = ""
-    self.fetcher = blobs.Fetcher(credentials, patience)
+    self.fetcher = blobs.Fetcher(credentials, patience, connections=1)
     self._store = blobs.BlobStore()
     self._server: grpc.Server | None = None
     if processes > 1:

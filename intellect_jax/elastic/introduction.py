@@ -29,6 +29,10 @@ class Introduction:
     for window in windows:
       self._grants.pop(window.number, None)
 
+  def leases_ended(self) -> None:
+    """It was evicted: nothing that it was granted before is its own."""
+    self._grants.clear()
+
   def decided(self, record: pb.Record) -> None:
     """A record commits some windows; perhaps of this process."""
     for holder, _ in chain.windows_of(record):

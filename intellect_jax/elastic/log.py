@@ -22,7 +22,7 @@ from absl import logging
 from google.protobuf.message import DecodeError
 import numpy as np
 
-from intellect_jax.elastic import blobs, chain
+from intellect_jax.elastic import blobs, chain, means
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.outer.codec import make_codec
 
@@ -185,13 +185,12 @@ class RecordLog:
     if not record.HasField("step"):
       return True
     mean, step = self.mean(record.number), record.step
-    length = sum(share.mean.length for share in step.shares)
-    if mean is None or len(mean) != length:
+    if mean is None or len(mean) != means.length(step.shares):
       return False
-    block_bytes = make_codec(step.codec).block_bytes
-    chunk = blobs.chunk_bytes(length, block_bytes)
+    codec = make_codec(step.codec)
+    size, chunk = codec.block_bytes, means.chunk_bytes(step.shares, codec)
     for share in step.shares:
-      part = mean[share.start * block_bytes : share.stop * block_bytes]
+      part = mean[share.start * size : share.stop * size]
       if blobs.Manifest.of(part, chunk).id != share.mean.id:
         logging.warning("The mean of record %d is damaged.", record.number)
         return False

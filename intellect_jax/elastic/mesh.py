@@ -401,7 +401,7 @@ class ElasticDeviceMesh:
   def _lease(self, window: int) -> list[samples.Interval] | None:
     """The samples of a window; None if it is time to end."""
     leases = self._news.leases
-    if window not in leases:
+    while (lease := leases.pop(window, None)) is None:
       self._meter.trained()
       self._request_lease(window)
       self._news.wait(
@@ -409,4 +409,6 @@ class ElasticDeviceMesh:
         f"samples of window {window}",
       )
       self._meter.blocked()
-    return leases.pop(window, None)
+      if self._over():
+        break
+    return lease

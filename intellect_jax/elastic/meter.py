@@ -5,6 +5,7 @@ from typing import Any
 
 from intellect_jax.elastic.crew import Crew
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
+from intellect_jax.outer.codec import make_codec
 
 
 class Meter:
@@ -43,13 +44,14 @@ class Meter:
     """Counts a record that includes this island.
 
     Its delta went to the owners of the other shares, and the share that it
-    owns to all others.
+    owns to all others. With a sparse codec the share is the delta.
     """
     lengths = {share.owner: share.mean.length for share in step.shares}
     own = lengths.get(island, 0)
     self.rounds += not step.fragment  # the others are parts of it
     self.most_members = max(self.most_members, len(step.members))
-    self.codec_bytes += sum(lengths.values()) - own
+    if not make_codec(step.codec).sparse:
+      self.codec_bytes += sum(lengths.values()) - own
     self.codec_bytes += own * (len(step.members) - 1)
 
   def figures(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import threading
 
 import numpy as np
 
-from intellect_jax.elastic import blobs, reduce
+from intellect_jax.elastic import blobs, means, reduce
 from intellect_jax.elastic.actions import Gather
 from intellect_jax.elastic.ahead import Ahead
 from intellect_jax.elastic.inner import InnerNetwork
@@ -46,7 +46,7 @@ class Part:
   """Carries out tasks (island.proto), in any thread.
 
   Attributes:
-    mean_bytes: length of an encoded mean, and of an encoded delta, of each
+    mean_bytes: length of an encoded delta, and of an encoded mean, of each
       fragment.
     block_bytes: of an encoded codec block.
   """
@@ -66,7 +66,7 @@ class Part:
       exchange: with other islands, of what is served and can be fetched.
       shelf: where gathered means go.
       log: of the records.
-      mean_bytes: length of an encoded mean, and of an encoded delta, of each
+      mean_bytes: length of an encoded delta, and of an encoded mean, of each
         fragment.
       inner: the network inside the island.
       offer: snapshots and publishes theta and b.
@@ -81,7 +81,8 @@ class Part:
     # Fragment, start and encoded part.
     self._kept: dict[bytes, tuple[int, int, np.ndarray]] = {}
     self._coming: dict[bytes, _Coming] = {}
-    self._ahead: dict[int, Ahead] = {}  # by fragment, of its newest attempt
+    # By fragment, of its newest attempt.
+    self._ahead: dict[int, Ahead | reduce.Collected] = {}
     self._state: StateFetch | None = None
     self._threads = concurrent.futures.ThreadPoolExecutor(
       _GATHERERS, thread_name_prefix="gather"
@@ -149,6 +150,8 @@ class Part:
   def _reduce(
     self, work: ipb.ReducePart, cancelled: threading.Event
   ) -> ipb.Report:
+    if self._exchange.codec.sparse:
+      return self._collect(work, cancelled)
     plan, share = work.plan, work.plan.shares[work.share]
     fragment = plan.fragment
     if self._inner.processes == 1:
@@ -157,7 +160,7 @@ class Part:
         plan,
         work.share,
         self.block_bytes,
-        self._shelf.open(plan.attempt, fragment),
+        self._shelf.open(plan.attempt, self.mean_bytes[fragment], fragment),
         cancelled,
       )
     length = (share.stop - share.start) * self.block_bytes
@@ -165,6 +168,31 @@ class Part:
     mean = self._exchange.reduce_share(plan, work.share, cancelled, part)
     report = self.keep(plan.attempt, part[0], mean, fragment)
     report.mean_squared_norm = self._exchange.codec.squared_norm(mean.codes)
+    return report
+
+  def _collect(
+    self, work: ipb.ReducePart, cancelled: threading.Event
+  ) -> ipb.Report:
+    """All members' codes are the mean, and what we reduce is our own.
+
+    The norms are of the same part of the vector that would be our share.
+    """
+    plan, exchange = work.plan, self._exchange
+    fragment, size = plan.fragment, self.mean_bytes[plan.fragment]
+    data = self._shelf.open(plan.attempt, size * len(plan.members), fragment)
+    collected = exchange.collect(plan, data, cancelled, self._threads.submit)
+    self._ahead[fragment] = collected
+    first = work.share * size
+    own = reduce.Encoded(
+      data[first : first + size],
+      collected.take(work.share).hashes,
+      [],
+    )
+    report = self.keep(plan.attempt, 0, own, fragment)
+    cuts = blobs.cuts(size, self.block_bytes, len(plan.members))
+    squares, mean_square = exchange.measure(plan, data, *cuts[work.share])
+    report.squared_norms[:] = squares
+    report.mean_squared_norm = mean_square
     return report
 
   def _serve(self, work: ipb.Serve, cancelled: threading.Event) -> ipb.Report:
@@ -192,13 +220,15 @@ class Part:
   def _gather(
     self, work: ipb.GatherPart, cancelled: threading.Event
   ) -> ipb.Report:
-    cuts, fragment = self._cuts(work.fragment), work.fragment
+    length, fragment = means.length(work.shares), work.fragment
+    cuts = self._inner.cut(length, self.chunk(fragment))
     ahead = self._ahead.pop(fragment, None)
     if ahead is not None and ahead.attempt != work.attempt:
       ahead = None
-    data = (
-      self._shelf.open(work.attempt, fragment) if ahead is None else ahead.data
-    )
+    if ahead is None:
+      data = self._shelf.open(work.attempt, length, fragment)
+    else:
+      data = ahead.data
     wanted = Gather(work.attempt, list(work.shares), list(work.holders))
     part = cuts[self._inner.process]
     manifests = self._exchange.gather(

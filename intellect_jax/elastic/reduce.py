@@ -2,7 +2,8 @@
 
 A member reduces its share of the vector from everybody's deltas, in member
 order, and encodes it once; all fetch all shares, so all decode the same bytes:
-two roundings whatever the number of members, and two latencies.
+two roundings whatever the number of members, and two latencies. With a sparse
+codec all fetch all deltas, and nothing is encoded again.
 
 Values go through in pieces that stay in a core's cache from the first touch to
 the last: memory, not arithmetic, is what limits a core here.
@@ -15,14 +16,15 @@ import threading
 
 import numpy as np
 
-from intellect_jax.elastic import blobs
+from intellect_jax.elastic import blobs, means
 from intellect_jax.elastic.actions import Gather
 from intellect_jax.elastic.ahead import Ahead
 from intellect_jax.elastic.growing import Growing, name_of
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
+from intellect_jax.outer import kernels
 from intellect_jax.outer.codec import Codec, NotFiniteError
 
-PIECE_BLOCKS = 1024  # codec blocks at a time: 1 MiB of float32
+PIECE = 1 << 18  # values at a time: 1 MiB of float32
 
 
 class MemberError(Exception):
@@ -86,6 +88,22 @@ def encode(
   if done != length:
     raise ValueError(f"The pieces have {done} bytes, but must have {length}.")
   return Encoded(codes, b"".join(hashes), [squares])
+
+
+@dataclasses.dataclass(frozen=True)
+class Collected:
+  """The codes of all members, here before they are fixed as the mean.
+
+  Like `Ahead`, which reads along what others reduce.
+  """
+
+  attempt: bytes
+  data: np.ndarray  # uint8, one behind the other
+  manifests: list[blobs.Manifest]
+
+  def take(self, index: int) -> blobs.Manifest:
+    """Of a member's codes."""
+    return self.manifests[index]
 
 
 class Exchange:
@@ -173,22 +191,67 @@ class Exchange:
   ) -> np.ndarray:
     """Encodes the mean of one chunk to `out`; returns the squared norms."""
     codec, squares = self.codec, np.zeros(len(deltas))
-    divisor = np.float32(sum(member.weight for member in plan.members))
-    total = np.empty(PIECE_BLOCKS * codec.block, np.float32)
-    size = PIECE_BLOCKS * codec.block_bytes
+    total = np.empty(PIECE, np.float32)
+    size = PIECE // codec.block * codec.block_bytes
     for first in range(0, len(out), size):
       codes = out[first : first + size]
       piece = total[: len(codes) // codec.block_bytes * codec.block]
-      piece.fill(0)
-      for i, (member, delta) in enumerate(
-        zip(plan.members, deltas, strict=True)
-      ):
-        part = delta[first : first + size]
-        codec.accumulate(piece, part, member.weight * member.clip)
-        squares[i] += codec.squared_norm(part)
-      piece /= divisor
+      parts = [delta[first : first + size] for delta in deltas]
+      means.average(codec, plan.members, parts, piece)
+      squares += [codec.squared_norm(part) for part in parts]
       codec.encode(piece, codes)
     return squares
+
+  def collect(
+    self,
+    plan: pb.Plan,
+    into: np.ndarray,
+    cancelled: threading.Event,
+    submit: Callable,
+  ) -> Collected:
+    """Brings the codes of all members here: with a sparse codec, the mean.
+
+    Args:
+      plan: whose shares lie one behind the other.
+      into: uint8, as long as all of them.
+      cancelled: ends the work when it is set.
+      submit: starts a call in another thread and returns its future.
+
+    Raises:
+      MemberError: naming the member whose codes cannot be had.
+      blobs.Cancelled: once `cancelled` is set.
+    """
+    shares = [
+      pb.Share(start=s.start, stop=s.stop, owner=s.owner, mean=member.delta)
+      for s, member in zip(plan.shares, plan.members, strict=True)
+    ]
+    wanted = Gather(plan.attempt, shares, [])
+    came = self.gather(wanted, into, cancelled, submit)
+    manifests = [came[share.mean.id] for share in shares]
+    return Collected(plan.attempt, into, manifests)
+
+  def measure(
+    self, plan: pb.Plan, data: np.ndarray, start: int, stop: int
+  ) -> tuple[list[float], float]:
+    """Squared norms of the deltas, and of their mean, in a range of codes.
+
+    Args:
+      plan: whose members' codes they are.
+      data: uint8, all codes of all members, one behind the other.
+      start, stop: in bytes of each.
+    """
+    codec, squares, mean_square = self.codec, np.zeros(len(plan.members)), 0.0
+    vectors = np.split(data, len(plan.members))
+    total = np.empty(PIECE, np.float32)
+    size = PIECE // codec.block * codec.block_bytes
+    for first in range(start, stop, size):
+      last = min(first + size, stop)
+      piece = total[: (last - first) // codec.block_bytes * codec.block]
+      parts = [vector[first:last] for vector in vectors]
+      means.average(codec, plan.members, parts, piece)
+      squares += [codec.squared_norm(part) for part in parts]
+      mean_square += kernels.dot(piece, piece)
+    return squares.tolist(), mean_square
 
   def _delta(
     self, member: pb.Member, start: int, stop: int, cancelled: threading.Event
@@ -239,7 +302,7 @@ class Exchange:
     cancelled: threading.Event,
     submit: Callable,
     part: tuple[int, int] | None = None,
-    ahead: Ahead | None = None,
+    ahead: Ahead | Collected | None = None,
   ) -> dict[bytes, blobs.Manifest]:
     """Brings all shares of a mean into uint8 `into`, verified, in parallel.
 
@@ -249,7 +312,7 @@ class Exchange:
       cancelled: ends the work when it is set.
       submit: starts a call in another thread and returns its future.
       part: [start, stop) in bytes, between chunks; None: all.
-      ahead: what has come to `into` while it was reduced.
+      ahead: what has come to `into` before it was fixed.
 
     Returns:
       The manifest of each share that it brought, by the share's id.
@@ -280,7 +343,7 @@ class Exchange:
     into: np.ndarray,
     cancelled: threading.Event,
     part: tuple[int, int],
-    ahead: Ahead | None,
+    ahead: Ahead | Collected | None,
   ) -> blobs.Manifest | None:
     share, block_bytes = action.shares[index], self.codec.block_bytes
     base, end = share.start * block_bytes, share.stop * block_bytes

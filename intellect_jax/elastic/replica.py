@@ -95,12 +95,16 @@ class Replica:
     theta = self._held.layout.flatten(self.state.params)
     both = np.concatenate([theta, np.zeros_like(theta)])
     self._held.stand_at(pb.Record(islands=1), both)
+    self._held.agree([])
     self._keep_theta(self.state.params)
 
   def _initial_state(self) -> TrainState:
-    """Random, or from given weights; always with zero moments."""
+    """Random, or from given weights; always with zero moments.
+
+    Adapters are random in any case: the weights are beside them.
+    """
     step = self._train_step
-    if not self._run.init_from:
+    if not self._run.init_from or self._run.model.lora_rank:
       return step.init(jax.random.key(self._run.seed))
     if self._weights is None:
       raise UserError(
@@ -166,7 +170,7 @@ class Replica:
   def _encode(
     self, fragment: Fragment, start: int, stop: int, chunk: int
   ) -> reduce.Encoded:
-    held, codec = self._held, self._held.codec
+    held, codec, feedback = self._held, self._held.codec, self._held.feedback
     first, last = (
       at // codec.block_bytes * codec.block for at in (start, stop)
     )
@@ -174,16 +178,20 @@ class Replica:
     values = np.empty(sum(t.stop - t.start for t in tensors), np.float32)
     theta, x = held.outer.theta, self.state.params
     delta(theta, x, held.layout, values, tensors, fragment.tensors)
-    size = reduce.PIECE_BLOCKS * codec.block
-    return reduce.encode(
-      codec,
-      (
-        values[at : min(at + size, last - origin)]
-        for at in range(first - origin, last - origin, size)
-      ),
-      stop - start,
-      chunk,
-    )
+    values = values[first - origin : last - origin]
+
+    def pieces() -> Iterator[np.ndarray]:
+      for at in range(0, len(values), reduce.PIECE):
+        piece = values[at : at + reduce.PIECE]
+        if feedback is not None:
+          feedback.add_to(piece, first + at)
+        yield piece
+
+    encoded = reduce.encode(codec, pieces(), stop - start, chunk)
+    if feedback is not None:
+      codec.accumulate(values, encoded.codes, -1.0)  # leaves what is left out
+      feedback.propose(values)
+    return encoded
 
   def _merge(self, order: ipb.Merge) -> None:
     """Applies a record, whose mean is on the shelf: docs/protocol.md, 3.

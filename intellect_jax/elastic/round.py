@@ -38,8 +38,10 @@ from intellect_jax.elastic.shares import (
   capacity,
   cover,
   share_bounds,
+  whole_bounds,
 )
 from intellect_jax.outer.clip import clip_factors
+from intellect_jax.outer.codec import Codec
 from intellect_jax.outer.merge import rda_scale
 from intellect_jax.outer.rates import rates
 
@@ -54,8 +56,9 @@ Outgoing = list[tuple[str, pb.ToIsland]]
 class CoordinatorRound:
   """The round of a fragment that is open, as the coordinator sees it."""
 
-  def __init__(self, block_bytes: int):
-    self._block_bytes = block_bytes  # of an encoded codec block
+  def __init__(self, codec: Codec):
+    self._codec = codec
+    self._block_bytes = codec.block_bytes
     self.proposals: dict[str, pb.Proposal] = {}
     self._incarnations: dict[str, int] = {}
     self.plan: pb.Plan | None = None  # of the attempt that is open
@@ -100,7 +103,8 @@ class CoordinatorRound:
   ) -> Outgoing:
     """Starts an attempt with these members, in this order.
 
-    `weights` are of their shares; None: by their hosts and relays.
+    `weights` are of their shares; None: by their hosts and relays. With a
+    sparse codec all have a whole vector, and the mean is as many of them.
     """
     self._reduced.clear()
     self._prepared.clear()
@@ -133,7 +137,11 @@ class CoordinatorRound:
       )
     if weights is None:
       weights = [capacity(proposal.delta) for proposal in proposals]
-    bounds = share_bounds(first.delta.length, self._block_bytes, weights)
+    length = first.delta.length
+    if self._codec.sparse:
+      bounds = whole_bounds(length // self._block_bytes, len(members))
+    else:
+      bounds = share_bounds(length, self._block_bytes, weights)
     for owner, (start, stop) in zip(members, bounds, strict=True):
       plan.shares.add(start=start, stop=stop, owner=owner)
     plan.attempt = blake3(plan.SerializeToString(deterministic=True)).digest()
@@ -239,7 +247,7 @@ class CoordinatorRound:
       fragment=plan.fragment,
       base=plan.base,
       shares=plan.shares,
-      codec=outer.codec,
+      codec=self._codec.name,
       learning_rate=eta,
       momentum=mu,
       base_state=self._first.base_state,

@@ -64,7 +64,7 @@ class Rounds:
     self._outbox = outbox
     self._transfers = transfers
     self._repair = repair
-    self._block_bytes = make_codec(books.run.outer.codec).block_bytes
+    self._codec = make_codec(books.run.outer.codec)
     self._attempts = 0  # in this term
     self._balance = Balance()
     self._forgive_at = now  # when broken pairs may try again
@@ -81,7 +81,7 @@ class Rounds:
 
   def _new(self, fragment: int, now: float) -> _Open:
     base = self._books.chain.moved(fragment)
-    round_ = CoordinatorRound(self._block_bytes)
+    round_ = CoordinatorRound(self._codec)
     return _Open(round_, base, now, self._known())
 
   def _follow_chain(self, now: float) -> None:

@@ -67,18 +67,19 @@ def channel(address: str, credentials: Credentials) -> grpc.Channel:
 
 
 class Channels:
-  """One bulk channel an address, made on first use, shared by threads."""
+  """Bulk channels, made on first use, shared by threads."""
 
   def __init__(self, credentials: Credentials):
     self._credentials = credentials
-    self._channels: dict[str, grpc.Channel] = {}
+    self._channels: dict[tuple[str, int], grpc.Channel] = {}
     self._lock = threading.Lock()
 
-  def to(self, address: str) -> grpc.Channel:
+  def to(self, address: str, lane: int = 0) -> grpc.Channel:
+    """A channel to an address; each lane of one is a connection of its own."""
     with self._lock:
-      if address not in self._channels:
-        self._channels[address] = channel(address, self._credentials)
-      return self._channels[address]
+      if (address, lane) not in self._channels:
+        self._channels[address, lane] = channel(address, self._credentials)
+      return self._channels[address, lane]
 
   def close(self) -> None:
     with self._lock:

@@ -98,10 +98,17 @@ class Saves:
     full = self._log.size(self.oldest(record.number)) > self._log_bound
     return record.final or due or full
 
-  def save(self, outer: OuterState, state: Any, meta: dict[str, Any]) -> None:
+  def save(
+    self,
+    outer: OuterState,
+    state: Any,
+    meta: dict[str, Any],
+    files: dict[str, bytes | memoryview],
+  ) -> None:
     """Starts to save everything; returns when it has been copied.
 
-    A disk that is full costs the checkpoint, and not the island.
+    What is in `files` is not copied, and must stay as it is. A disk that is
+    full costs the checkpoint, and not the island.
     """
     number = outer.record
     try:
@@ -114,7 +121,7 @@ class Saves:
         meta,
         # After a power loss a checkpoint without its record is of no use.
         before=lambda: self._log.sync(number),
-        files={_CHAIN: self._chain(number)},
+        files={_CHAIN: self._chain(number), **files},
       )
     except OSError as error:
       logging.error("No checkpoint at record %d: %s", number, error)
@@ -186,6 +193,12 @@ class Saves:
     record = self._record(number, saved.meta["record_hash"])
     assert record is not None, f"checkpoint {number} has lost its record"
     return record, saved
+
+  def file(self, number: int, name: str) -> bytes:
+    """One of the files that a checkpoint was saved with."""
+    data = self._here.file(number, name)
+    assert data is not None, f"checkpoint {number} has no {name}"
+    return data
 
   def forget_annulled(self) -> None:
     """Removes checkpoints of records that do not count; none leads from them."""

@@ -51,6 +51,11 @@ def share_bounds(
   return list(itertools.pairwise(bounds))
 
 
+def whole_bounds(blocks: int, members: int) -> list[tuple[int, int]]:
+  """Where each member's codes lie, of a mean that is all members' codes."""
+  return [(blocks * i, blocks * (i + 1)) for i in range(members)]
+
+
 def cover(
   broken: list[tuple[str, str]], proposals: dict[str, pb.Proposal]
 ) -> set[str]:

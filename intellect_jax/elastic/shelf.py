@@ -9,7 +9,7 @@ import threading
 
 import numpy as np
 
-from intellect_jax.elastic import blobs
+from intellect_jax.elastic import blobs, means
 from intellect_jax.elastic.log import RecordLog
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 
@@ -24,19 +24,19 @@ class MeanShelf:
     block_bytes: int,
     lengths: Sequence[int],
   ):
-    """`lengths`: of a mean of each fragment, in bytes."""
+    """`lengths`: of an encoded delta of each fragment, in bytes."""
     self._store = store
     self._log = log
     self._block_bytes = block_bytes
-    self._lengths = lengths
+    self._chunks = [blobs.chunk_bytes(n, block_bytes) for n in lengths]
     self._lock = threading.Lock()
     # Blob ids of what is not committed, by fragment and attempt.
     self._attempts: dict[tuple[int, bytes], list[bytes]] = {}
     self._records: dict[int, list[bytes]] = {}  # blob ids, committed
 
-  def open(self, attempt: bytes, fragment: int = 0) -> np.ndarray:
+  def open(self, attempt: bytes, length: int, fragment: int = 0) -> np.ndarray:
     """Returns writable uint8, on the disk, for the mean of an attempt."""
-    return self._log.open_mean(attempt, self._lengths[fragment], fragment)
+    return self._log.open_mean(attempt, length, fragment)
 
   def put(
     self,
@@ -76,13 +76,12 @@ class MeanShelf:
   def load(self, cancelled: threading.Event) -> None:
     """Serves all means that the log has, newest first, until cancelled."""
     for record in reversed(self._log.records()):
-      mean = self._log.mean(record.number)
+      mean, shares = self._log.mean(record.number), list(record.step.shares)
       if cancelled.is_set():
         return
-      if mean is None or len(mean) != self._lengths[record.step.fragment]:
+      if mean is None or len(mean) != means.length(shares):
         continue
-      chunk = blobs.chunk_bytes(len(mean), self._block_bytes)
-      shares = list(record.step.shares)
+      chunk = self._chunks[record.step.fragment]
       parts = self._parts(shares, mean)
       ids = [self._store.publish(part, chunk).id for part in parts]
       with self._lock:

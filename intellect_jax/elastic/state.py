@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from intellect_jax.elastic import blobs
+from intellect_jax.elastic.means import Mean
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.outer import nesterov
 from intellect_jax.outer.codec import Codec
@@ -15,7 +16,7 @@ Runs = Sequence[tuple[int, int]]  # [start, stop) in codec blocks
 Places = Sequence[tuple[int, int]]  # the same in values
 Digest = bytes
 
-PIECE_BLOCKS = 512  # codec blocks at a time: 512 KiB of float32, for the cache
+PIECE = 1 << 17  # values at a time: 512 KiB of float32, for the cache
 
 
 class OuterState:
@@ -42,17 +43,18 @@ class OuterState:
       self._both[:] = both
       self.record = record
 
-  def apply(self, record: pb.Record, mean: np.ndarray, codec: Codec) -> None:
-    """Moves theta and b by a record and the encoded mean, uint8."""
+  def apply(self, record: pb.Record, data: np.ndarray, codec: Codec) -> None:
+    """Moves theta and b by a record and its mean, uint8 as in the log."""
     step = record.step
+    mean = Mean(step, data, codec)
     scale = step.scale or 1.0  # records of before there was one have none
     runs = runs_of(step, len(self.theta), codec)
     with self._lock:
-      values = np.empty(PIECE_BLOCKS * codec.block, np.float32)
+      values = np.empty(PIECE, np.float32)
       for place, codes in pieces(runs, codec):
         theta = self.theta[place]
         piece = values[: len(theta)]
-        codec.decode(mean[codes], piece)
+        mean.decode(codes, piece)
         nesterov.apply(
           theta,
           self.momentum[place],
@@ -124,8 +126,8 @@ def pieces(runs: Runs, codec: Codec) -> Iterator[tuple[slice, slice]]:
   """
   before = 0  # blocks of the runs
   for start, stop in runs:
-    for first in range(start, stop, PIECE_BLOCKS):
-      blocks = min(PIECE_BLOCKS, stop - first)
+    for first in range(start, stop, PIECE // codec.block):
+      blocks = min(PIECE // codec.block, stop - first)
       codes = before * codec.block_bytes, (before + blocks) * codec.block_bytes
       place = first * codec.block, (first + blocks) * codec.block
       yield slice(*place), slice(*codes)

@@ -8,6 +8,13 @@ import jax
 import jax.numpy as jnp
 
 
+class TokenLosses(NamedTuple):
+  """Of each token; float32 BxL."""
+
+  nll: jax.Array  # nats
+  max_logit: jax.Array
+
+
 class LossSums(NamedTuple):
   """Over all tokens, each times its weight; float32 scalars."""
 
@@ -16,36 +23,26 @@ class LossSums(NamedTuple):
   max_logit: jax.Array  # a maximum, not a sum
 
 
-def loss_sums(
-  logits_BxLxV: jax.Array, targets_BxL: jax.Array, weights_BxL: jax.Array
-) -> LossSums:
-  """Sums of the losses of tokens; divide by the sum of weights for means.
-
-  z is for the max-z-loss (Baichuan 2, arXiv 2309.10305): it keeps the largest
-  logit of each token near 0.
-  """
-  chex.assert_shape([targets_BxL, weights_BxL], logits_BxLxV.shape[:2])
+def token_losses(
+  logits_BxLxV: jax.Array, targets_BxL: jax.Array
+) -> TokenLosses:
+  """What each target takes, in nats, and how large its logits are."""
+  chex.assert_shape(targets_BxL, logits_BxLxV.shape[:2])
   chex.assert_type(logits_BxLxV, jnp.float32)
-  max_BxL = jnp.max(logits_BxLxV, axis=-1)
   target_BxL = jnp.take_along_axis(
     logits_BxLxV, targets_BxL[..., None], axis=-1
   )[..., 0]
   nll_BxL = jax.nn.logsumexp(logits_BxLxV, axis=-1) - target_BxL
-  return LossSums(
-    nll=jnp.sum(nll_BxL * weights_BxL),
-    z=jnp.sum(max_BxL**2 * weights_BxL),
-    max_logit=jnp.max(max_BxL),
-  )
+  return TokenLosses(nll_BxL, jnp.max(logits_BxLxV, axis=-1))
 
 
-def chunked_loss_sums(
+def chunked_token_losses(
   logits: Callable[[jax.Array], jax.Array],
   x_BxLxD: jax.Array,
   targets_BxL: jax.Array,
-  weights_BxL: jax.Array,
   chunk: int,
-) -> LossSums:
-  """`loss_sums` of `logits(x)`, for `chunk` positions of each sequence at once.
+) -> TokenLosses:
+  """`token_losses` of `logits(x)`, for `chunk` positions of each sequence at once.
 
   The logits of a large vocabulary are the largest array of a step. Here no more
   of them exist than B x chunk x V: the backward pass computes them again.
@@ -55,24 +52,34 @@ def chunked_loss_sums(
     chunk: positions; divides L. 0: all at once, nothing computed twice.
   """
   if not chunk:
-    return loss_sums(logits(x_BxLxD), targets_BxL, weights_BxL)
+    return token_losses(logits(x_BxLxD), targets_BxL)
 
   def split(x_BxLx_):
     B, L, *rest = x_BxLx_.shape
     return jnp.moveaxis(x_BxLx_.reshape(B, L // chunk, chunk, *rest), 1, 0)
 
   @jax.checkpoint
-  def add(sums, part):
-    x_BxSxD, targets_BxS, weights_BxS = part
-    more = loss_sums(logits(x_BxSxD), targets_BxS, weights_BxS)
-    return LossSums(
-      nll=sums.nll + more.nll,
-      z=sums.z + more.z,
-      max_logit=jnp.maximum(sums.max_logit, more.max_logit),
-    ), None
+  def of_part(_, part):
+    x_BxSxD, targets_BxS = part
+    return None, token_losses(logits(x_BxSxD), targets_BxS)
 
-  zero = jnp.float32(0)
-  parts = jax.tree.map(split, (x_BxLxD, targets_BxL, weights_BxL))
-  return jax.lax.scan(add, LossSums(zero, zero, jnp.float32(-jnp.inf)), parts)[
-    0
-  ]
+  parts = jax.tree.map(split, (x_BxLxD, targets_BxL))
+  losses = jax.lax.scan(of_part, None, parts)[1]
+  return jax.tree.map(
+    lambda x_NxBxS: jnp.moveaxis(x_NxBxS, 0, 1).reshape(targets_BxL.shape),
+    losses,
+  )
+
+
+def loss_sums(losses: TokenLosses, weights_BxL: jax.Array) -> LossSums:
+  """Sums of the losses of tokens; divide by the sum of weights for means.
+
+  z is for the max-z-loss (Baichuan 2, arXiv 2309.10305): it keeps the largest
+  logit of each token near 0.
+  """
+  chex.assert_equal_shape([losses.nll, weights_BxL])
+  return LossSums(
+    nll=jnp.sum(losses.nll * weights_BxL),
+    z=jnp.sum(losses.max_logit**2 * weights_BxL),
+    max_logit=jnp.max(losses.max_logit),
+  )

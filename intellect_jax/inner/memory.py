@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from intellect_jax.inner.loss import chunked_loss_sums
+from intellect_jax.inner.loss import chunked_token_losses
 from intellect_jax.inner.step import TrainStep
 from intellect_jax.model import llama
 
@@ -108,9 +108,8 @@ def _residuals(
     def loss(params):
       model = llama.bind(c, params)
       x_BxLxD = model.hidden(tokens, tokens, tokens)
-      return chunked_loss_sums(
-        model.logits, x_BxLxD, tokens, weights, chunk
-      ).nll
+      losses = chunked_token_losses(model.logits, x_BxLxD, tokens, chunk)
+      return jnp.sum(losses.nll * weights)
 
     return jax.vjp(loss, params)[1]
 

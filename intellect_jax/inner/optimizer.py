@@ -72,7 +72,8 @@ def _matrices(params):
   """Which axes are rows and columns: layers are neither, heads go together."""
 
   def axes(path, leaf):
-    first_column = leaf.ndim - 1 if path[-1].key == "output" else 2
+    out_of_heads = path[-1].key.startswith("output")
+    first_column = leaf.ndim - 1 if out_of_heads else 2
     return optax.contrib.MuonDimensionNumbers(
       tuple(range(1, first_column)), tuple(range(first_column, leaf.ndim))
     )

@@ -1,6 +1,6 @@
 """The inner step: one update of an island's model, and the evaluation."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 import functools
 import time
 from typing import Any, NamedTuple
@@ -13,16 +13,14 @@ from ml_collections import ConfigDict
 import numpy as np
 import optax
 
-from intellect_jax.inner.loss import LossSums, chunked_loss_sums
+from intellect_jax.inner.objective import Batch, Objective
 from intellect_jax.inner.optimizer import (
   as_params,
   learning_rate,
   make_optimizer,
 )
-from intellect_jax.model import llama, sharding
+from intellect_jax.model import llama, lora, sharding
 from intellect_jax.outer.schedule import Schedule
-
-Batch = Mapping[str, Any]  # of BxL arrays, see TrainStep
 
 
 class TrainState(NamedTuple):
@@ -38,6 +36,11 @@ class TrainStep:
 
   On an AbstractMesh it can only be traced.
 
+  Attributes:
+    mesh: the island's.
+    frozen: parameters on the mesh that are needed and not trained: what
+      adapters are beside, and what DPO compares with. `freeze` sets them.
+
   Raises:
     UserError: if batch, microbatch or model do not divide among the mesh.
   """
@@ -46,17 +49,19 @@ class TrainStep:
     inner = run.inner
     self._run = run
     self.mesh = mesh
+    self.frozen: llama.Params | None = None
     self._microbatch = island.inner.microbatch or inner.batch_size
-    self._loss_chunk = island.inner.loss_chunk
     self._pace_seconds = island.inner.paced_step_seconds
-    self._c = llama.LlamaConfig.of(run.model, island.model)
+    self._objective = Objective(run, island)
+    self._c = self._objective.c
     self._optimizer = make_optimizer(inner)
     if island.inner.microbatch:
       sharding.check_batch("island.inner.microbatch", self._microbatch, mesh)
     sharding.check_batch("run.inner.batch_size", inner.batch_size, mesh)
 
-    param_shardings = sharding.param_shardings(self._c, mesh)
-    params = llama.abstract_params(self._c)
+    shardings = sharding.param_shardings(self._c, mesh)
+    param_shardings = llama.trained(self._c, shardings)
+    params = llama.trained(self._c, llama.abstract_params(self._c))
     opt_state = jax.eval_shape(self._optimizer.init, params)
     replicated = NamedSharding(mesh, P())
     self.state_shardings = TrainState(
@@ -70,9 +75,17 @@ class TrainStep:
       self.state_shardings,
     )
     self._batch_sharding = sharding.batch_sharding(mesh)
+    self.abstract_frozen, self._frozen_shardings = _frozen(
+      self._objective, shardings
+    )
     self._jitted = jax.jit(
       self._step,
-      in_shardings=(self.state_shardings, self._batch_sharding, replicated),
+      in_shardings=(
+        self.state_shardings,
+        self._frozen_shardings,
+        self._batch_sharding,
+        replicated,
+      ),
       out_shardings=(self.state_shardings, replicated),
       donate_argnums=0,
     )
@@ -91,7 +104,9 @@ class TrainStep:
     batch["weights"] = jax.ShapeDtypeStruct(shape, jnp.float32)
     schedule = jax.ShapeDtypeStruct((len(Schedule._fields),), jnp.float32)
     with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
-      return self._jitted.trace(self.abstract_state, batch, schedule)
+      return self._jitted.trace(
+        self.abstract_state, self.abstract_frozen, batch, schedule
+      )
 
   @functools.cached_property
   def _compiled(self) -> jax.stages.Compiled:
@@ -115,7 +130,10 @@ class TrainStep:
     )
 
   def init(self, key: jax.Array) -> TrainState:
-    """Random parameters and zero moments, on the mesh."""
+    """Random parameters and zero moments, on the mesh.
+
+    Of adapters half are random and half zero: the model is what is frozen.
+    """
     return self.from_params(llama.init_params(self._c, key, self.mesh))
 
   def from_params(self, params: llama.Params) -> TrainState:
@@ -125,6 +143,12 @@ class TrainStep:
     )
     params = self.place(params)
     return TrainState(params, zero_moments(params))
+
+  def freeze(self, params: llama.Params) -> None:
+    """Takes what stays as it is: host arrays of `abstract_frozen`, whole."""
+    self.frozen = jax.block_until_ready(
+      jax.tree.map(_placed, params, self._frozen_shardings)
+    )
 
   @functools.cached_property
   def rows(self) -> tuple[int, int]:
@@ -154,13 +178,15 @@ class TrainStep:
 
     Returns:
       The next state, and scalars on the device: loss (mean nats a token),
-      grad_norm (before the clip), learning_rate, max_logit.
+      grad_norm (before the clip), learning_rate, max_logit; of DPO loss is
+      nats a pair, and there are preference_accuracy and margin.
     """
     start = time.monotonic()
     batch = self._feed(batch)
     if not isinstance(schedule, Schedule):
       schedule = Schedule(schedule, self._run.tokens)
-    result = self._compiled(state, batch, np.array(schedule, np.float32))
+    where = np.array(schedule, np.float32)
+    result = self._compiled(state, self.frozen, batch, where)
     if self._pace_seconds:
       jax.block_until_ready(result)
       time.sleep(max(0.0, start + self._pace_seconds - time.monotonic()))
@@ -178,9 +204,9 @@ class TrainStep:
       for name, x_BxL in batch.items()
     }
 
-  def _step(self, state, batch, schedule):
+  def _step(self, state, frozen, batch, schedule):
     inner, where = self._run.inner, Schedule(*schedule)
-    grads, metrics = self._gradient(state.params, batch)
+    grads, metrics = self._gradient(state.params, frozen, batch)
     updates, opt_state = self._optimizer.update(
       grads, state.opt_state, state.params
     )
@@ -190,36 +216,36 @@ class TrainStep:
     metrics |= dict(grad_norm=optax.tree.norm(grads), learning_rate=rate)
     return TrainState(params, opt_state), metrics
 
-  def _gradient(self, params, batch):
-    """Gradient of the mean over all tokens, one microbatch at a time."""
+  def _gradient(self, params, frozen, batch):
+    """Gradient of the mean over a batch, one microbatch at a time."""
     # The count of the whole batch comes first, so that microbatches with
     # different numbers of tokens simply add up.
-    count = jnp.maximum(jnp.sum(batch["weights"]), 1)
-    max_z_loss = self._run.inner.max_z_loss
+    count = jnp.maximum(self._objective.count(batch), 1)
 
     def objective(params, batch):
-      sums = _loss_sums(self._c, params, batch, self._loss_chunk)
-      total = sums.nll
-      if max_z_loss:  # XLA would not leave out the gradient of 0 * max
-        total += max_z_loss * sums.z
-      return total / count, (sums.nll / count, sums.max_logit)
+      sums = self._objective.sums(params, frozen, batch)
+      means = jax.tree.map(lambda x: x / count, sums.figures)
+      return sums.total / count, (means, sums.max_logit)
 
     gradient = jax.grad(objective, has_aux=True)
     if self._microbatch == self._run.inner.batch_size:
-      grads, (loss, max_logit) = gradient(params, batch)
-      return grads, dict(loss=loss, max_logit=max_logit)
+      grads, (means, max_logit) = gradient(params, batch)
+      return grads, dict(means, max_logit=max_logit)
 
     def accumulate(sums, microbatch):
-      grads, (loss, max_logit) = gradient(params, microbatch)
-      return jax.tree.map(jnp.add, sums, (grads, loss)), max_logit
+      grads, (means, max_logit) = gradient(params, microbatch)
+      return jax.tree.map(jnp.add, sums, (grads, means)), max_logit
 
     zeros = jax.lax.with_sharding_constraint(
       jax.tree.map(jnp.zeros_like, params), self.state_shardings.params
     )
-    (grads, loss), max_logits = jax.lax.scan(
-      accumulate, (zeros, jnp.float32(0)), jax.tree.map(self._split, batch)
+    microbatches = jax.tree.map(self._split, batch)
+    figures = jax.eval_shape(objective, params, _first(microbatches))[1][0]
+    nothing = jax.tree.map(lambda _: jnp.float32(0), figures)
+    (grads, means), max_logits = jax.lax.scan(
+      accumulate, (zeros, nothing), microbatches
     )
-    return grads, dict(loss=loss, max_logit=jnp.max(max_logits))
+    return grads, dict(means, max_logit=jnp.max(max_logits))
 
   def _split(self, x_BxL):
     """Microbatches, first axis; each takes an equal part of every device."""
@@ -233,23 +259,54 @@ def _placed(x, sharding: NamedSharding) -> jax.Array:
   return jax.make_array_from_callback(x.shape, sharding, x.__getitem__)
 
 
-class EvalStep:
-  """Mean negative log-likelihood of held-out batches."""
+def _first(tree):
+  return jax.tree.map(lambda x: x[0], tree)
 
-  def __init__(self, run: ConfigDict, island: ConfigDict, mesh: Mesh):
-    self._c = llama.LlamaConfig.of(run.model, island.model)
-    self._loss_chunk = island.inner.loss_chunk
+
+def _frozen(objective: Objective, shardings):
+  """Shapes and shardings of what is not trained; None and None if nothing."""
+  if objective.frozen is None:
+    return None, None
+  shardings = lora.base(shardings)
+  shapes = jax.tree.map(
+    lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
+    objective.frozen,
+    shardings,
+  )
+  return shapes, shardings
+
+
+class EvalStep:
+  """Mean loss of held-out batches: the negative log-likelihood, or DPO's."""
+
+  def __init__(
+    self,
+    run: ConfigDict,
+    island: ConfigDict,
+    mesh: Mesh,
+    frozen: llama.Params | None = None,
+  ):
+    """`frozen`: parameters as a TrainStep's, on the host or on this mesh."""
+    self._objective = Objective(run, island)
     self._mesh = mesh
-    self._param_shardings = sharding.param_shardings(self._c, mesh)
+    c = self._objective.c
+    shardings = sharding.param_shardings(c, mesh)
+    self._param_shardings = llama.trained(c, shardings)
     self._batch_sharding = sharding.batch_sharding(mesh)
+    _, frozen_shardings = _frozen(self._objective, shardings)
+    self._frozen = frozen and jax.device_put(frozen, frozen_shardings)
     self._jitted = jax.jit(
       self._sums,
-      in_shardings=(self._param_shardings, self._batch_sharding),
+      in_shardings=(
+        self._param_shardings,
+        frozen_shardings,
+        self._batch_sharding,
+      ),
       out_shardings=NamedSharding(mesh, P()),
     )
 
   def __call__(self, params: llama.Params, batches: Iterable[Batch]) -> float:
-    """Nats a token over all batches; `params` on the host or the mesh.
+    """Nats a token, or a pair, over all batches; `params` anywhere.
 
     Raises:
       UserError: if a batch does not divide among the mesh.
@@ -262,22 +319,10 @@ class EvalStep:
           "A batch of evaluation", len(batch["tokens"]), self._mesh
         )
         batch = jax.device_put(dict(batch), self._batch_sharding)
-        sums.append(self._jitted(params, batch))
-    nll, count = np.array(jax.device_get(sums), np.float64).sum(axis=0)
-    return float(nll / count)
+        sums.append(self._jitted(params, self._frozen, batch))
+    loss, count = np.array(jax.device_get(sums), np.float64).sum(axis=0)
+    return float(loss / count)
 
-  def _sums(self, params, batch):
-    sums = _loss_sums(self._c, params, batch, self._loss_chunk)
-    return sums.nll, jnp.sum(batch["weights"])
-
-
-def _loss_sums(
-  c: llama.LlamaConfig, params: llama.Params, batch: Batch, chunk: int
-) -> LossSums:
-  model = llama.bind(c, params)
-  x_BxLxD = model.hidden(
-    batch["tokens"], batch["positions"], batch["segment_ids"]
-  )
-  return chunked_loss_sums(
-    model.logits, x_BxLxD, batch["targets"], batch["weights"], chunk
-  )
+  def _sums(self, params, frozen, batch):
+    sums = self._objective.sums(params, frozen, batch)
+    return sums.figures["loss"], self._objective.count(batch)

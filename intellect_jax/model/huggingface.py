@@ -2,7 +2,7 @@
 
 Their matrices are [out, in], ours [in, out], with heads as axes of their own.
 RoPE rotates the same pairs (i, i + head_dim / 2) in both, so that nothing is
-permuted.
+permuted. Adapters have the names that the library PEFT gives them.
 """
 
 import dataclasses
@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from intellect_jax.errors import UserError
+from intellect_jax.model import lora
 from intellect_jax.model.llama import Params
 
 _OUTSIDE = {
@@ -31,6 +32,14 @@ _IN_BLOCK = {
   "up": "mlp.up_proj.weight",
   "down": "mlp.down_proj.weight",
 }
+# The modules whose weights the matrices are, by our names.
+MODULES = {name: _IN_BLOCK[name].split(".")[-2] for name in lora.MATRICES}
+_IN_BLOCK |= {
+  name + end: _IN_BLOCK[name].replace("weight", f"lora_{letter}.weight")
+  for name in lora.MATRICES
+  for end, letter in ((lora.A, "A"), (lora.B, "B"))
+}
+_PEFT = "base_model.model."  # before the names of adapters
 _AS_IT_IS = ("embed", "final_norm", "attention_norm", "mlp_norm")
 _FIELDS = {  # of run.model, and their names in config.json
   "layers": "num_hidden_layers",
@@ -70,6 +79,8 @@ def tensor_names(params: Params) -> list[Tensor]:
   for key, leaf in params["blocks"].items():
     for layer in range(leaf.shape[0]):
       name = f"model.layers.{layer}.{_IN_BLOCK[key]}"
+      if key.endswith((lora.A, lora.B)):
+        name = _PEFT + name
       tensors.append(Tensor(name, ("blocks", key), layer))
   return sorted(tensors, key=lambda tensor: tensor.name)
 
@@ -103,7 +114,7 @@ def from_weight(
 
 def _inner_axes(path: tuple[str, ...]) -> int:
   """How many first axes of a matrix are contracted with its input."""
-  return 2 if path[-1] == "output" else 1
+  return 2 if path[-1] in ("output", "output" + lora.A) else 1
 
 
 def config_json(

@@ -2,11 +2,12 @@
 grouped-query attention and SwiGLU.
 
 Dimensions: B batch, L length, D width, H heads, K kv_heads, C head_dim,
-F ffn, V vocab_size, N layers.
+F ffn, V vocab_size, N layers, R lora_rank.
 
 The module is flax nnx, but nnx stays in this file: everyone else sees `Params`,
 a plain nested dict of float32 arrays. Blocks are stacked: each leaf under
-"blocks" has a leading layers axis, however the layers are run.
+"blocks" has a leading layers axis, however the layers are run. With lora_rank
+the blocks' matrices have adapters beside them (lora.py).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from intellect_jax.model import lora
 from intellect_jax.model.attention import (
   attend,
   document_mask,
@@ -53,6 +55,8 @@ class LlamaConfig:
   scan_layers: bool
   remat: str
   attention: str
+  lora_rank: int = 0
+  lora_alpha: float = 16.0
 
   @classmethod
   def of(cls, run_model: ConfigDict, island_model: ConfigDict) -> LlamaConfig:
@@ -100,6 +104,25 @@ class Block(nnx.Module):
     self.gate = param("layers width ffn", into)
     self.up = param("layers width ffn", into)
     self.down = param("layers ffn width", back * c.ffn**-0.5)
+    if c.lora_rank:
+      self._add_adapters(param)
+
+  def _add_adapters(self, param):
+    """A random and B zero: at first they add nothing."""
+    matrices = {
+      "query": ("width", "heads head_dim"),
+      "key": ("width", "kv_heads head_dim"),
+      "value": ("width", "kv_heads head_dim"),
+      "output": ("heads head_dim", "width"),
+      "gate": ("width", "ffn"),
+      "up": ("width", "ffn"),
+      "down": ("ffn", "width"),
+    }
+    for name, (inner, outer) in matrices.items():
+      size = math.prod(getattr(self.c, axis) for axis in inner.split())
+      a = param(f"layers {inner} lora_rank", size**-0.5)
+      setattr(self, name + lora.A, a)
+      setattr(self, name + lora.B, param(f"layers lora_rank {outer}", 0.0))
 
   def __call__(self, x_BxLxD, angles, mask_BxLxL):
     x_BxLxD += self.attention(
@@ -111,19 +134,28 @@ class Block(nnx.Module):
     return x_BxLxD
 
   def attention(self, x_BxLxD, angles, mask_BxLxL):
-    q_BxLxHxC = rotate(_product(x_BxLxD, self.query), angles)
-    k_BxLxKxC = rotate(_product(x_BxLxD, self.key), angles)
-    v_BxLxKxC = _product(x_BxLxD, self.value)
+    q_BxLxHxC = rotate(self.project(x_BxLxD, "query"), angles)
+    k_BxLxKxC = rotate(self.project(x_BxLxD, "key"), angles)
+    v_BxLxKxC = self.project(x_BxLxD, "value")
     out_BxLxHxC = attend(
       q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, mask_BxLxL, self.c.attention
     )
-    return _product(out_BxLxHxC, self.output)
+    return self.project(out_BxLxHxC, "output")
 
   def mlp(self, x_BxLxD):
     """SwiGLU (arXiv 2002.05202)."""
-    gate_BxLxF = jax.nn.silu(_product(x_BxLxD, self.gate))
-    up_BxLxF = _product(x_BxLxD, self.up)
-    return _product(gate_BxLxF * up_BxLxF, self.down)
+    gate_BxLxF = jax.nn.silu(self.project(x_BxLxD, "gate"))
+    up_BxLxF = self.project(x_BxLxD, "up")
+    return self.project(gate_BxLxF * up_BxLxF, "down")
+
+  def project(self, x_BxLxI, name: str) -> jax.Array:
+    """x times the matrix of that name, and what its adapter adds."""
+    out_BxLxO = _product(x_BxLxI, getattr(self, name))
+    if self.c.lora_rank:
+      low_BxLxR = _product(x_BxLxI, getattr(self, name + lora.A))
+      added_BxLxO = _product(low_BxLxR, getattr(self, name + lora.B))
+      out_BxLxO += self.c.lora_alpha / self.c.lora_rank * added_BxLxO
+    return out_BxLxO
 
 
 class Llama(nnx.Module):
@@ -224,18 +256,26 @@ def abstract_params(c: LlamaConfig) -> Params:
   return nnx.to_pure_dict(_abstract(c)[1])
 
 
+def trained(c: LlamaConfig, params: Params) -> Params:
+  """Of a tree like the parameters: all of it, or the adapters if there are."""
+  return lora.adapters(params) if c.lora_rank else params
+
+
 def init_params(c: LlamaConfig, key: jax.Array, mesh: Mesh) -> Params:
-  """Random parameters, sharded from birth: no device ever holds them all."""
+  """Random parameters, sharded from birth: no device ever holds them all.
+
+  Those that are trained; adapters have none of the others beside them.
+  """
 
   def init(key):
     model = Llama(c, nnx.Rngs(key))
-    return nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    return trained(c, nnx.to_pure_dict(nnx.state(model, nnx.Param)))
 
   # It runs once: compiling the random generator, once for each leaf, with all
   # optimizations takes three times as long and wins nothing.
   return jax.jit(
     init,
-    out_shardings=param_shardings(c, mesh),
+    out_shardings=trained(c, param_shardings(c, mesh)),
     compiler_options={"xla_backend_optimization_level": 1},
   )(key)
 

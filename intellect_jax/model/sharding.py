@@ -36,6 +36,7 @@ RULES: dict[str, str | None] = {
   "kv_heads": "tensor",
   "ffn": "tensor",
   "head_dim": None,
+  "lora_rank": None,
   "layers": None,
 }
 

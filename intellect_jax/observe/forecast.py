@@ -84,10 +84,12 @@ class Forecast:
     self.token_flops = flops.flops_per_token(self.c, data.sequence_length)
     self.step_seconds = self.step_tokens * self.token_flops / (mfu * self.peak)
     abstract = step.abstract_state.params
-    self.layout = Layout.of(abstract, tensor_names(abstract))
     codec = make_codec(self.run.outer.codec)
+    names = tensor_names(abstract)
+    self.layout = Layout.of(abstract, names, codec.block)
     self.coded = self.layout.blocks * codec.block_bytes
-    self.sent = traffic.coded_bytes_sent(islands, self.coded)
+    shares = not codec.sparse
+    self.sent = traffic.coded_bytes_sent(islands, self.coded, shares)
 
   @property
   def window_seconds(self) -> float:

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from intellect_jax.errors import UserError
-from intellect_jax.outer import kernels
+from intellect_jax.outer import kernels, sparse_kernels
 
 
 class NotFiniteError(ValueError):
@@ -40,6 +40,9 @@ class Codec(Protocol):
   name: str
   block: int  # values
   block_bytes: int
+  # Leaves most values out, for `feedback.py` to make up for. Then a mean is not
+  # encoded again, and is its members' codes: docs/protocol.md, 8.
+  sparse: bool
 
   def encode(self, values: np.ndarray, out: np.ndarray) -> None:
     """Writes the codes of `values` to `out`; raises NotFiniteError."""
@@ -67,6 +70,7 @@ def make_codec(name: str) -> Codec:
     "int4": int4,
     "e3m0": e3m0,
     "float32": Float32,
+    "sparse2": sparse2,
   }
   if name not in codecs:
     raise UserError(
@@ -76,20 +80,18 @@ def make_codec(name: str) -> Codec:
   return codecs[name]()
 
 
-class Scaled:
-  """Blocks of 256 values that share one scale.
+class Blockwise:
+  """Blocks of values, each a record of numpy, by loops of numba.
 
-  A block is a float32 scale (little-endian), then the codes. A value is decoded
-  as scale * float32(number), where the number is what its code stands for. All
-  of x has a code, whatever its size. A scale is a normal number, since some
-  CPUs flush others to zero, or 0: that of a block of zeros. 0 has the code 0.
+  All of x has a code, whatever its size, and 0 is decoded as 0. What a block's
+  values share is a normal number, since some CPUs flush others to zero, or 0.
   """
 
-  block = kernels.BLOCK
-
-  def __init__(self, name: str, loops: kernels.Loops):
+  def __init__(self, name: str, loops: kernels.Loops, sparse: bool = False):
     self.name = name
+    self.block = loops.values
     self.block_bytes = loops.block.itemsize
+    self.sparse = sparse
     self._loops = loops
 
   def encode(self, values: np.ndarray, out: np.ndarray) -> None:
@@ -115,17 +117,22 @@ class Scaled:
     return self._loops.squared_norm(codes.view(self._loops.block))
 
 
-def int8() -> Scaled:
+# int8, int4 and e3m0 have blocks of 256 values: a float32 scale (little-endian),
+# that of zeros alone 0, then the codes. A value is decoded as
+# scale * float32(number), where the number is what its code stands for.
+
+
+def int8() -> Blockwise:
   """8 bits a value: a byte each, in [-127, 127].
 
     scale = max |x| * (1 / 127),  code = round_half_even(x * (1 / scale))
 
   so that |x - scale * code| <= scale / 2, up to float32's rounding.
   """
-  return Scaled("int8", kernels.INT8)
+  return Blockwise("int8", kernels.INT8)
 
 
-def int4() -> Scaled:
+def int4() -> Blockwise:
   """4 bits a value, two to a byte, in [-7, 7].
 
     scale = max |x| * (1 / 7),  code = round_half_even(x * (1 / scale))
@@ -134,10 +141,10 @@ def int4() -> Scaled:
   block has the codes of value i, in its low bits, and of value i + 128, both in
   two's complement.
   """
-  return Scaled("int4", kernels.INT4)
+  return Blockwise("int4", kernels.INT4)
 
 
-def e3m0() -> Scaled:
+def e3m0() -> Blockwise:
   """4 bits a value: a sign and three bits of exponent, no mantissa.
 
   The number format of Streaming DiLoCo, arXiv 2501.18512, with a scale a block:
@@ -149,7 +156,19 @@ def e3m0() -> Scaled:
   worse than `int4` at the largest values, better at small ones. The code of
   ±2^k is ±(k + 1), and codes lie in a block as those of `int4`.
   """
-  return Scaled("e3m0", kernels.E3M0)
+  return Blockwise("e3m0", kernels.E3M0)
+
+
+def sparse2() -> Blockwise:
+  """0.16 bits a value: of each 4096 the 64 largest, by 2 bits and their place.
+
+  TopK and quantization of SparseLoCo, arXiv 2508.15706: a sign, and which of
+  two magnitudes, about the means of the kept values below and above the mean of
+  all. What is left of a value, x minus what it is decoded as, is exact in
+  float32, so that with error feedback nothing is lost: see `feedback.py`. A
+  block is 84 bytes: the format stands in sparse_kernels.py.
+  """
+  return Blockwise("sparse2", sparse_kernels.SPARSE2, sparse=True)
 
 
 class Float32:
@@ -158,6 +177,7 @@ class Float32:
   name = "float32"
   block = kernels.BLOCK
   block_bytes = 4 * kernels.BLOCK
+  sparse = False
 
   def encode(self, values: np.ndarray, out: np.ndarray) -> None:
     _check(self, values, out)

@@ -10,7 +10,8 @@ to 32 bits, since numba widens what it computes to 64; division follows numpy's
 error model, since a test for zero stops the vectorizer too; and the GIL is
 released, so that threads can work on disjoint ranges.
 
-All are in this file, since numba's cache on disk notices changes of no other.
+What calls each other is in one file, since numba's cache on disk notices
+changes of no other. The loops of `sparse2` are in sparse_kernels.py.
 """
 
 from collections.abc import Callable
@@ -49,22 +50,22 @@ _INT8 = numba.from_dtype(INT8_BLOCK)
 _NIBBLES = numba.from_dtype(NIBBLE_BLOCK)
 
 
-def _reads(dtype: types.Type) -> types.Array:
+def reads(dtype: types.Type) -> types.Array:
   """A flat array that may be read-only, as received bytes are."""
   return types.Array(dtype, 1, "C", readonly=True)
 
 
-def _writes(dtype: types.Type) -> types.Array:
+def writes(dtype: types.Type) -> types.Array:
   return types.Array(dtype, 1, "C")
 
 
-def _kernel(*arguments: types.Type) -> Callable[[Callable], Any]:
+def kernel(*arguments: types.Type) -> Callable[[Callable], Any]:
   """Decorates a loop that is compiled for exactly these argument types."""
 
   def decorate(loop: Callable) -> Any:
-    kernel = numba.njit(loop, nogil=True, cache=True, error_model="numpy")
-    _SIGNATURES[kernel] = arguments
-    return kernel
+    compiled = numba.njit(loop, nogil=True, cache=True, error_model="numpy")
+    _SIGNATURES[compiled] = arguments
+    return compiled
 
   return decorate
 
@@ -77,14 +78,15 @@ def compile_all() -> None:
   a round: from here on other argument types are a TypeError. Takes seconds the
   first time on a machine, milliseconds later.
   """
-  for kernel, arguments in _SIGNATURES.items():
-    kernel.compile(arguments)
-    kernel.disable_compile()
+  for loop, arguments in _SIGNATURES.items():
+    loop.compile(arguments)
+    loop.disable_compile()
 
 
 class Loops(NamedTuple):
-  """The kernels of one codec, whose blocks have a scale and codes."""
+  """The kernels of one codec, and how its blocks are laid out."""
 
+  values: int  # of a block
   block: np.dtype
   encode: Any
   decode: Any
@@ -157,7 +159,7 @@ def _inverse(scale):
 # ------------------------------------------------------------------------- int8
 
 
-@_kernel(_reads(types.float32), _writes(_INT8))
+@kernel(reads(types.float32), writes(_INT8))
 def encode_int8(values, blocks):
   """Writes the codes of `values`; returns the first block with NaN or inf.
 
@@ -176,7 +178,7 @@ def encode_int8(values, blocks):
   return -1
 
 
-@_kernel(_reads(_INT8), _writes(types.float32))
+@kernel(reads(_INT8), writes(types.float32))
 def decode_int8(blocks, out):
   """out = scale * code."""
   for n in range(blocks.size):
@@ -186,7 +188,7 @@ def decode_int8(blocks, out):
       y[i] = scale * np.float32(codes[i])
 
 
-@_kernel(_writes(types.float32), _reads(_INT8), types.float32)
+@kernel(writes(types.float32), reads(_INT8), types.float32)
 def accumulate_int8(total, blocks, weight):
   """total += weight * (scale * code)."""
   for n in range(blocks.size):
@@ -196,7 +198,7 @@ def accumulate_int8(total, blocks, weight):
       t[i] += weight * (scale * np.float32(codes[i]))
 
 
-@_kernel(_reads(_INT8))
+@kernel(reads(_INT8))
 def squared_norm_int8(blocks):
   """Sum over blocks of scale^2 * sum of code^2, the inner sum exact."""
   total = 0.0
@@ -210,7 +212,12 @@ def squared_norm_int8(blocks):
 
 
 INT8 = Loops(
-  INT8_BLOCK, encode_int8, decode_int8, accumulate_int8, squared_norm_int8
+  BLOCK,
+  INT8_BLOCK,
+  encode_int8,
+  decode_int8,
+  accumulate_int8,
+  squared_norm_int8,
 )
 
 
@@ -263,7 +270,7 @@ def _power(code):
   return np.int32(-power) if code < 0 else power
 
 
-@_kernel(_reads(types.float32), _writes(_NIBBLES))
+@kernel(reads(types.float32), writes(_NIBBLES))
 def encode_int4(values, blocks):
   """As `encode_int8`."""
   for n in range(blocks.size):
@@ -280,7 +287,7 @@ def encode_int4(values, blocks):
   return -1
 
 
-@_kernel(_reads(_NIBBLES), _writes(types.float32))
+@kernel(reads(_NIBBLES), writes(types.float32))
 def decode_int4(blocks, out):
   """out = scale * code."""
   for n in range(blocks.size):
@@ -292,7 +299,7 @@ def decode_int4(blocks, out):
       high[i] = scale * np.float32(_high(codes[i]))
 
 
-@_kernel(_writes(types.float32), _reads(_NIBBLES), types.float32)
+@kernel(writes(types.float32), reads(_NIBBLES), types.float32)
 def accumulate_int4(total, blocks, weight):
   """total += weight * (scale * code)."""
   for n in range(blocks.size):
@@ -304,7 +311,7 @@ def accumulate_int4(total, blocks, weight):
       high[i] += weight * (scale * np.float32(_high(codes[i])))
 
 
-@_kernel(_reads(_NIBBLES))
+@kernel(reads(_NIBBLES))
 def squared_norm_int4(blocks):
   """As `squared_norm_int8`."""
   total = 0.0
@@ -319,11 +326,16 @@ def squared_norm_int4(blocks):
 
 
 INT4 = Loops(
-  NIBBLE_BLOCK, encode_int4, decode_int4, accumulate_int4, squared_norm_int4
+  BLOCK,
+  NIBBLE_BLOCK,
+  encode_int4,
+  decode_int4,
+  accumulate_int4,
+  squared_norm_int4,
 )
 
 
-@_kernel(_reads(types.float32), _writes(_NIBBLES))
+@kernel(reads(types.float32), writes(_NIBBLES))
 def encode_e3m0(values, blocks):
   """As `encode_int8`."""
   for n in range(blocks.size):
@@ -342,7 +354,7 @@ def encode_e3m0(values, blocks):
   return -1
 
 
-@_kernel(_reads(_NIBBLES), _writes(types.float32))
+@kernel(reads(_NIBBLES), writes(types.float32))
 def decode_e3m0(blocks, out):
   """out = scale * power."""
   for n in range(blocks.size):
@@ -354,7 +366,7 @@ def decode_e3m0(blocks, out):
       high[i] = scale * np.float32(_power(_high(codes[i])))
 
 
-@_kernel(_writes(types.float32), _reads(_NIBBLES), types.float32)
+@kernel(writes(types.float32), reads(_NIBBLES), types.float32)
 def accumulate_e3m0(total, blocks, weight):
   """total += weight * (scale * power)."""
   for n in range(blocks.size):
@@ -366,7 +378,7 @@ def accumulate_e3m0(total, blocks, weight):
       high[i] += weight * (scale * np.float32(_power(_high(codes[i]))))
 
 
-@_kernel(_reads(_NIBBLES))
+@kernel(reads(_NIBBLES))
 def squared_norm_e3m0(blocks):
   """As `squared_norm_int8`."""
   total = 0.0
@@ -381,17 +393,22 @@ def squared_norm_e3m0(blocks):
 
 
 E3M0 = Loops(
-  NIBBLE_BLOCK, encode_e3m0, decode_e3m0, accumulate_e3m0, squared_norm_e3m0
+  BLOCK,
+  NIBBLE_BLOCK,
+  encode_e3m0,
+  decode_e3m0,
+  accumulate_e3m0,
+  squared_norm_e3m0,
 )
 
 
 # --------------------------------------------------------------------- Nesterov
 
 
-@_kernel(
-  _writes(types.float32),
-  _writes(types.float32),
-  _reads(types.float32),
+@kernel(
+  writes(types.float32),
+  writes(types.float32),
+  reads(types.float32),
   types.float32,
   types.float32,
   types.float32,
@@ -407,7 +424,7 @@ def nesterov(theta, momentum, mean, scale, learning_rate, mu):
     theta[i] -= learning_rate * (d + mu * momentum[i])
 
 
-@_kernel(_reads(types.float32), _reads(types.float32))
+@kernel(reads(types.float32), reads(types.float32))
 def dot(a, b):
   """Sum of a * b over whole blocks, in float64: a sum for each place in one.
 

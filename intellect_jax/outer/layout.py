@@ -1,9 +1,10 @@
 """The canonical vector: a model's parameters as one float32 vector.
 
 Tensors stand in the order of their Hugging Face names, each raveled and padded
-with zeros to whole codec blocks. A stacked leaf [layers, ...] is as many
-tensors as it has layers. So the vector is the same on every mesh, with layers
-stacked or not, and a block never mixes two tensors.
+with zeros to a multiple of 256. A stacked leaf [layers, ...] is as many tensors
+as it has layers. So the vector is the same on every mesh, with layers stacked
+or not, and a codec block of 256 never mixes two tensors. With a codec of larger
+blocks, the last tensor is padded to a whole block, and the rest is the same.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -17,6 +18,8 @@ from typing import Any, NamedTuple, Protocol
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
+
+_PADDED = 256  # floats; each tensor is, to a multiple of it
 
 Params = dict[str, Any]  # nested, leaves are arrays or jax.ShapeDtypeStruct
 
@@ -71,6 +74,12 @@ class Layout:
   ) -> "Layout":
     """Lays out `params`, arrays or abstract ones, all float32.
 
+    Args:
+      params: tree of arrays.
+      names: of all its tensors.
+      block: of the codec, a multiple of 256. Only the end of the vector depends
+        on it: who reads theta of any run need not know its codec.
+
     Raises:
       ValueError: if a leaf is not float32 or `names` leave a value out.
     """
@@ -82,14 +91,16 @@ class Layout:
         raise ValueError(f"{named.name} is {leaf.dtype}, but must be float32.")
       shape = leaf.shape if named.layer is None else leaf.shape[1:]
       size = math.prod(shape)
-      stop = start + math.ceil(size / block) * block
+      stop = start + math.ceil(size / _PADDED) * _PADDED
       tensors.append(Tensor(*place, shape, start, size, stop))
       start = stop
     named_values = sum(tensor.size for tensor in tensors)
     values = sum(leaf.size for leaf in jax.tree.leaves(params))
     if named_values != values:
       raise ValueError(f"Names cover {named_values} of {values} parameters.")
-    return cls(tuple(tensors), block, start)
+    end = math.ceil(start / block) * block
+    tensors[-1:] = [tensor._replace(stop=end) for tensor in tensors[-1:]]
+    return cls(tuple(tensors), block, end)
 
   def overlapping(self, start: int, stop: int) -> tuple[Tensor, ...]:
     """The tensors that have floats in [start, stop), those cut by it whole."""

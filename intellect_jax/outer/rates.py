@@ -10,6 +10,8 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 import numpy as np
 
+from intellect_jax.outer.codec import make_codec
+
 # The best of 0.2, 0.4 … 1.0 for 1, 2, 4 and 8 islands, the same for models of
 # 90M to 2.4B parameters: DiLoCo scaling laws, arXiv 2503.09799, tuned at H = 30
 # and mu = 0.9. More islands were not tried: from 8 on, the mean rise of 0.13 a
@@ -53,10 +55,14 @@ def rates(
 def learning_rate(outer: ConfigDict, islands: int) -> float:
   """Eta before any decay: the setting, or the best known if it is "auto".
 
+  With a sparse codec that is 1: SparseLoCo, arXiv 2508.15706.
+
   Between the numbers of islands that were tried it goes linearly in their
   logarithm. The best rate rises with H too, but the source has no figures for
   that, and neither has this.
   """
   if outer.learning_rate != "auto":
     return outer.learning_rate
+  if make_codec(outer.codec).sparse:
+    return 1.0
   return float(np.interp(math.log2(islands), _DOUBLINGS, _BEST))

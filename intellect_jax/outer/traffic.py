@@ -12,12 +12,18 @@ _TCP_PAYLOAD, _ETHERNET_FRAME = 1448, 1538  # bytes; preamble and gap included
 _HTTP2_PAYLOAD, _HTTP2_HEADER = 16_384, 9
 
 
-def coded_bytes_sent(islands: int, coded_bytes: float) -> float:
+def coded_bytes_sent(
+  islands: int, coded_bytes: float, shares: bool = True
+) -> float:
   """Coded bytes that one of n islands sends in a round; it receives as many.
 
   A member sends every other one its share of the delta, and then its share of
-  the mean: 2 (n - 1) / n of the coded vector, as a ring all-reduce does.
+  the mean: 2 (n - 1) / n of the coded vector, as a ring all-reduce does. With a
+  sparse codec there are no shares, and it sends every other one all its code:
+  n - 1 times the coded vector.
   """
+  if not shares:
+    return (islands - 1) * coded_bytes
   return 2 * (islands - 1) / islands * coded_bytes
 
 

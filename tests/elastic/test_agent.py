@@ -137,6 +137,22 @@ def test_hello_names_what_is_leased_and_not_decided(coordinator, agent):
   assert left.window == 9 and left.samples[0].start == 90
 
 
+def test_leases_end_with_the_membership(coordinator, agent):
+  """Else each window after an eviction is void, and evicts it again."""
+  coordinator.hear("hello")
+  coordinator.says.put(dict(lease_grant=pb.LeaseGrant(window=7)))
+  news = agent.news
+  assert news.wait(lambda: 7 in news.leases, "a lease", SECONDS)
+  go_on = pb.Welcome(evicted=True, start=pb.Welcome.START_GO_ON)
+  coordinator.says.put(dict(welcome=go_on))
+  assert news.wait(lambda: news.evicted, "a word", SECONDS)
+  assert not news.leases
+  agent.request_lease(7, samples=1)
+  assert coordinator.hear("lease_request").window == 7
+  coordinator.says.put(_BREAK)
+  assert not coordinator.hear("hello").leases
+
+
 def annul_record_1(coordinator, news) -> None:
   """The agent stands at it, and then nowhere."""
   first = settings(1, genesis().hash)

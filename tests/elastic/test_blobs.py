@@ -6,6 +6,7 @@ import contextlib
 import socket
 import threading
 import time
+from typing import TypeVar
 
 import numpy as np
 import pytest
@@ -17,14 +18,16 @@ CHUNK = 1024
 LENGTH = 40 * CHUNK + 100
 PATIENCE = 0.5
 
+Store = TypeVar("Store", bound=blobs.BlobStore)
+
 
 def some_bytes(seed: int = 0, length: int = LENGTH) -> np.ndarray:
   return np.random.default_rng(seed).integers(0, 256, length, np.uint8)
 
 
 @contextlib.contextmanager
-def served(store: blobs.BlobStore) -> Iterator[blobs.BlobStore]:
-  server = rpc.server(threads=4)
+def served(store: Store, threads: int = 4) -> Iterator[Store]:
+  server = rpc.server(threads)
   store.add_to(server)
   store.addresses = [rpc.listen(server, "127.0.0.1:0", rpc.LOOPBACK)]
   try:
@@ -73,6 +76,18 @@ class Slow(blobs.BlobStore):
         self.go_on.wait(30)
         return
       yield frame
+
+
+class Listed(blobs.BlobStore):
+  """Notes from which connections it was asked."""
+
+  def __init__(self):
+    super().__init__()
+    self.callers: set[str] = set()
+
+  def serve(self, request, context):
+    self.callers.add(context.peer())
+    yield from super().serve(request, context)
 
 
 # --------------------------------------------------------------- manifests
@@ -236,6 +251,65 @@ def test_it_resumes_where_a_source_stopped(fetcher):
     slow.go_on.set()
   assert b"".join(chunk for _, chunk in chunks) == data.tobytes()
   assert rest.asked_from == [10 * CHUNK]
+
+
+@pytest.fixture
+def far(monkeypatch):
+  """Whoever has been asked once is far."""
+  monkeypatch.setattr(blobs, "_FAR", 0.0)
+
+
+@pytest.mark.parametrize(
+  ("start", "stop"), [(0, LENGTH), (3 * CHUNK, 9 * CHUNK), (5, 6), (0, 0)]
+)
+def test_a_far_peer_is_read_on_several_connections(far, fetcher, start, stop):
+  data = some_bytes()
+  with served(Listed(), threads=16) as store:
+    blob = store.publish(data, CHUNK)
+    near = fetched(fetcher, store.addresses, blob.id, start, stop)
+    assert len(store.callers) == 1
+    assert fetched(fetcher, store.addresses, blob.id, start, stop) == near
+    assert len(store.callers) == 8 or stop - start < 8 * CHUNK
+
+
+def test_connections_are_divided_among_far_peers(far, fetcher):
+  with served(Listed(), 16) as one, served(Listed(), 16) as other:
+    for store in (one, other):
+      store.publish(some_bytes(), CHUNK)
+    blob = blobs.Manifest.of(some_bytes(), CHUNK).id
+    for _ in range(2):
+      fetched(fetcher, one.addresses, blob)
+      fetched(fetcher, other.addresses, blob)
+    assert len(one.callers) == len(other.callers) == 4
+
+
+def test_what_grows_is_read_on_several_connections(far, fetcher):
+  data = some_bytes()
+  with served(Listed(), threads=16) as store:
+    blob = store.publish(data, CHUNK)
+    fetched(fetcher, store.addresses, blob.id)
+    growing = store.grow(b"name", data, CHUNK)
+    frames = fetcher.follow(
+      *(store.addresses[0], b"name", 3 * CHUNK, LENGTH, CHUNK),
+      threading.Event(),
+    )
+    for stop in (20 * CHUNK, LENGTH):
+      growing.reach(stop)
+    assert b"".join(frames) == data[3 * CHUNK :].tobytes()
+    assert len(store.callers) == 8
+
+
+def test_a_far_peer_that_fails_is_replaced_where_it_failed(far, fetcher):
+  data = some_bytes()
+  with served(blobs.BlobStore(), 16) as bad, served(blobs.BlobStore()) as good:
+    blob = good.publish(data, CHUNK)
+    corrupted = data.copy()
+    corrupted[7 * CHUNK] ^= 1
+    bad.publish_hashed(blobs.Manifest.of(data, CHUNK), corrupted)
+    fetched(fetcher, bad.addresses, blob.id, 0, CHUNK)
+    chunks = fetched(fetcher, bad.addresses + good.addresses, blob.id)
+  assert b"".join(chunk for _, chunk in chunks) == data.tobytes()
+  assert bad.bytes_sent > 7 * CHUNK
 
 
 def test_a_peer_that_stops_sending_is_given_up_within_patience(fetcher):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from intellect_jax.elastic import figures
+from intellect_jax.elastic.means import Mean
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.elastic.state import OuterState
 from intellect_jax.outer.codec import make_codec
@@ -38,13 +39,14 @@ def test_gain_and_cosine_are_those_of_the_values(name):
   codec, state = make_codec(name), OuterState(SIZE)
   before, values_before = None, None
   b = np.zeros(SIZE)
-  for n, (mean, values) in enumerate(steps_of(codec, 4)):
+  for n, (codes, values) in enumerate(steps_of(codec, 4)):
     scale = 1 + n / 2
     applied = record(n + 1, scale)
     d = scale * values
     expected = 1 + MU + MU**2 * np.dot(b, d) / np.dot(d, d)  # b before
     b = MU * b + d
-    state.apply(applied, mean, codec)
+    state.apply(applied, codes, codec)
+    mean = Mean(applied.step, codes, codec)
     found = figures.direction(state, applied, mean, before, codec)
     assert found is not None
     assert found.gain == pytest.approx(expected, rel=1e-5)
@@ -59,11 +61,12 @@ def test_gain_and_cosine_are_those_of_the_values(name):
 
 def test_nothing_is_said_of_a_step_that_is_past_or_that_went_nowhere():
   codec, state = make_codec("int8"), OuterState(256)
-  mean = np.zeros(codec.block_bytes, np.uint8)
-  state.apply(record(1, 1.0), mean, codec)
+  codes = np.zeros(codec.block_bytes, np.uint8)
+  mean = Mean(pb.OuterStep(), codes, codec)
+  state.apply(record(1, 1.0), codes, codec)
   assert figures.direction(state, record(1, 1.0), mean, None, codec) is None
-  codec.encode(np.ones(256, np.float32), mean)
-  state.apply(record(2, 1.0), mean, codec)
+  codec.encode(np.ones(256, np.float32), codes)
+  state.apply(record(2, 1.0), codes, codec)
   assert figures.direction(state, record(2, 1.0), mean, None, codec)
   state.advance(3)
   assert figures.direction(state, record(2, 1.0), mean, None, codec) is None

@@ -27,7 +27,7 @@ class Islands:
     self.length = BLOCKS * self.codec.block_bytes
     self.chunk = blobs.chunk_bytes(self.length, self.codec.block_bytes)
     self.deltas, self.exchanges, self.servers = {}, {}, {}
-    self.round = round_lib.CoordinatorRound(self.codec.block_bytes)
+    self.round = round_lib.CoordinatorRound(self.codec)
     for seed, (name, tokens) in enumerate(TOKENS.items()):
       rng = np.random.default_rng(seed)
       values = rng.standard_normal(BLOCKS * 256).astype(np.float32)

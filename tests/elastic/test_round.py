@@ -11,8 +11,10 @@ from intellect_jax.elastic import round as round_lib
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.elastic.round import CoordinatorRound, IslandRound
 from intellect_jax.elastic.shares import capacity, cover, share_bounds
+from intellect_jax.outer.codec import make_codec
 
-BLOCK_BYTES = 260
+CODEC = make_codec("int8")
+BLOCK_BYTES = CODEC.block_bytes
 BLOCKS = 1000
 MEAN_SQUARE = 4.0  # of the whole mean
 
@@ -28,7 +30,7 @@ def proposal(window=1, tokens=10, norm=3.0, blocks=BLOCKS) -> pb.Proposal:
 
 def opened(islands="abc", serial=1) -> CoordinatorRound:
   """A round with an open attempt of these islands."""
-  round_ = CoordinatorRound(BLOCK_BYTES)
+  round_ = CoordinatorRound(CODEC)
   for island in islands:
     assert round_.propose(island, 1, proposal()) == ""
   sent = round_.start(1, list(islands), term=1, serial=serial)
@@ -77,7 +79,7 @@ def fixed(islands="abc") -> CoordinatorRound:
   ],
 )
 def test_a_bad_proposal_is_refused_and_leaves_no_trace(bad, why):
-  round_ = CoordinatorRound(BLOCK_BYTES)
+  round_ = CoordinatorRound(CODEC)
   assert round_.propose("a", 1, proposal()) == ""
   assert why in round_.propose("b", 1, bad)
   assert list(round_.proposals) == ["a"]

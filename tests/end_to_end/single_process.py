@@ -39,16 +39,17 @@ def simulate(
   step = TrainStep(run, island, sharding.make_mesh())
   codec = make_codec(run.outer.codec)
   state = step.init(jax.random.key(run.seed))
-  layout = Layout.of(state.params, tensor_names(state.params))
+  layout = Layout.of(state.params, tensor_names(state.params), codec.block)
   theta = layout.flatten(state.params)
   outer = OuterState(layout.size)
   outer.replace(np.concatenate([theta, np.zeros_like(theta)]), 0)
-  moments = {}  # by island
+  moments, left = {}, {}  # by island
   values = np.empty(layout.size, np.float32)
   codes = np.empty(layout.blocks * codec.block_bytes, np.uint8)
   hashes = [outer.manifest()[1].id.hex()]
   for base, record in itertools.pairwise(records):
     total, weights = np.zeros(layout.size, np.float32), []
+    every = []  # member's codes
     for member in record.step.members:
       state = step.from_params(layout.unflatten(outer.theta))
       if member.island in moments:
@@ -61,11 +62,19 @@ def simulate(
         tokens += batch["tokens"].size
       moments[member.island] = state.opt_state
       delta(outer.theta, state.params, layout, values)
+      if codec.sparse:
+        beta = np.float32(run.outer.feedback)
+        values += beta * left.get(member.island, np.float32(0))
       codec.encode(values, codes)
+      if codec.sparse:
+        decoded = np.empty_like(values)
+        codec.decode(codes, decoded)
+        left[member.island] = values - decoded
       codec.accumulate(total, codes, tokens)
       weights.append(tokens)
+      every.append(codes.copy())
     codec.encode(total / np.float32(sum(weights)), codes)
-    outer.apply(record, codes, codec)
+    outer.apply(record, np.concatenate(every) if codec.sparse else codes, codec)
     hashes.append(outer.manifest()[1].id.hex())
   return hashes
 

@@ -8,13 +8,19 @@ from intellect_jax.replay import replay
 
 
 @pytest.mark.parametrize(
-  ("codec", "merge"), [("float32", "mean"), ("int8", "rda")]
+  ("codec", "merge", "rate", "mu"),
+  [
+    ("float32", "mean", 0.6, 0.9),
+    ("int8", "rda", 0.6, 0.9),
+    ("sparse2", "mean", 1, 0),
+  ],
 )
-def test_a_swarm_equals_its_simulation(world, codec, merge):
+def test_a_swarm_equals_its_simulation(world, codec, merge, rate, mu):
   coordinator = world.coordinator(
     f"outer.codec={codec}",
     f"outer.merge={merge}",
     "outer.learning_rate=auto",
+    f"outer.momentum={mu}",
     f"outer.momentum_warmup_tokens={3 * 2048}",
     "elastic.start_islands=3",
     f"tokens={3 * 3 * 2048}",
@@ -41,18 +47,18 @@ def test_a_swarm_equals_its_simulation(world, codec, merge):
     assert read_outer(island.workdir / "checkpoints", oldest=True).record < 3
 
   steps = [record.step for record in records[1:]]
-  assert [step.learning_rate for step in steps] == 3 * [np.float32(0.6)]
-  assert [step.momentum for step in steps] == [0, *2 * [np.float32(0.9)]]
+  assert [step.learning_rate for step in steps] == 3 * [np.float32(rate)]
+  assert [step.momentum for step in steps] == [0, *2 * [np.float32(mu)]]
   for step in steps:
     norm = np.mean([member.norm for member in step.members])
     assert norm > step.mean_norm > 0, "the islands went the same way"
     scale = norm / step.mean_norm if merge == "rda" else 1
     assert step.scale == pytest.approx(scale, rel=1e-6)
   for island in islands:
-    check_figures(island, steps)
+    check_figures(island, steps, mu)
 
 
-def check_figures(island, steps):
+def check_figures(island, steps, mu):
   """What an island tells of outer steps is what the records make of them."""
   told = island.metrics("record")
   for event, step in zip(told, steps, strict=True):
@@ -62,7 +68,7 @@ def check_figures(island, steps):
   first, second, third = island.metrics("direction")
   assert (first["gain"], first["delta_cosine"]) == (1, None)
   # The first step had no momentum: b before the second is the first delta.
-  mu, ratio = 0.9, told[0]["delta_norm"] / told[1]["delta_norm"]
+  ratio = told[0]["delta_norm"] / told[1]["delta_norm"]
   gain = 1 + mu + mu**2 * ratio * second["delta_cosine"]
   assert second["gain"] == pytest.approx(gain, rel=1e-4)
   assert -1 < third["delta_cosine"] < 1

@@ -9,7 +9,11 @@ import pytest
 from intellect_jax.inner import loss
 
 V = 11
-loss_sums = jax.jit(loss.loss_sums)
+
+
+@jax.jit
+def loss_sums(logits, targets, weights):
+  return loss.loss_sums(loss.token_losses(logits, targets), weights)
 
 
 def some_batch():
@@ -71,9 +75,10 @@ def by_chunks(chunk):
   """Loss and gradients by hidden states and unembedding, jitted."""
 
   def objective(x_BxLxD, unembed_DxV, targets, weights):
-    sums = loss.chunked_loss_sums(
-      lambda x: x @ unembed_DxV, x_BxLxD, targets, weights, chunk
+    losses = loss.chunked_token_losses(
+      lambda x: x @ unembed_DxV, x_BxLxD, targets, chunk
     )
+    sums = loss.loss_sums(losses, weights)
     return sums.nll + 0.1 * sums.z, sums
 
   return jax.jit(jax.value_and_grad(objective, (0, 1), has_aux=True))

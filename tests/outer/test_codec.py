@@ -12,7 +12,7 @@ SCALED = ["int8", "int4", "e3m0"]
 LARGEST = {"int8": 127, "int4": 7, "e3m0": 64}  # numbers, times the scale
 
 
-@pytest.fixture(params=[*SCALED, "float32"])
+@pytest.fixture(params=[*SCALED, "float32", "sparse2"])
 def codec(request):
   return codec_lib.make_codec(request.param)
 
@@ -57,16 +57,16 @@ def numbers(codec, codes):
   return scales, np.sign(signed) * 2 ** abs(signed) // 2
 
 
-def normal(blocks, seed=0):
+def normal(blocks, seed=0, block=256):
   rng = np.random.default_rng(seed)
-  return rng.standard_normal(blocks * 256, dtype=np.float32)
+  return rng.standard_normal(blocks * block, dtype=np.float32)
 
 
-def extreme(blocks, seed):
+def extreme(blocks, seed, block=256):
   """Blocks of every magnitude, with zeros, subnormals and single giants."""
   rng = np.random.default_rng(seed)
-  bits = rng.integers(0, 2**32, blocks * 256, dtype=np.uint32)
-  x = bits.view(np.float32).reshape(blocks, 256)
+  bits = rng.integers(0, 2**32, blocks * block, dtype=np.uint32)
+  x = bits.view(np.float32).reshape(blocks, block)
   x[~np.isfinite(x)] = FINFO.max
   ceiling = np.float32(2.0) ** rng.integers(-149, 128, (blocks, 1))
   x[1::2] = np.clip(x, -ceiling, ceiling)[1::2]
@@ -122,7 +122,7 @@ def test_one_huge_value_in_a_block_is_held(scaled, largest):
 
 
 def test_zero_blocks_have_scale_zero_and_come_back_as_zeros(codec):
-  zeros = np.zeros(512, np.float32)
+  zeros = np.zeros(2 * codec.block, np.float32)
   codes = encode(codec, zeros)
   assert not codes.any()
   assert not decode(codec, codes).any()
@@ -176,7 +176,7 @@ def test_float32_is_exact():
 @pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("index", [0, 300, 1023])
 def test_values_that_are_not_finite_are_refused_by_index(codec, bad, index):
-  x = normal(4)
+  x = normal(4, 0, codec.block)
   x[index] = bad
   with pytest.raises(codec_lib.NotFiniteError, match=f"Value {index} ") as info:
     encode(codec, x)
@@ -184,7 +184,7 @@ def test_values_that_are_not_finite_are_refused_by_index(codec, bad, index):
 
 
 def test_any_range_of_blocks_is_coded_as_in_the_whole(codec):
-  x = extreme(40, 1)
+  x = extreme(40, 1, codec.block)
   whole = encode(codec, x)
   total = np.zeros_like(x)
   codec.accumulate(total, whole, 0.3)
@@ -201,7 +201,7 @@ def test_any_range_of_blocks_is_coded_as_in_the_whole(codec):
 
 
 def test_received_bytes_decode_wherever_they_lie_in_memory(codec):
-  x = normal(3)
+  x = normal(3, 0, codec.block)
   codes = encode(codec, x)
   received = np.frombuffer(b"x" + codes.tobytes(), np.uint8)[1:]
   assert not received.flags.writeable
@@ -215,10 +215,10 @@ def test_received_bytes_decode_wherever_they_lie_in_memory(codec):
 def test_accumulate_rounds_as_numpy_float32_does(codec):
   """A contracted multiply-add would differ in the last bit here and there."""
   weights = [np.float32(w) for w in (0.1, 7e4, 1 / 3)]
-  total = np.zeros(256 * 256, np.float32)
+  total = np.zeros(256 * codec.block, np.float32)
   expected = np.zeros_like(total)
   for seed, weight in enumerate(weights):
-    codes = encode(codec, normal(256, seed))
+    codes = encode(codec, normal(256, seed, codec.block))
     codec.accumulate(total, codes, weight)
     if codec.name in SCALED:
       scale, number = numbers(codec, codes)
@@ -230,10 +230,10 @@ def test_accumulate_rounds_as_numpy_float32_does(codec):
 
 def test_two_halves_of_a_worker_weigh_as_much_as_the_whole(codec):
   """Weights are tokens: splitting an island in two changes no mean."""
-  a, b = encode(codec, normal(8, 0)), encode(codec, normal(8, 1))
+  a, b = (encode(codec, normal(8, seed, codec.block)) for seed in (0, 1))
 
   def mean(codes, tokens):
-    total = np.zeros(8 * 256, np.float32)
+    total = np.zeros(8 * codec.block, np.float32)
     for code, weight in zip(codes, tokens, strict=True):
       codec.accumulate(total, code, weight)
     return total / np.float32(sum(tokens))
@@ -247,7 +247,7 @@ def test_two_halves_of_a_worker_weigh_as_much_as_the_whole(codec):
 
 
 def test_squared_norm_is_that_of_the_decoded_values(codec):
-  codes = encode(codec, normal(100))
+  codes = encode(codec, normal(100, 0, codec.block))
   exact = np.square(decode(codec, codes).astype(np.float64)).sum()
   assert codec.squared_norm(codes) == pytest.approx(exact, rel=1e-6)
 
@@ -259,17 +259,18 @@ def test_squared_norm_is_exact_in_each_block(scaled):
 
 
 def test_a_wrong_length_or_type_is_refused(codec):
+  size = codec.block_bytes
   with pytest.raises(AssertionError):
-    codec.encode(normal(2), np.empty(codec.block_bytes, np.uint8))
+    codec.encode(normal(2, 0, codec.block), np.empty(size, np.uint8))
   with pytest.raises(AssertionError):
-    codec.encode(normal(1)[:-1], np.empty(codec.block_bytes, np.uint8))
+    codec.encode(normal(1, 0, codec.block)[:-1], np.empty(size, np.uint8))
   with pytest.raises(AssertionError):
-    encode(codec, normal(1).astype(np.float64))
+    encode(codec, normal(1, 0, codec.block).astype(np.float64))
 
 
 def test_compile_all_leaves_nothing_to_compile(codec):
   kernels.compile_all()
-  codes = encode(codec, normal(2))
+  codes = encode(codec, normal(2, 0, codec.block))
   compiled = [len(kernel.signatures) for kernel in kernels._SIGNATURES]
   total = decode(codec, np.frombuffer(codes.tobytes(), np.uint8))
   codec.accumulate(total, codes, 1)

@@ -25,6 +25,9 @@ def hash_of(*parts) -> bytes:
 Theta = tuple[bytes, ...]  # by fragment
 
 
+NOTHING = b""  # error feedback of who has left nothing out
+
+
 def genesis(fragments: int) -> Theta:
   return tuple(hash_of("initial parameters", f) for f in range(fragments))
 
@@ -35,10 +38,23 @@ def state_id(theta: Theta) -> bytes:
 
 
 def delta_id(
-  island: str, incarnation: int, fragment: int, serial: int, base: bytes
+  island: str,
+  incarnation: int,
+  fragment: int,
+  serial: int,
+  base: bytes,
+  left: bytes = NOTHING,
 ) -> bytes:
-  """A delta, as a symbol: whose, which proposal's, from which theta."""
-  return hash_of("delta", island, incarnation, fragment, serial, base)
+  """A delta, as a symbol: whose, which proposal's, from which theta.
+
+  `left`: what was left out of those before, and is in the code of this one.
+  """
+  return hash_of("delta", island, incarnation, fragment, serial, base, left)
+
+
+def left_by(delta: bytes) -> bytes:
+  """What a sparse code leaves of a delta, as a symbol."""
+  return hash_of("left", delta)
 
 
 def mean_id(members, start: int, stop: int, deltas: list[bytes]) -> bytes:
@@ -80,6 +96,8 @@ class Link:
   committed: frozenset[Holder]
   spans: frozenset[Span]
   samples: tuple[Interval, ...]
+  # By island: whose code is its newest, and what that left out.
+  left: dict[str, tuple[int, bytes]]
 
   def at(self, number: int) -> "Link":
     """The link of a record before this one that counts."""
@@ -100,13 +118,16 @@ class Invariants:
     trained: every window that an island has trained on.
   """
 
-  def __init__(self, fragments: int):
+  def __init__(self, fragments: int, sparse: bool):
     self._genesis = genesis(fragments)
+    self._sparse = sparse
     self.links: dict[bytes, Link] = {}
     self.trained: dict[Holder, pb.Window] = {}
     # By island, incarnation and serial: what was proposed, and its steps.
     self._proposals: dict[tuple[str, int, int], tuple[pb.Proposal, Span]] = {}
     self.tokens: collections.Counter = collections.Counter()  # trained
+    # Processes that gave up what they had proposed, or went back.
+    self.gave_up: set[tuple[str, int]] = set()
     self._fixed: dict[bytes, list[bytes]] = {}  # means by attempt
     self._numbers: dict[tuple[int, int], bytes] = {}  # (term, number): hash
 
@@ -162,7 +183,7 @@ class Invariants:
   ) -> Link:
     if before is None:
       none = frozenset()
-      link = Link(record, None, self._genesis, (), none, none, ())
+      link = Link(record, None, self._genesis, (), none, none, (), {})
     elif record.HasField("annulment"):
       to = record.annulment.to
       back = before.at(to)
@@ -187,13 +208,17 @@ class Invariants:
     base = before.theta[step.fragment]
     assert step.base == before.moved(step.fragment)
     assert step.base_state == base, "its base is not the run's state"
-    deltas = [
-      delta_id(m.island, m.incarnation, step.fragment, m.serial, base)
-      for m in step.members
-    ]
-    assert means == [
-      mean_id(step.members, s.start, s.stop, deltas) for s in step.shares
-    ], "the divisor or the members of the mean are not those of the record"
+    if self._sparse:
+      left = self._check_feedback(step, before)
+      link = dataclasses.replace(link, left=before.left | left)
+    else:
+      deltas = [
+        delta_id(m.island, m.incarnation, step.fragment, m.serial, base)
+        for m in step.members
+      ]
+      assert means == [
+        mean_id(step.members, s.start, s.stop, deltas) for s in step.shares
+      ], "the divisor or the members of the mean are not those of the record"
     committed, samples, tokens = link.committed, link.samples, 0
     spans = link.spans
     for member in step.members:
@@ -224,6 +249,27 @@ class Invariants:
     return dataclasses.replace(
       link, theta=theta, committed=committed, spans=spans, samples=samples
     )
+
+  def _check_feedback(
+    self, step: pb.OuterStep, before: Link
+  ) -> dict[str, tuple[int, bytes]]:
+    """Each code has what that island's newest code left out, and only that.
+
+    Or nothing, where the process that knew it has died, gave it up, or went
+    back to before it.
+    """
+    left: dict[str, tuple[int, bytes]] = {}
+    for member, share in zip(step.members, step.shares, strict=True):
+      process = member.island, member.incarnation
+      base = before.theta[step.fragment]
+      about = *process, step.fragment, member.serial, base
+      known, was_left = before.left.get(member.island, (0, NOTHING))
+      allowed = {delta_id(*about, was_left)}
+      if known != member.incarnation or process in self.gave_up:
+        allowed.add(delta_id(*about))
+      assert share.mean.id in allowed, "error feedback is lost, or sent twice"
+      left[member.island] = member.incarnation, left_by(share.mean.id)
+    return left
 
   def check_announced(self, sealed: pb.SealedRecord) -> None:
     assert sealed.hash in self.links, "announced before it was durable"

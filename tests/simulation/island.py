@@ -12,11 +12,14 @@ from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.elastic.samples import Holder
 from intellect_jax.elastic.windows import Window, Windows
 from intellect_jax.outer import overlap
+from intellect_jax.outer.feedback import ErrorFeedback
 from simulation.invariants import (
+  NOTHING,
   Theta,
   delta_id,
   genesis,
   hash_of,
+  left_by,
   mean_id,
   next_theta,
   state_id,
@@ -27,8 +30,7 @@ if TYPE_CHECKING:
 
 SAMPLES = 4  # a window, and steps
 SAMPLE_TOKENS = 10
-BLOCK_BYTES = 1024  # of the float32 codec
-BLOCKS = 64
+BLOCKS = 64  # of the codec
 WORK = 0.01, 0.6  # seconds that a reduction or a gathering takes
 # Bytes/s, of links so unlike that shares are too; 0: not known yet.
 UPLOAD = dict(zip("abcdefgh", itertools.cycle([1e7, 2e6, 0.0])))
@@ -44,6 +46,7 @@ class Disk:
 
   record: int | None = None  # of its checkpoint
   theta: Theta = ()  # of its checkpoint
+  left: tuple[bytes, bytes] = NOTHING, b""  # error feedback, and its attempt
   log: dict[int, pb.SealedRecord] = dataclasses.field(default_factory=dict)
   means: set[bytes] = dataclasses.field(default_factory=set)
   synced: set[int] = dataclasses.field(default_factory=set)  # records
@@ -83,9 +86,19 @@ class Disk:
     )
     return [pb.Record.FromString(found.body) for found in sealed if found]
 
-  def save(self, record: int, theta: Theta) -> None:
+  def feedback(self, island: str, to: int) -> tuple[bytes, bytes]:
+    """What there is of it at a record from `restore`."""
+    assert self.record is not None
+    for number in range(self.record + 1, to + 1):
+      step = pb.Record.FromString(self.log[number].body).step
+      if any(member.island == island for member in step.members):
+        return NOTHING, b""
+    return self.left
+
+  def save(self, record: int, theta: Theta, left: ErrorFeedback) -> None:
     """Writes a checkpoint, whole or not at all."""
     self.record, self.theta = record, theta
+    self.left = left.values, left.attempt
     self.synced.add(record)
 
 
@@ -111,6 +124,9 @@ class Island:
     self.held = -1 if standing is None else standing  # record of theta
     self.tip = self.theta  # at the newest record that is adopted
     self.adopted: collections.deque[pb.Record] = collections.deque()
+    self.feedback = ErrorFeedback(NOTHING, world.run.outer.feedback)
+    if standing is not None:
+      self.feedback.restore(*disk.feedback(name, standing))
     self.round = round_lib.IslandRound(name, standing)
     self.blobs = set(disk.means)
     self.state: tuple[int, Theta] | None = None  # that is served
@@ -223,9 +239,12 @@ class Island:
     if welcome.evicted:
       self.carry_out(self.round.withdraw())
       self.give_up("evicted while it was silent")
+      self.grants.clear()
     if welcome.start == pb.Welcome.START_INITIALISE:
       if self.round.record is None:
         self.take(0, genesis(self.world.run.outer.fragments))
+        self.give_up("its state was lost")
+        self.feedback.clear()
         self.state = (0, self.theta)
         self.carry_out(self.round.stand(-1))
       self.say_state()
@@ -255,6 +274,9 @@ class Island:
 
   def give_up(self, cause: str) -> None:
     """What it has trained and not committed is void."""
+    self.feedback.withdraw()
+    if self.windows.proposed:
+      self.world.invariants.gave_up.add((self.name, self.incarnation))
     self.training = self.requested = None
     self.turn = self.in_run = False
     self.drop(self.windows.drop(), cause)
@@ -265,6 +287,11 @@ class Island:
     self.round.forget()
     self.adopted.clear()
     self.in_run = False
+
+  @property
+  def length(self) -> int:
+    """Of its encoded delta."""
+    return BLOCKS * self.world.codec.block_bytes
 
   @property
   def standing(self) -> int:
@@ -306,13 +333,35 @@ class Island:
         return
       self.disk.log = dict(enumerate(log[: restore.record + 1]))
       self.disk.synced = set(self.disk.log)
+      before = self.held
       self.take(restore.record, served[0])
-      self.disk.save(restore.record, self.theta)
+      self.take_over(before)
+      self.disk.save(restore.record, self.theta, self.feedback)
       self.give_up("too far behind")
       self.carry_out(self.round.stand(restore.record))
       self.read_log(restore.record + 1)
 
     self.later(WORK, fetched)
+
+  def take_over(self, before: int) -> None:
+    """What the log up to another's state makes of its own work: follow.py."""
+    records = self.disk.records()
+    for record in records:
+      after = record.number > before and record.HasField("step")
+      if after and self.settle(record):
+        self.windows.commit(record.step.fragment)
+    counting = {each.step.attempt for each in chain.effective(records)}
+    if self.feedback.attempt not in counting:
+      self.feedback.clear()
+
+  def settle(self, record: pb.Record) -> bool:
+    """What a step makes of the code that it has proposed; whether it has it."""
+    step = record.step
+    included = self.windows.includes(step, self.name, self.incarnation)
+    has = any(member.island == self.name for member in step.members)
+    if self.world.codec.sparse:
+      self.feedback.decide(step.attempt, included, has)
+    return included
 
   def read_log(self, start: int) -> None:
     def answered() -> None:
@@ -440,14 +489,15 @@ class Island:
 
   def propose(self, fragment: int) -> None:
     proposal = self.windows.propose(fragment)
-    who = self.name, self.incarnation
-    proposed = self.windows.steps
-    self.world.invariants.has_proposed(who, proposal, proposed)
-    theta = self.theta[fragment]
-    blob_id = delta_id(*who, fragment, proposal.serial, theta)
+    who, theta = (self.name, self.incarnation), self.theta[fragment]
+    self.world.invariants.has_proposed(who, proposal, self.windows.steps)
+    about = *who, fragment, proposal.serial, theta
+    blob_id = delta_id(*about, self.feedback.values)
+    if self.world.codec.sparse:
+      self.feedback.propose(left_by(blob_id))
     self.blobs.add(blob_id)
     part = pb.Part(addresses=[self.address])
-    blob = pb.Blob(id=blob_id, length=BLOCKS * BLOCK_BYTES, parts=[part])
+    blob = pb.Blob(id=blob_id, length=self.length, parts=[part])
     proposal.base = self.held
     proposal.delta.CopyFrom(blob)
     windows = sum(window.tokens for window in proposal.windows)
@@ -514,6 +564,8 @@ class Island:
       self.send(pb.FromIsland(fetch_failed=failed))
       return
     self.take(back, theta)
+    self.world.invariants.gave_up.add((self.name, self.incarnation))
+    self.feedback.restore(*self.disk.feedback(self.name, back))
     self.give_up("its base was annulled")
     self.carry_out(self.round.stand(back))
     self.read_log(back + 1)
@@ -553,18 +605,21 @@ class Island:
         self.fail(plan.attempt, member.island)
         return
     deltas = [member.delta.id for member in plan.members]
-    blob_id = mean_id(plan.members, share.start, share.stop, deltas)
-    self.blobs.add(blob_id)
-    length = (share.stop - share.start) * BLOCK_BYTES
-    part = pb.Part(addresses=[self.address])
+    if self.world.codec.sparse:
+      self.blobs |= set(deltas)
+      mean, part_of_all = plan.members[index].delta, 1 / len(plan.members)
+    else:
+      blob_id = mean_id(plan.members, share.start, share.stop, deltas)
+      self.blobs.add(blob_id)
+      length = (share.stop - share.start) * self.world.codec.block_bytes
+      part = pb.Part(addresses=[self.address])
+      mean = pb.Blob(id=blob_id, length=length, parts=[part])
+      part_of_all = (share.stop - share.start) / BLOCKS
     report = pb.ShareReduced(
       attempt=plan.attempt,
       share=index,
-      mean=pb.Blob(id=blob_id, length=length, parts=[part]),
-      squared_norms=[
-        norm(m.weight) ** 2 * (share.stop - share.start) / BLOCKS
-        for m in plan.members
-      ],
+      mean=mean,
+      squared_norms=[norm(m.weight) ** 2 * part_of_all for m in plan.members],
     )
     self.carry_out(self.round.reduced(report))
 
@@ -599,7 +654,7 @@ class Island:
       if holder[:2] == (self.name, self.incarnation):
         self.grants.pop(holder.window, None)
     if record.number == 0:
-      self.disk.save(0, self.tip)
+      self.disk.save(0, self.tip, self.feedback)
     self.adopted.append(record)
     self.wake()
     if not self.ready_said:
@@ -619,7 +674,7 @@ class Island:
       else:
         self.stands()
       if not self.flipped and self.world.random.random() < 0.5:
-        self.disk.save(record.number, self.theta)
+        self.disk.save(record.number, self.theta, self.feedback)
       if record.final:
         self.leave()
 
@@ -634,7 +689,7 @@ class Island:
     """A step moved theta: what was proposed is committed, or carried."""
     fragment, windows = record.step.fragment, self.windows
     outer = self.world.run.outer
-    if windows.includes(record.step, self.name, self.incarnation):
+    if self.settle(record):
       windows.commit(fragment)
       if overlap.throws_away(outer):
         self.drop(windows.throw_away(fragment), "thrown away")

@@ -24,6 +24,7 @@ from intellect_jax.elastic import (
   windows,
 )
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
+from intellect_jax.outer import feedback
 from simulation import island as island_lib
 from simulation.invariants import hash_of
 from simulation.run import simulate
@@ -294,7 +295,39 @@ def never_ask_a_second_donor():
   )
 
 
+def send_what_was_left_out_before_a_record_decides():
+  """Error feedback moves with the proposal, whatever becomes of that."""
+  propose = feedback.ErrorFeedback.propose
+
+  def hasty(self, remainder) -> None:
+    propose(self, remainder)
+    self.values = remainder
+
+  return mock.patch.object(feedback.ErrorFeedback, "propose", hasty)
+
+
+def forget_what_was_left_out():
+  """A record that has the code leaves no error feedback."""
+
+  def forgetful(self, attempt: bytes, included: bool, lost: bool) -> None:
+    self.clear()
+
+  return mock.patch.object(feedback.ErrorFeedback, "decide", forgetful)
+
+
+def send_what_another_process_has_sent():
+  """Error feedback of a checkpoint stays as it is, whatever came after it."""
+  decide = feedback.ErrorFeedback.decide
+
+  def trusting(self, attempt: bytes, included: bool, lost: bool) -> None:
+    decide(self, attempt, included, lost=False)
+
+  return mock.patch.object(feedback.ErrorFeedback, "decide", trusting)
+
+
 PLANTS: list[Plant] = [
+  send_what_was_left_out_before_a_record_decides,
+  forget_what_was_left_out,
   announce_before_durable,
   commit_before_prepare,
   change_the_mean_after_it_was_fixed,
@@ -315,6 +348,7 @@ PLANTS: list[Plant] = [
 ]
 # Not found so far: another check stands behind, or the moment is too rare.
 UNSEEN: list[Plant] = [
+  send_what_another_process_has_sent,
   settle_before_the_record_decides,
   count_what_is_dropped_each_time_it_is_said,
   forget_leases_on_recovery,

@@ -8,6 +8,7 @@ from typing import Any
 
 from intellect_jax import config as config_lib
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
+from intellect_jax.outer.codec import make_codec
 from simulation.invariants import Invariants
 from simulation.island import SAMPLE_TOKENS, SAMPLES, Disk, Island
 from simulation.seat import Seat
@@ -32,12 +33,14 @@ _IDEMPOTENT = frozenset(
 _BASE = config_lib.base().run
 
 
-def run_config(windows: int = 24, **elastic):
+def run_config(windows: int = 24, sparse: bool = False, **elastic):
   """The run half for a simulated swarm."""
   run = _BASE.copy_and_resolve_references()
   run.tokens = windows * SAMPLES * SAMPLE_TOKENS
   run.outer.codec = "float32"
   run.outer.inner_steps = SAMPLES
+  if sparse:
+    run.outer.update(codec="sparse2", learning_rate=1, momentum=0.0)
   run.elastic.lease_seconds = 2.0
   run.elastic.fetch_patience = 1.0
   for name, value in elastic.items():
@@ -114,6 +117,7 @@ class World:
     seed: int,
     islands: int = 3,
     trace: bool = False,
+    sparse: bool = False,
     outer: dict[str, Any] | None = None,
     **elastic,
   ):
@@ -122,9 +126,10 @@ class World:
     self.trace = trace
     self.now = 0.0
     elastic = {"minority_patience": 12.0, "annul_patience": 6.0} | elastic
-    self.run = run_config(WINDOWS, **elastic)
+    self.run = run_config(WINDOWS, sparse, **elastic)
     self.run.outer.update(outer or {})
     config_lib.validate_run(self.run)
+    self.codec = make_codec(self.run.outer.codec)
     self.digest = config_lib.digest(self.run)
     self.latency = 0.001, self.random.choice((0.02, 0.1, 0.3))
     self.twice = 0.02  # share of the messages that come twice
@@ -136,7 +141,7 @@ class World:
     self.cut_pairs: set[frozenset[str]] = set()  # of islands and seats
     self.last_sent: str | None = ""
     self.offers = 0  # times that somebody was asked for its state
-    self.invariants = Invariants(self.run.outer.fragments)
+    self.invariants = Invariants(self.run.outer.fragments, sparse)
     self.left_with: dict[tuple[str, int], int] = {}  # tokens not committed
     self.seats = [Seat(self, "A"), Seat(self, "B")]
     self.seats[0].start()

@@ -1,0 +1,167 @@
+"""DPO of packed pairs: its values and gradients, and that a step follows them."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from intellect_jax import config
+from intellect_jax.inner.objective import Objective
+from intellect_jax.inner.preference import count_pairs, pair_sums
+from intellect_jax.inner.step import EvalStep, TrainStep
+from intellect_jax.model import llama, sharding
+
+BETA = 0.3
+B, L = 8, 32
+
+
+def tiny(**island_inner):
+  tiny = config.load(config.base_path().parent / "tiny.py")
+  tiny.run.inner.update(batch_size=B, loss="dpo", dpo_beta=BETA)
+  tiny.run.data.sequence_length = L
+  tiny.island.inner.update(island_inner)
+  return tiny
+
+
+def some_pairs(seed=0):
+  """Samples of 1 to 3 pairs and padding; a prompt of some tokens, untrained."""
+  rng = np.random.default_rng(seed)
+  batch = {
+    name: np.zeros((B, L), np.int32)
+    for name in ("targets", "segment_ids", "positions")
+  }
+  batch["tokens"] = rng.integers(0, 256, (B, L), np.int32)
+  batch["weights"] = np.zeros((B, L), np.float32)
+  for row in range(B):
+    at = 0
+    for segment in range(1, 2 * int(rng.integers(1, 4)) + 1):
+      length = int(rng.integers(3, 6))
+      here = np.s_[row, at : at + length]
+      batch["segment_ids"][here] = segment
+      batch["positions"][here] = np.arange(length)
+      batch["weights"][here][int(rng.integers(1, length)) :] = 1
+      # Letters of one half of the alphabet are preferred.
+      half = 128 * (segment % 2)
+      batch["targets"][here] = half + rng.integers(0, 128, length)
+      at += length
+  return batch
+
+
+def in_float64(nll, reference, weights, segments):
+  """Loss, its gradient for nll, correct and margin, pair by pair, by loops."""
+  nll, reference = np.float64(nll), np.float64(reference)
+  loss, correct, margins, gradient = 0.0, 0, 0.0, np.zeros_like(nll)
+  for row in range(len(nll)):
+    for chosen in range(1, segments[row].max() + 1, 2):
+      yes = (segments[row] == chosen) * np.float64(weights[row])
+      no = (segments[row] == chosen + 1) * np.float64(weights[row])
+      gained = reference[row] - nll[row]
+      margin = BETA * (np.sum(yes * gained) - np.sum(no * gained))
+      loss += np.log1p(np.exp(-margin))
+      correct += margin > 0
+      margins += margin
+      gradient[row] += BETA / (1 + np.exp(margin)) * (yes - no)
+  return loss, gradient, correct, margins
+
+
+def test_loss_and_gradient_are_those_of_float64():
+  batch = some_pairs()
+  rng = np.random.default_rng(1)
+  nll, reference = rng.gamma(2, 2, (2, B, L)).astype(np.float32)
+  args = batch["weights"], batch["segment_ids"]
+
+  @jax.jit
+  @jax.value_and_grad
+  def loss(nll):
+    return pair_sums(nll, reference, *args, BETA).loss
+
+  value, gradient = loss(nll)
+  sums = pair_sums(nll, reference, *args, BETA)
+  expected = in_float64(nll, reference, *args)
+  np.testing.assert_allclose(value, expected[0], rtol=1e-5)
+  np.testing.assert_allclose(gradient, expected[1], rtol=1e-4, atol=1e-7)
+  assert float(sums.correct) == expected[2]
+  np.testing.assert_allclose(sums.margin, expected[3], rtol=1e-4)
+  pairs = sum(s.max() // 2 for s in batch["segment_ids"])
+  assert float(count_pairs(*args)) == pairs
+  assert 0 < expected[2] < pairs
+
+
+def test_the_gradient_goes_through_the_model():
+  """That of all parameters: a chain of float64's and of the model's own."""
+  c, batch = tiny(), some_pairs()
+  objective = Objective(c.run, c.island)
+  assert objective.frozen is not None
+  mesh = sharding.make_mesh(1, 1, jax.devices()[:1])
+  frozen, params = (
+    llama.init_params(objective.c, jax.random.key(i), mesh) for i in (0, 1)
+  )
+
+  def nll(params):
+    logits = llama.apply(
+      objective.c,
+      params,
+      *(jnp.array(batch[n]) for n in ("tokens", "positions", "segment_ids")),
+    )
+    chosen = jnp.take_along_axis(logits, batch["targets"][..., None], -1)
+    return jax.nn.logsumexp(logits, -1) - chosen[..., 0]
+
+  sums, gradient = jax.jit(
+    jax.value_and_grad(lambda p: objective.sums(p, frozen, batch).total)
+  )(params)
+  value, pull = jax.vjp(jax.jit(nll), params)
+  loss, by_nll, *_ = in_float64(
+    value, nll(frozen), batch["weights"], batch["segment_ids"]
+  )
+  np.testing.assert_allclose(sums, loss, rtol=1e-5)
+  (expected,) = pull(jnp.float32(by_nll))
+  chex.assert_trees_all_close(gradient, expected, rtol=1e-3, atol=1e-5)
+
+
+def start(fsdp=1, **island_inner):
+  """A step, and a state whose parameters are the frozen ones."""
+  c = tiny(**island_inner)
+  step = TrainStep(
+    c.run, c.island, sharding.make_mesh(fsdp, 1, jax.devices()[:fsdp])
+  )
+  state = step.init(jax.random.key(0))
+  step.freeze(jax.tree.map(np.array, state.params))
+  return step, state
+
+
+def train(step, state, steps):
+  metrics = []
+  for _ in range(steps):
+    state, told = step(state, some_pairs(), 4096.0)
+    metrics.append({name: float(x) for name, x in told.items()})
+  return state, metrics
+
+
+@pytest.fixture(scope="module")
+def trained():
+  step, state = start()
+  return step, *train(step, state, 6)
+
+
+def test_it_learns_what_is_preferred(trained):
+  """From indifference, exactly; the reference stays where it is."""
+  step, state, metrics = trained
+  assert metrics[0]["margin"] == metrics[0]["preference_accuracy"] == 0
+  assert metrics[0]["loss"] == pytest.approx(np.log(2), rel=1e-6)
+  assert metrics[-1]["preference_accuracy"] > 0.95
+  assert metrics[-1]["loss"] < 0.3 < 1 < metrics[-1]["margin"]
+  c = tiny()
+  evaluate = EvalStep(c.run, c.island, step.mesh, step.frozen)
+  _, after = train(step, jax.tree.map(jnp.copy, state), 1)
+  loss = evaluate(state.params, [some_pairs()])
+  assert loss == pytest.approx(after[0]["loss"], rel=1e-4)
+  again = step.init(jax.random.key(0)).params
+  chex.assert_trees_all_equal(step.frozen, again)
+
+
+def test_meshes_and_microbatches_change_nothing(trained):
+  step, state = start(fsdp=4, microbatch=4, loss_chunk=8)
+  _, metrics = train(step, state, 3)
+  for seen, expected in zip(metrics, trained[2], strict=False):
+    chex.assert_trees_all_close(seen, expected, rtol=2e-3, atol=1e-5)
