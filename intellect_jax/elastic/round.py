@@ -361,6 +361,10 @@ class _Open:
     return [Cancel(plan.fragment)] if plan is not None else []
 
 
+def _order(plan: pb.Plan) -> tuple[int, int]:
+  return plan.term, plan.serial
+
+
 class IslandRound:
   """One island's side of its rounds: one at most of each fragment."""
 
@@ -439,6 +443,8 @@ class IslandRound:
       return []
     if open_.plan is not None and plan.attempt == open_.plan.attempt:
       return [Send(message) for message in open_.said]
+    if open_.plan is not None and _order(plan) < _order(open_.plan):
+      return []  # it came late, by a stream that has been replaced
     actions = open_.end_attempt()
     owners = [share.owner for share in plan.shares]
     if self.island in owners:
@@ -498,6 +504,7 @@ class IslandRound:
 
   def committed(self, log: list[pb.SealedRecord]) -> list[Action]:
     """Records, announced or read from the log; in any order, also twice."""
+    again: list[Action] = []
     for sealed in log:
       record = chain.opened(sealed)
       if record is None:
@@ -507,10 +514,13 @@ class IslandRound:
           return [self._diverged()]
         if not self._tip.hash:
           self._tip = _Tip(record.number, sealed.hash, record.term)
+        elif self._tip.hash == sealed.hash:
+          # Who says it may have come to it just now, and heard nobody before.
+          again = self.reconnected()
       self._waiting[record.number] = record, sealed
       if record.HasField("annulment"):
         self._void.update(range(record.annulment.to + 1, record.number))
-    return self._adopt()
+    return again + self._adopt()
 
   def _lost_to(self, record: pb.Record, tip: bytes) -> bool:
     """Whether a record shows that this island's chain has lost."""

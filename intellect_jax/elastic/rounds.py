@@ -111,8 +111,9 @@ class Rounds:
       self._outbox.refuse(member, f"it has a fragment {proposal.fragment}")
       return
     open_ = self._open[proposal.fragment]
-    if proposal.base < open_.base or self._books.head.final:
-      return  # it has not heard of the newest record; the record is on its way
+    head = self._books.head
+    if head.final or not open_.base <= proposal.base <= head.number:
+      return  # it lacks a record, which is on its way; or we do
     if self._transfers.waits(member.island):
       return
     if member.state not in (State.JOINING, State.IN):

@@ -135,7 +135,8 @@ def _operate(world: World) -> None:
     return
   seat = world.leader()
   wrong = seat.stopped or not seat.disk.log
-  run = seat.recover if wrong and world.invariants.links else seat.start
+  known = any(island.disk.log for island in world.islands)
+  run = seat.recover if wrong and known else seat.start
   world.later(world.random.uniform(*_MEND), run)
 
 

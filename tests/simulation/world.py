@@ -38,7 +38,6 @@ def run_config(windows: int = 24, sparse: bool = False, **elastic):
   run = _BASE.copy_and_resolve_references()
   run.tokens = windows * SAMPLES * SAMPLE_TOKENS
   run.outer.codec = "float32"
-  run.outer.inner_steps = SAMPLES
   if sparse:
     run.outer.update(codec="sparse2", learning_rate=1, momentum=0.0)
   run.elastic.lease_seconds = 2.0
@@ -127,7 +126,7 @@ class World:
     self.now = 0.0
     elastic = {"minority_patience": 12.0, "annul_patience": 6.0} | elastic
     self.run = run_config(WINDOWS, sparse, **elastic)
-    self.run.outer.update(outer or {})
+    self.run.outer.update(dict(inner_steps=SAMPLES) | (outer or {}))
     config_lib.validate_run(self.run)
     self.codec = make_codec(self.run.outer.codec)
     self.digest = config_lib.digest(self.run)
