@@ -1,10 +1,12 @@
-"""A lone island that trains on while its delta is exchanged."""
+"""Islands that train on while fragments of their deltas are exchanged."""
 
+import concurrent.futures
 import contextlib
 import pathlib
 
 import jax
 import numpy as np
+from processes import read_ledger
 import pytest
 
 from intellect_jax import config as config_lib
@@ -12,9 +14,16 @@ from intellect_jax.data.index import GlobalIndex
 from intellect_jax.data.tokenizer import tokenizer_of
 from intellect_jax.elastic.identity import Identity
 from intellect_jax.elastic.mesh import ElasticDeviceMesh
+from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.elastic.service import CoordinatorService
-from intellect_jax.inner.step import TrainStep
+from intellect_jax.elastic.state import OuterState
+from intellect_jax.inner.step import TrainState, TrainStep
 from intellect_jax.model import sharding
+from intellect_jax.model.huggingface import tensor_names
+from intellect_jax.outer.codec import make_codec
+from intellect_jax.outer.fragments import partition
+from intellect_jax.outer.layout import Layout
+from intellect_jax.replay import replay
 
 STEPS = 4  # a window
 ROUNDS = 4
@@ -29,33 +38,60 @@ def parts():
   run.tokens = ROUNDS * STEPS * run.inner.batch_size * run.data.sequence_length
   run.outer.inner_steps = STEPS
   devices = sharding.make_mesh(devices=jax.devices()[:1])
-  return config, GlobalIndex(run.data, tokenizer_of(run)), devices
-
-
-@contextlib.contextmanager
-def lone(parts, folder: pathlib.Path, **outer):
-  """An island that is its own coordinator: (mesh, step, service)."""
-  config, index, devices = parts
-  run = config.run.copy_and_resolve_references()
-  run.outer.update(outer)
-  config_lib.validate_run(run)
   step = TrainStep(run, config.island, devices)
-  with contextlib.ExitStack() as stack:
-    service = CoordinatorService(run, folder / "coordinator")
-    stack.callback(service.close)
-    identity = Identity(folder / "island", "alone")
-    stack.callback(identity.close)
-    about = [service.address], service.description()
-    mesh = stack.enter_context(
-      ElasticDeviceMesh(
-        run, config.island, identity, step, index, None, *about, alone=True
-      )
-    )
-    yield mesh, step, service
+  return config, GlobalIndex(run.data, tokenizer_of(run)), step
+
+
+class Run:
+  """A coordinator and islands of one process, and how they are set."""
+
+  def __init__(self, parts, folder: pathlib.Path, islands: int = 1, **outer):
+    self.config, self.index, self.step = parts
+    self.run = self.config.run.copy_and_resolve_references()
+    self.run.outer.update(outer)
+    self.run.elastic.start_islands = islands
+    config_lib.validate_run(self.run)
+    self.folder = folder
+    self.service = CoordinatorService(self.run, folder / "coordinator")
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    self.service.close()
+
+  @contextlib.contextmanager
+  def island(self, name: str, alone: bool = True):
+    identity = Identity(self.folder / name, name)
+    about = [self.service.address], self.service.description()
+    settings = self.run, self.config.island
+    try:
+      with ElasticDeviceMesh(
+        *settings, identity, self.step, self.index, None, *about, alone=alone
+      ) as mesh:
+        yield mesh
+    finally:
+      identity.close()
+
+  def train(self, name: str, alone: bool = True):
+    """Trains an island to the end; returns its merges and its summary.
+
+    Of each merge: steps since the one before, x before and after, and theta.
+    """
+    with self.island(name, alone) as mesh:
+      found = merges(mesh, self.step)
+      return found, mesh.summary()
+
+  def end(self):
+    """The status of a run that is over."""
+    assert self.service.done.wait(60)
+    return self.service.status()
+
+  def records(self) -> list[pb.Record]:
+    return read_ledger(self.folder / "coordinator" / "ledger.sqlite")[1]
 
 
 def merges(mesh, step):
-  """Trains to the end: (steps since the proposal, x before, x, theta) each."""
   state, found, steps = mesh.state, [], 0
   for batch in mesh.batches():
     state, metrics = step(state, batch, mesh.schedule())
@@ -71,10 +107,9 @@ def merges(mesh, step):
 
 def test_x_is_blended_with_theta_after_the_overlap(parts, tmp_path):
   outer = dict(overlap_steps=OVERLAP, merge_alpha=0.25)
-  with lone(parts, tmp_path, **outer) as (mesh, step, service):
-    found = merges(mesh, step)
-    assert service.done.wait(60)
-    status = service.status()
+  with Run(parts, tmp_path, **outer) as run:
+    found, summary = run.train("ada")
+    status = run.end()
   first, *later, last = [steps for steps, *_ in found]
   assert first == STEPS + OVERLAP and set(later) == {STEPS}
   assert last <= STEPS  # nothing comes after the final record
@@ -86,24 +121,99 @@ def test_x_is_blended_with_theta_after_the_overlap(parts, tmp_path):
       expected,
     )
   # What was trained ahead is in x, and so in the window after.
-  summary = mesh.summary()
   assert status.final and status.total_tokens == summary["tokens_committed"]
   assert status.tokens_trained == summary["tokens_trained"]
   assert {loss.cause for loss in status.losses} <= {"the run is final"}
 
 
 def test_without_alpha_the_overlap_is_thrown_away_with_a_word(parts, tmp_path):
-  with lone(parts, tmp_path, overlap_steps=OVERLAP) as (mesh, step, service):
-    assert "thrown away" in "".join(service.status().warnings)
-    found = merges(mesh, step)
-    assert service.done.wait(60)
-    status = service.status()
+  with Run(parts, tmp_path, overlap_steps=OVERLAP) as run:
+    assert "thrown away" in "".join(run.service.status().warnings)
+    found, summary = run.train("ada")
+    status = run.end()
   for *_, after, theta in found:
     jax.tree.map(np.testing.assert_array_equal, after, theta)
-  tokens = OVERLAP * mesh._windows.tokens_a_step
+  tokens = OVERLAP * run.run.inner.batch_size * run.run.data.sequence_length
   thrown = [loss.tokens for loss in status.losses if "thrown" in loss.cause]
   assert thrown[: ROUNDS - 1] == (ROUNDS - 1) * [tokens]
   assert status.tokens_trained == status.total_tokens + status.tokens_lost
-  summary = mesh.summary()
   assert summary["tokens_lost"] >= sum(thrown)
   assert summary["tokens_committed"] == status.total_tokens
+
+
+def test_fragments_in_turn_are_streaming_diloco(parts, tmp_path):
+  """Bit for bit, by the algorithm as it is written down, without overlap."""
+  with Run(parts, tmp_path, fragments=2, codec="int8") as run:
+    _, summary = run.train("ada")
+    run.end()
+  _, *records = run.records()
+  assert [r.step.fragment for r in records] == ROUNDS * [1, 0]
+  assert [bool(r.step.members[0].windows) for r in records] == (
+    ROUNDS * [False, True]
+  )
+  hashes, whole = streaming(run, records)
+  assert [record.step.base_state for record in records] == hashes
+  assert summary["theta_hash"] == {"ada": whole.hex()}
+
+
+def streaming(run: Run, records: list[pb.Record]) -> tuple[list[bytes], bytes]:
+  """A fragment's hash before each record, and the hash of all at the end."""
+  inner, tokens, total = run.run.inner, 0, 0
+  codec = make_codec("int8")
+  state = run.step.init(jax.random.key(run.run.seed))
+  layout = Layout.of(state.params, tensor_names(state.params))
+  fragments = partition(layout, 2)
+  outer, x = OuterState(layout.size), layout.flatten(state.params)
+  outer.replace(np.concatenate([x, np.zeros_like(x)]), 0)
+  hashes, due = [], iter(records)
+  samples = [(0, ROUNDS * STEPS * inner.batch_size)]
+  batches = run.index.batches(samples, inner.batch_size)
+  for number, batch in enumerate(batches, start=1):
+    state, _ = run.step(state, batch, total + tokens)
+    tokens += batch["tokens"].size
+    if number % (STEPS // 2):
+      continue
+    record, x = next(due), layout.flatten(state.params)
+    fragment = fragments[record.step.fragment]
+    places = [(a * 256, b * 256) for a, b in fragment.runs]
+    hashes.append(outer.fragment_hash(places))
+    index = np.concatenate([np.arange(a, b) for a, b in places])
+    codes = np.empty(fragment.blocks * codec.block_bytes, np.uint8)
+    weight, mean = (
+      record.step.members[0].weight,
+      np.zeros(len(index), np.float32),
+    )
+    codec.encode(outer.theta[index] - x[index], codes)
+    codec.accumulate(mean, codes, weight)
+    codec.encode(mean / np.float32(weight), codes)
+    outer.apply(record, codes, codec)
+    x[index] = outer.theta[index]
+    state = TrainState(layout.unflatten(x), state.opt_state)
+    state = state._replace(params=run.step.place(state.params))
+    if record.step.fragment == 0:
+      total, tokens = record.total_tokens, 0
+  return hashes, outer.manifest()[1].id
+
+
+def test_islands_agree_with_two_fragments_in_flight(parts, tmp_path):
+  outer = dict(fragments=2, overlap_steps=3, merge_alpha=0.5, codec="int8")
+  with (
+    Run(parts, tmp_path, islands=2, **outer) as run,
+    concurrent.futures.ThreadPoolExecutor(2) as pool,
+  ):
+    trained = [pool.submit(run.train, name, False) for name in ("ada", "bo")]
+    summaries = [future.result()[1] for future in trained]
+    status = run.end()
+  assert {summary["record"] for summary in summaries} == {status.record}
+  hashes = {h for s in summaries for h in s["theta_hash"].values()}
+  assert len(hashes) == 1
+  for name in ("ada", "bo"):  # from a checkpoint, by the log
+    replayed = replay(tmp_path / name, to=None)
+    assert {replayed.manifest()[1].id.hex()} == hashes
+  records = run.records()
+  steps = [record.step for record in records if record.HasField("step")]
+  assert {step.fragment for step in steps} == {0, 1}
+  assert any(len(step.members) == 2 for step in steps if step.fragment)
+  tokens = sum(w.tokens for s in steps for m in s.members for w in m.windows)
+  assert records[-1].final and records[-1].total_tokens == tokens
+  assert status.tokens_trained == sum(s["tokens_trained"] for s in summaries)
