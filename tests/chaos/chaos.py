@@ -2,6 +2,7 @@
 
   make chaos                    # 60 faults, 8 minutes
   make chaos ARGS=--quick       # three, in a minute
+  make chaos ARGS=--overlap     # with two fragments in flight, and overlap
   make soak                     # eight islands, a fault every 30 s
 
 Steps are paced, so that the cores are mostly idle and what is timed is the
@@ -137,7 +138,11 @@ def strike(world: World, waiting: Waiting, fault: str, name: str) -> Outcome:
 
 
 def one_by_one(
-  folder: pathlib.Path, islands: int, faults: list[str], rng: random.Random
+  folder: pathlib.Path,
+  islands: int,
+  faults: list[str],
+  rng: random.Random,
+  overlap: bool,
 ) -> dict[str, Any]:
   """Plays the faults in order; returns figures.
 
@@ -145,7 +150,7 @@ def one_by_one(
     AssertionError: if the end is not one state and a ledger that adds up.
   """
   outcomes = []
-  with World(folder, islands, _PACE) as world:
+  with World(folder, islands, _PACE, overlap) as world:
     if not world.small_disk:
       print("No full disk: a small one can be mounted by root alone.")
       faults = [fault for fault in faults if fault != "disk full"]
@@ -228,11 +233,11 @@ def end(world: World) -> dict[str, Any]:
 
 
 def undisturbed(
-  folder: pathlib.Path, islands: int, tokens: int, seed: int
+  folder: pathlib.Path, islands: int, tokens: int, seed: int, overlap: bool
 ) -> float:
   """The final loss of a run of this size without faults, and without pace."""
   settings = [
-    *flags(0.0, tokens),
+    *flags(0.0, tokens, overlap),
     f"--config.run.data.seed={seed}",
     "--config.island.checkpoint.every=0",
   ]
@@ -243,7 +248,7 @@ def undisturbed(
   return statistics.mean(e.loss for e in last.evaluations[-_LAST:])
 
 
-def check_loss(figures: dict[str, Any], islands: int) -> None:
+def check_loss(figures: dict[str, Any], islands: int, overlap: bool) -> None:
   """The loss is that of runs without faults, give or take their noise."""
   with tempfile.TemporaryDirectory() as folder:
     references = [
@@ -252,6 +257,7 @@ def check_loss(figures: dict[str, Any], islands: int) -> None:
         islands,
         figures["tokens_committed"],
         seed,
+        overlap,
       )
       for seed in range(_REFERENCES)
     ]
@@ -294,6 +300,9 @@ def main() -> None:
   parser.add_argument("--islands", type=int, help="3; with --soak 8")
   parser.add_argument("--rounds", type=int, default=4, help="of all faults")
   parser.add_argument("--quick", action="store_true", help="three faults")
+  parser.add_argument(
+    "--overlap", action="store_true", help="two fragments in flight; no soak"
+  )
   parser.add_argument("--only", action="append", help="this fault alone")
   parser.add_argument("--soak", type=float, metavar="MINUTES")
   parser.add_argument("--seed", type=int, default=0)
@@ -309,9 +318,10 @@ def main() -> None:
   if options.soak:
     figures = soak(folder, islands, options.soak, rng)
   else:
-    figures = one_by_one(folder, islands, faults * rounds, rng)
+    struck = folder, islands, faults * rounds, rng
+    figures = one_by_one(*struck, options.overlap)
     if not (options.quick or options.only):
-      check_loss(figures, islands)
+      check_loss(figures, islands, options.overlap)
   console = rich.console.Console()
   if "outcomes" in figures:
     console.print(table(figures))

@@ -23,9 +23,17 @@ _LOOK = 0.05  # seconds
 _DISK = 64 << 20  # bytes of the disk that can be filled up; a run needs 20
 
 
-def flags(pace: float, tokens: int) -> list[str]:
-  """Of coordinator and islands; `pace`: seconds a step."""
+def flags(pace: float, tokens: int, overlap: bool = False) -> list[str]:
+  """Of coordinator and islands.
+
+  Args:
+    pace: seconds a step.
+    tokens: of the run.
+    overlap: two fragments in flight, and steps beside their exchange.
+  """
+  outer = ("fragments=2", "overlap_steps=2", "merge_alpha=0.5")
   return [
+    *(f"--config.run.outer.{setting}" for setting in outer if overlap),
     "--config=configs/tiny.py",
     f"--config.run.tokens={tokens}",
     f"--config.run.outer.inner_steps={INNER_STEPS}",
@@ -45,8 +53,14 @@ class World:
     down: processes that are meant to be down, and are not started again.
   """
 
-  def __init__(self, workdir: pathlib.Path, islands: int, pace: float):
-    self._flags = flags(pace, tokens=10**9)
+  def __init__(
+    self,
+    workdir: pathlib.Path,
+    islands: int,
+    pace: float,
+    overlap: bool = False,
+  ):
+    self._flags = flags(pace, 10**9, overlap)
     self.workdir = workdir
     self.swarm = swarm_lib.Swarm(workdir, islands, self._flags)
     self.names = [part.name for part in self.swarm.islands]

@@ -106,8 +106,7 @@ def merges(mesh, step):
 
 
 def test_x_is_blended_with_theta_after_the_overlap(parts, tmp_path):
-  outer = dict(overlap_steps=OVERLAP, merge_alpha=0.25)
-  with Run(parts, tmp_path, **outer) as run:
+  with Run(parts, tmp_path, overlap_steps=OVERLAP, merge_alpha=0.25) as run:
     found, summary = run.train("ada")
     status = run.end()
   first, *later, last = [steps for steps, *_ in found]
