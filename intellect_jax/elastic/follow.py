@@ -68,21 +68,19 @@ class Follower:
   def asked(self) -> list[int]:
     """Fragments that had better be proposed now: all, before leaving."""
     parts, hand_in = self._windows.parts, self._news.hand_in
-    return [
-      fragment
-      for fragment, part in enumerate(parts)
-      if part.steps > part.proposed == 0
-      and (self.stopping or hand_in.get(fragment, 0) > part.moved)
-    ]
+    return self._windows.before(
+      lambda f: self.stopping or hand_in.get(f, 0) > parts[f].moved
+    )
 
   def hand_in(self) -> None:
     """Proposes the fragments that are asked for, or whose turn it is."""
-    windows, wanted = self._windows, self.asked
+    windows = self._windows
     if windows.open is not None and windows.at_turn and not self.stopping:
-      self._wait(lambda: windows.turn is not None)
-      if windows.turn is not None and windows.turn not in wanted:
-        wanted.append(windows.turn)
-    for fragment in wanted:
+      self._wait(lambda: bool(windows.turns))
+      first = windows.turns[:1]
+    else:
+      first = []
+    for fragment in self.asked or first:
       if windows.parts[fragment].steps:
         self._propose(fragment)
     self.catch_up()

@@ -7,7 +7,7 @@ fragment 0; of each fragment it is known how far x has gone from theta, what of
 that is proposed, and what comes next. No I/O.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 
 from intellect_jax.elastic import samples
@@ -130,15 +130,25 @@ class Windows:
     return [f for f, part in enumerate(self.parts) if part.proposed]
 
   @property
-  def turn(self) -> int | None:
-    """The fragment to be proposed next; None: all of them are.
+  def turns(self) -> list[int]:
+    """The fragments that are not proposed, in the order in which they are to be.
 
-    It is the one that a record moved longest ago: islands that stand at one
-    record agree on that, also those that have just come, and so no two can wait
-    for each other. Of a new run fragment 0 is last, so that it has whole windows.
+    First comes the one that a record moved longest ago: islands that stand at
+    one record agree on that, also those that have just come, and so no two can
+    wait for each other. Of a new run fragment 0 is last, so that it has whole
+    windows.
     """
     free = [f for f, part in enumerate(self.parts) if not part.proposed]
-    return min(free, key=lambda f: (self.parts[f].moved, f == 0), default=None)
+    return sorted(free, key=lambda f: (self.parts[f].moved, f == 0))
+
+  def before(self, asked: Callable[[int], bool]) -> list[int]:
+    """The fragments that are asked for, and those whose turn is before theirs.
+
+    In order; of those alone in which x has gone from theta.
+    """
+    turns = self.turns
+    last = max((n for n, f in enumerate(turns, 1) if asked(f)), default=0)
+    return [f for f in turns[:last] if self.parts[f].steps]
 
   def propose(self, fragment: int) -> pb.Proposal:
     """All that was done in a fragment since theta: windows are of fragment 0."""

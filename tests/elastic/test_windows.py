@@ -19,14 +19,13 @@ def step_of(proposal: pb.Proposal) -> pb.OuterStep:
   return step
 
 
-def train(windows: Windows, moved: int) -> list[tuple[int, int]]:
+def train(windows: Windows) -> list[tuple[int, int]]:
   """A window of steps; all proposals are committed at once."""
-  turns = []
+  turns, moved = [], 0
   for number in range(1, windows.length + 1):
     windows.step()
     if windows.at_turn:
-      turn = windows.turn
-      assert turn is not None
+      turn = windows.turns[0]
       proposal = windows.propose(turn)
       assert windows.includes(step_of(proposal), *WHO)
       windows.commit(turn)
@@ -38,10 +37,10 @@ def train(windows: Windows, moved: int) -> list[tuple[int, int]]:
 
 
 def test_each_fragment_has_its_turn_in_a_window_and_fragment_0_ends_it():
-  assert train(windows_of(1), 0) == [(4, 0)]
-  assert train(windows_of(2), 0) == [(2, 1), (4, 0)]
-  assert train(windows_of(4), 0) == [(1, 1), (2, 2), (3, 3), (4, 0)]
-  assert train(windows_of(3, steps=4), 0) == [(2, 1), (3, 2), (4, 0)]
+  assert train(windows_of(1)) == [(4, 0)]
+  assert train(windows_of(2)) == [(2, 1), (4, 0)]
+  assert train(windows_of(4)) == [(1, 1), (2, 2), (3, 3), (4, 0)]
+  assert train(windows_of(3, steps=4)) == [(2, 1), (3, 2), (4, 0)]
 
 
 def test_who_comes_between_takes_the_same_turn_as_the_others():
@@ -49,9 +48,19 @@ def test_who_comes_between_takes_the_same_turn_as_the_others():
   for fragment, moved in enumerate((7, 8, 5, 6)):
     windows.parts[fragment].moved = moved
   windows.step()
-  assert windows.turn == 2
+  assert windows.turns == [2, 3, 0, 1]
   windows.propose(2)
-  assert windows.turn == 3  # of those that are not proposed yet
+  assert windows.turns == [3, 0, 1]
+
+
+def test_who_is_asked_for_a_fragment_hands_in_those_before_it():
+  """Else it waits for a record of one, and others for it in another round."""
+  windows = windows_of(3)
+  windows.step()
+  windows.propose(1)
+  assert windows.before(lambda f: f == 0) == [2, 0]
+  assert windows.before(lambda f: f == 2) == [2]
+  assert windows.before(lambda f: f == 1) == []
 
 
 def test_tokens_go_with_fragment_0():

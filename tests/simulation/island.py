@@ -415,13 +415,11 @@ class Island:
     windows = self.windows
     if self.done or not self.in_run or self.far_ahead:
       return
-    wanted = self.asked
-    if self.turn:
-      if windows.turn is None:
-        return
-      if windows.turn not in wanted:
-        wanted.append(windows.turn)
-      self.turn = False
+    first = windows.turns[:1]
+    if self.turn and not first:
+      return
+    wanted = self.asked or (first if self.turn else [])
+    self.turn = False
     for fragment in wanted:
       if windows.parts[fragment].steps:
         self.propose(fragment)
@@ -436,12 +434,10 @@ class Island:
 
   @property
   def asked(self) -> list[int]:
-    return [
-      fragment
-      for fragment, part in enumerate(self.windows.parts)
-      if part.steps > part.proposed == 0
-      and self.hand_in.get(fragment, 0) > part.moved
-    ]
+    parts = self.windows.parts
+    return self.windows.before(
+      lambda f: self.hand_in.get(f, 0) > parts[f].moved
+    )
 
   def train(self) -> None:
     windows = self.windows
@@ -483,7 +479,7 @@ class Island:
     self.trains(windows.open, SAMPLE_TOKENS)
     self.turn |= windows.at_turn or random.random() < EARLY
     self.merge(early=False)
-    if self.far_ahead or (self.turn and windows.turn is None):
+    if self.far_ahead or (self.turn and not windows.turns):
       self.merge(early=True)
     self.go_on()
 
