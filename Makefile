@@ -33,19 +33,21 @@ test: setup  ## Run the tests, under 8 minutes on two cores
 	# Three on two cores: tests that start processes mostly wait for them.
 	$(BIN)/python -m pytest -n 3 --dist=worksteal
 
-test-extras: setup  ## Install torch, transformers, an S3 server …; test with them
+test-extras: setup  ## Install torch, lm-eval, openai, an S3 server …; test with them
 	$(BIN)/python -m pip install --quiet --constraint requirements.lock \
-	  --editable '.[hf,data,remote-test]'
-	$(BIN)/python -m pytest -m 'hf or data or remote'
+	  --editable '.[hf,data,remote-test,eval,serve-test]'
+	$(BIN)/python -m pytest -m 'hf or data or remote or eval or serve'
 
 gpu-smoke: setup  ## Test what only a GPU can show, where there is one
 	$(BIN)/python tests/gpu_smoke.py
 
-bench: setup  ## Time steps, codecs, the exchange and faults, short, 10 minutes
+bench: setup  ## Steps, codecs, exchange, links, faults, quality; short, 12 minutes
 	$(BIN)/python -m benchmarks.inner_step
 	$(BIN)/python -m benchmarks.codec --quick
 	$(BIN)/python -m benchmarks.exchange --quick
+	$(BIN)/python -m benchmarks.wan --quick
 	$(BIN)/python -m benchmarks.elastic --quick
+	$(BIN)/python -m benchmarks.quality --quick
 
 chaos: setup  ## 60 faults of every kind, real processes; ARGS=--quick: 1 min
 	PYTHONPATH=. $(BIN)/python tests/chaos/chaos.py $(ARGS)

@@ -116,6 +116,13 @@ class Watched(reduce.Exchange):
     self._tell("reduced")
     return done
 
+  def collect(self, plan: pb.Plan, *arguments: Any) -> reduce.Collected:
+    self._tell("reducing", members=len(plan.members))
+    done = super().collect(plan, *arguments)
+    self._faults.at("reduce")
+    self._tell("reduced")
+    return done
+
   def _delta(
     self, member: pb.Member, start: int, stop: int, cancelled: threading.Event
   ):
@@ -247,7 +254,6 @@ class BareIsland:
       self._hear_news()
     self._windows.start(news.leases.pop(number))
     self._windows.step()
-    self._request_lease()
     self._sent = self._store.bytes_sent
     self._tell("frozen")
     delta = reduce.encode(
@@ -266,6 +272,7 @@ class BareIsland:
       news.wait(lambda: news.any, "a record")
       self._hear_news()
     self._tell("done", record=self._record.number)
+    self._request_lease()  # as in the middle of a window: not while it ends
     self._rest()
 
   def offer(self) -> None:

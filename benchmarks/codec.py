@@ -24,8 +24,8 @@ import numba
 import numpy as np
 
 from benchmarks import machine
-from intellect_jax.elastic.reduce import PIECE_BLOCKS
-from intellect_jax.outer import kernels, nesterov
+from intellect_jax.elastic.reduce import PIECE
+from intellect_jax.outer import kernels, nesterov, sparse_kernels
 from intellect_jax.outer.codec import Codec, make_codec
 
 _QUICK = flags.DEFINE_bool(
@@ -33,11 +33,12 @@ _QUICK = flags.DEFINE_bool(
 )
 _JSON = flags.DEFINE_string("json", None, "File for every figure.")
 
-CODECS = ("int8", "int4", "e3m0", "float32")
+CODECS = ("int8", "int4", "e3m0", "sparse2", "float32")
 BAR_RATE = 6e9  # bytes of float32 a second and core, in pieces
 BAR_SHARE = 0.5  # of what memory gives, in arrays, all cores
 BARRED = ("int8", "int4")
-_BLOCKS = 390_625  # 100M values
+_BLOCK = sparse_kernels.BLOCK  # values: whole blocks of every codec
+_BLOCKS = 24_414  # 100M values
 _TIMES = 5
 _PIECE_SECONDS = 0.3
 
@@ -57,13 +58,13 @@ class Arrays:
   def __init__(self, blocks: int):
     self.blocks = blocks
     rng = np.random.default_rng(0)
-    block = rng.standard_normal(kernels.BLOCK, dtype=np.float32)
+    block = rng.standard_normal(_BLOCK, dtype=np.float32)
     self.a = np.tile(block, blocks)
     self.b = self.a.copy()
     self.c = self.a.copy()
 
   def _of(self, array: np.ndarray, blocks: slice) -> np.ndarray:
-    return array[blocks.start * kernels.BLOCK : blocks.stop * kernels.BLOCK]
+    return array[blocks.start * _BLOCK : blocks.stop * _BLOCK]
 
   def memory(self) -> Loops:
     def copy(at: slice) -> None:
@@ -79,7 +80,7 @@ class Arrays:
     return dict(copy=(8, copy), triad=(12, add), nesterov=(20, step))
 
   def codec(self, codec: Codec) -> Loops:
-    size = codec.block_bytes
+    size = _BLOCK // codec.block * codec.block_bytes
     coded = np.zeros(self.blocks * size, np.uint8)
     codec.encode(self.b, coded)
 
@@ -89,7 +90,7 @@ class Arrays:
     def squares(at: slice) -> None:
       codec.squared_norm(codes(at))
 
-    code = size / codec.block
+    code = size / _BLOCK
     return dict(
       encode=(
         4 + code,
@@ -117,24 +118,24 @@ def in_arrays(loop: Loop, blocks: int, threads: int) -> float:
       began = time.perf_counter()
       list(pool.map(loop, parts))
       best = min(best, time.perf_counter() - began)
-  return blocks * kernels.BLOCK * 4 / best / threads
+  return blocks * _BLOCK * 4 / best / threads
 
 
 def in_pieces(loop: Loop) -> float:
   """The same of one thread and one piece, the best of many times."""
-  piece, best = slice(0, PIECE_BLOCKS), float("inf")
+  piece, best = slice(0, PIECE // _BLOCK), float("inf")
   ends = time.perf_counter() + _PIECE_SECONDS
   while (began := time.perf_counter()) < ends:
     loop(piece)
     best = min(best, time.perf_counter() - began)
-  return PIECE_BLOCKS * kernels.BLOCK * 4 / best
+  return PIECE * 4 / best
 
 
 def measure(loops: Loops, blocks: int, cores: int) -> dict[str, dict]:
   """Rates of each loop, and bytes/s that it moves in arrays."""
   figures = {}
   for name, (moved, loop) in loops.items():
-    loop(slice(0, PIECE_BLOCKS))  # compiles what is not yet
+    loop(slice(0, PIECE // _BLOCK))  # compiles what is not yet
     pieces = in_pieces(loop)
     one, each = (in_arrays(loop, blocks, n) for n in (1, cores))
     figures[name] = dict(
@@ -160,9 +161,7 @@ def main(_) -> None:
   found["load_after"] = machine.load()
 
   print(found)
-  print(
-    f"GB/s of float32 a core; in arrays of {blocks * kernels.BLOCK:,} values"
-  )
+  print(f"GB/s of float32 a core; in arrays of {blocks * _BLOCK:,} values")
   print(f"{'':22}pieces  arrays  of memory  {cores} cores  of memory")
   for name, loops in figures.items():
     for loop, of in loops.items():
@@ -189,8 +188,8 @@ def main(_) -> None:
   if _JSON.value:
     result = dict(
       machine=found,
-      values=blocks * kernels.BLOCK,
-      piece=PIECE_BLOCKS * kernels.BLOCK,
+      values=blocks * _BLOCK,
+      piece=PIECE,
       bars=dict(rate=BAR_RATE, share=BAR_SHARE, met=met),
       figures=figures,
     )

@@ -9,7 +9,9 @@ the parameters are random. TLS is off, hashing on. The same is done on a
 loopback of 1 Gbit/s, in a network namespace, where this user may make one.
 Gloo and torchft need `pip install torch==2.13.0 torchft`; without them their
 rows are left out. Each figure is the median of its repetitions, the first of
-which touches all memory and is not counted.
+which touches all memory and is not counted. In each step a coordinator waits for
+the disk once, until the record is there: how long SQLite takes for that by
+itself is shown, too.
 """
 
 from collections.abc import Iterator
@@ -22,6 +24,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from typing import Any
 
 from absl import app, flags
@@ -31,7 +34,10 @@ import rich.table
 
 from benchmarks import machine
 from benchmarks.loopback import Child, Event, Loopback, names_of
-from intellect_jax.elastic import rpc
+from benchmarks.replicas import coded_mean, encoded
+from intellect_jax.elastic import chain, rpc
+from intellect_jax.elastic.ledger import Ledger
+from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.outer.codec import make_codec
 
 _QUICK = flags.DEFINE_bool("quick", False, "Fewer values, under a minute.")
@@ -39,8 +45,11 @@ _JSON = flags.DEFINE_string("json", None, "File for every figure.")
 _INSIDE = flags.DEFINE_bool("inside", False, "In a namespace with a slow link.")
 
 _CODECS = ("int8", "int4")
+_SYSTEMS = (*_CODECS, "sparse2")
+_SPARSE = ("outer.learning_rate=1", "outer.momentum=0")
 _LIMIT = "1gbit"  # of the slow loopback, all directions together
 _TIMES = 5
+_RECORDS = 50  # to time the ledger with
 _MOST_TORCHFT = 100_000_000  # values; its peers hold 7 copies of them
 
 Row = dict[str, Any]
@@ -51,9 +60,14 @@ def main(_) -> None:
     print(json.dumps(list(limited())))
     return
   found = machine.describe()
+  found["ledger_seconds"] = ledger_seconds()
   rows = [*unlimited(_QUICK.value), *in_namespace()]
   wrong = errors()
-  rich.console.Console(width=110).print(table(rows), error_table(wrong))
+  rich.console.Console(width=110).print(
+    table(rows),
+    f"of each, a durable record: {found['ledger_seconds'] * 1e3:.1f} ms",
+    error_table(wrong),
+  )
   if _JSON.value:
     path = pathlib.Path(_JSON.value)
     figures = dict(machine=found, rows=rows, errors=wrong)
@@ -85,7 +99,7 @@ def contest(islands: int, values: int, link: str) -> Iterator[Row]:
     systems = ["gloo", "torchft"] if values <= _MOST_TORCHFT else ["gloo"]
     for system in systems:
       yield about | dict(system=system, seconds=peers(system, islands, values))
-  for codec in _CODECS:
+  for codec in _SYSTEMS:
     yield about | dict(system=codec) | rounds(islands, values, codec)
 
 
@@ -94,12 +108,12 @@ def contest(islands: int, values: int, link: str) -> Iterator[Row]:
 
 def rounds(islands: int, values: int, codec: str) -> dict[str, Any]:
   """Seconds of each outer step, of its phases, and the bytes on the wire."""
-  names = names_of(islands)
+  names, settings = names_of(islands), [f"outer.codec={codec}"]
+  if make_codec(codec).sparse:
+    settings += _SPARSE
   with (
     tempfile.TemporaryDirectory() as folder,
-    Loopback(
-      pathlib.Path(folder), values, names, settings=[f"outer.codec={codec}"]
-    ) as swarm,
+    Loopback(pathlib.Path(folder), values, names, settings=settings) as swarm,
   ):
     steps = []
     for _ in range(_TIMES + 1):
@@ -122,6 +136,21 @@ def _loopback_bytes() -> int:
       if name.strip() == "lo":
         return int(counts.split()[0])
   return 0
+
+
+def ledger_seconds() -> float:
+  """Until SQLite has a record on the disk for good; the median of many."""
+  taken = []
+  with tempfile.TemporaryDirectory() as folder:
+    ledger = Ledger(pathlib.Path(folder) / "ledger.sqlite")
+    for number in range(_RECORDS):
+      record = pb.Record(number=number, step=pb.OuterStep(codec="int8"))
+      sealed = chain.seal(record)
+      began = time.perf_counter()
+      ledger.append(record, sealed)
+      taken.append(time.perf_counter() - began)
+    ledger.close()
+  return statistics.median(taken)
 
 
 # --------------------------------------------------------------------- peers
@@ -192,7 +221,7 @@ def in_namespace() -> list[Row]:
 
 
 def errors() -> list[Row]:
-  """Of the coded mean against the exact one, for normal data."""
+  """Of a mean that is encoded again against the exact one, for normal data."""
   rows = []
   rng = np.random.default_rng(0)
   for name in _CODECS:
@@ -202,7 +231,8 @@ def errors() -> list[Row]:
       small = np.arange(deltas.shape[1]) // codec.block % 2 == 1
       deltas[:, small] /= 1000
       exact = deltas.mean(axis=0, dtype=np.float64)
-      wrong = _coded_mean(codec, deltas) - exact
+      codes = [encoded(codec, values) for values in deltas]
+      wrong = coded_mean(codec, codes) - exact
       parts = dict(large=~small, small=small)
       rows += [
         dict(
@@ -215,19 +245,6 @@ def errors() -> list[Row]:
         for part, where in parts.items()
       ]
   return rows
-
-
-def _coded_mean(codec, deltas: np.ndarray) -> np.ndarray:
-  """As a share's owner makes it and everybody decodes it."""
-  total = np.zeros(deltas.shape[1], np.float32)
-  codes = np.empty(len(total) // codec.block * codec.block_bytes, np.uint8)
-  for delta in deltas:
-    codec.encode(delta, codes)
-    codec.accumulate(total, codes, 1.0)
-  total /= np.float32(len(deltas))
-  codec.encode(total, codes)
-  codec.decode(codes, total)
-  return total
 
 
 def _rms(values: np.ndarray) -> float:

@@ -21,7 +21,7 @@ Needs root, and is skipped with a word otherwise. All namespaces and processes
 are gone when it ends, however it does.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 import json
 import os
 import pathlib
@@ -52,7 +52,7 @@ _FILL_SECONDS = 12.0  # that a vector takes on its link
 _MOST_VALUES = 150_000_000
 _LEARNING = 2  # outer steps in which islands learn the links
 _PAUSE = 2.0  # seconds between outer steps
-_UNEQUAL_SECONDS = 4.0  # that a vector takes on the slow link
+_UNEQUAL_SECONDS = 8.0  # that a vector takes on the slow link
 _UNEQUAL_RTT = 50.0  # ms
 _LEASE = 10.0  # seconds
 # Ends with who has started it, and then everything in it ends.
@@ -68,20 +68,20 @@ Row = dict[str, Any]
 def main(_) -> None:
   if not _INSIDE.value:
     sys.exit(_inside())
-  found = machine.describe()
-  tables: dict[str, list[Row]] = {}
+  path = pathlib.Path(_JSON.value) if _JSON.value else None
+  figures: dict[str, Any] = {}
+  if path is not None and path.exists() and _ONLY.value:
+    figures = json.loads(path.read_text())  # the other tables stay
   for name, measure in measures(_QUICK.value).items():
-    if not _ONLY.value or name in _ONLY.value:
-      began = machine.load()
-      tables[name] = []
-      for row in measure:
-        tables[name].append(row | dict(load=[began, machine.load()]))
-        print(name, *_TABLES[name][1](row), flush=True)
-  for name, rows in tables.items():
-    rich.console.Console(width=110).print(table(name, rows))
-  if _JSON.value:
-    path = pathlib.Path(_JSON.value)
-    path.write_text(json.dumps(dict(machine=found) | tables, indent=1) + "\n")
+    if _ONLY.value and name not in _ONLY.value:
+      continue
+    figures[name] = dict(machine=machine.describe(), rows=[])
+    for row in measure:
+      figures[name]["rows"].append(row | dict(load=machine.load()))
+      print(name, *_TABLES[name][1](row), flush=True)
+    rich.console.Console(width=110).print(table(name, figures[name]["rows"]))
+    if path is not None:
+      path.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 def _inside() -> int:
@@ -101,15 +101,15 @@ def _inside() -> int:
 def measures(quick: bool) -> dict[str, Iterator[Row]]:
   if quick:
     return dict(
-      goodput=goodputs([(100, 100, "")], times=2, most=25_000_000),
-      utilization=utilizations(1000, 50, rounds=4, inner_steps=10, tokens=16),
+      goodput=goodputs([(100, 100, "")], times=2, most=12_000_000),
+      utilization=utilizations(1000, 20, 4, 5, tokens=16, quick=True),
     )
   links = [(rate, rtt, "") for rate in (1000, 100, 20) for rtt in (1, 50, 150)]
   links += [(100, 100, ""), (100, 100, "reno")]
   return dict(
-    goodput=goodputs(links, times=3),
-    unequal=unequals([(4, 20), (6, 20), (8, 20), (6, 100)], times=5),
-    utilization=utilizations(100, 100, rounds=9, inner_steps=20, tokens=64),
+    goodput=goodputs(links, times=2),
+    unequal=unequals([(4, 20), (6, 20), (8, 20)], times=3),
+    utilization=utilizations(100, 100, 8, 20, tokens=32),
   )
 
 
@@ -117,7 +117,9 @@ def measures(quick: bool) -> dict[str, Iterator[Row]]:
 
 
 def goodputs(
-  links: list[tuple[float, float, str]], times: int, most: int = _MOST_VALUES
+  links: Sequence[tuple[float, float, str]],
+  times: int,
+  most: int = _MOST_VALUES,
 ) -> Iterator[Row]:
   """Two islands on equal links.
 
@@ -189,7 +191,7 @@ def _more(before: dict[str, Any], after: dict[str, Any], what: str):
 # ------------------------------------------------------------------- unequal
 
 
-def unequals(sizes: list[tuple[int, float]], times: int) -> Iterator[Row]:
+def unequals(sizes: Sequence[tuple[int, float]], times: int) -> Iterator[Row]:
   """So many islands on links of a rate, and one of them at a quarter of it."""
   for count, rate in sizes:
     values = int(_UNEQUAL_SECONDS * rate / 4 * 1e6 / 8)

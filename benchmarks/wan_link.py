@@ -51,10 +51,11 @@ _SET_INTERFACE = 0x400454CA  # TUNSETIFF
 _TUN_WITHOUT_HEADER = 0x0001 | 0x1000  # IFF_TUN | IFF_NO_PI
 _DEVICE = "wan0"
 _SETTINGS = "/proc/sys/net/ipv4"  # of the namespace of who opens them
-_WINDOWS = dict(
-  tcp_rmem="4096 131072 6291456",  # bytes: least, first, most
-  tcp_wmem="4096 16384 4194304",
-)
+# Bytes of a connection's buffers: least, first, most; Linux's own for links. A
+# buffer never shrinks: one that had filled near would hold seconds of a link.
+_RECEIVED = "4096 131072 6291456"
+_SENT = "4096 16384 4194304"
+_SENT_NEAR = "4096 16384 131072"
 _AT_ONCE = 64  # packets that are read from a host before others have a turn
 _IDLE = 0.5  # seconds
 _QUEUE = 0.1  # seconds that a packet waits in front of a link, at most
@@ -155,10 +156,9 @@ class Network:
       f"ip link set {_DEVICE} mtu {_JUMBO} txqueuelen 10000 up",
     ):
       subprocess.run(command.split(), check=True)
-    settings = _WINDOWS | dict(tcp_congestion_control=self.congestion)
-    for name, value in settings.items():
-      with open(f"{_SETTINGS}/{name}", "w") as file:
-        file.write(value)
+    _set("tcp_congestion_control", self.congestion)
+    _set("tcp_rmem", _RECEIVED)
+    _set("tcp_wmem", _SENT_NEAR)
     return End(address, os.open("/proc/self/ns/net", os.O_RDONLY), tun)
 
   def shape(self, rates: list[float], rtt: float) -> None:
@@ -170,6 +170,7 @@ class Network:
       end.seconds_a_byte = 8e-6 / mbit
       burst = max(2 * mtu, int(mbit * 1e6 / 8 * _BURST))
       _enter(end.namespace)
+      _set("tcp_wmem", _SENT)
       for command in (
         f"ip link set {_DEVICE} mtu {mtu}",
         f"tc qdisc replace dev {_DEVICE} root tbf rate {mbit}mbit"
@@ -246,6 +247,11 @@ class Network:
       late_ms=1e3 * self._late / max(1, self._packets),
       cpu_seconds=used.user + used.system,
     )
+
+
+def _set(name: str, value: str) -> None:
+  with open(f"{_SETTINGS}/{name}", "w") as file:
+    file.write(value)
 
 
 def _enter(namespace: int) -> None:

@@ -9,6 +9,7 @@ for itself: its mesh, its paths, its place. Other configs start from this one:
 Sources: [I1] INTELLECT-1, arXiv 2412.01152; [D] DiLoCo, arXiv 2311.08105;
 [SL] DiLoCo scaling laws, arXiv 2503.09799; [L3] Llama 3, arXiv 2407.21783;
 [M] Muon at scale, arXiv 2502.16982; [ML] MuLoCo, arXiv 2505.23725;
+[H] Hägele et al., arXiv 2405.18392; [Z] linear to zero, arXiv 2502.15938;
 [C] Covenant-72B, arXiv 2603.08163; [DD] Decoupled DiLoCo, arXiv 2604.21428;
 [PI] Pier, arXiv 2511.17849; [S] Streaming DiLoCo, arXiv 2501.18512;
 [SP] SparseLoCo, arXiv 2508.15706; [DPO] direct preference optimization,
@@ -82,7 +83,11 @@ def run_config() -> ml_collections.ConfigDict:
       optimizer="adamw",
       learning_rate=4e-4,  # peak, AdamW [D]
       warmup_tokens=0,  # linear, over global tokens [P 9]
-      decay_tokens=0,  # 1 - sqrt, over the last global tokens of the run
+      decay_tokens=0,  # the rate falls over the last global tokens of the run
+      # How: "sqrt" is 1 - sqrt of the way there [H], as in [I1]; "linear" [Z], or
+      # "cosine".
+      decay="sqrt",
+      decay_to=0.0,  # the part of the rate that is left at the end
       # Over which who comes to a run under way ramps up its own rate: Adam's
       # moments are new there, as at the start of a run [P 9].
       joiner_warmup_steps=10,
@@ -141,6 +146,7 @@ def run_config() -> ml_collections.ConfigDict:
       offer_patience=120.0,  # seconds that a donor may take to offer its state
       minority_patience=600.0,  # fewer than half of the last members wait [P 4]
       annul_patience=60.0,  # seconds without anybody who has the newest mean
+      recheck_patience=600.0,  # seconds that a replay may take in a tie [P 4]
       fetch_patience=10.0,  # seconds without a byte before a peer is bad
       # Of what each reduces for all: "capacity" is by the links, as measured;
       # "equal" is by hosts and relays alone [P 3].
@@ -156,7 +162,8 @@ def run_config() -> ml_collections.ConfigDict:
   )
   run.evaluation = ml_collections.ConfigDict(
     dict(
-      sequences=64,  # held-out samples a round; 0: do not evaluate
+      sequences=64,  # held-out samples; 0: do not evaluate
+      every=1,  # records from one evaluation to the next, and the final one
     )
   )
   return run

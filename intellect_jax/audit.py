@@ -14,19 +14,15 @@ Status 2 and a paragraph if one of these does not hold.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-import contextlib
 import dataclasses
 import json
 import pathlib
-import shutil
-import sqlite3
-import tempfile
 from typing import Any
 
 import numpy as np
 
 from intellect_jax import command
-from intellect_jax.elastic import chain
+from intellect_jax.elastic import chain, ledger
 from intellect_jax.elastic.log import RecordLog
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.elastic.recovery import TERMS
@@ -236,11 +232,8 @@ def read(workdir: pathlib.Path) -> tuple[Books, dict[str, list]]:
     UserError: if there is no ledger, or it cannot be read.
   """
   places = (workdir, workdir / "coordinator")
-  ledger = next(
-    (p / "ledger.sqlite" for p in places if (p / "ledger.sqlite").is_file()),
-    None,
-  )
-  if ledger is None:
+  found = [p / ledger.FILE for p in places if (p / ledger.FILE).is_file()]
+  if not found:
     raise UserError(
       f"There is no ledger.sqlite in {workdir} or in its folder coordinator."
       " --workdir is that of a coordinator, of a lone island or of a swarm."
@@ -251,7 +244,7 @@ def read(workdir: pathlib.Path) -> tuple[Books, dict[str, list]]:
     for folder in folders
     if (folder / "log").is_dir()
   }
-  return read_ledger(ledger), logs
+  return read_ledger(found[0]), logs
 
 
 def _read_log(folder: pathlib.Path) -> list[pb.SealedRecord]:
@@ -266,46 +259,26 @@ def read_ledger(path: pathlib.Path) -> Books:
   Raises:
     UserError: if it is no ledger of this version.
   """
-  with tempfile.TemporaryDirectory() as folder:
-    copy = pathlib.Path(folder) / path.name
-    try:
-      _copy(path, copy)
-      with contextlib.closing(sqlite3.connect(copy)) as db:
-        (run,) = db.execute("SELECT config FROM run").fetchone()
-        return Books(
-          json.loads(run),
-          [
-            pb.SealedRecord(body=body, hash=digest)
-            for body, digest in db.execute(
-              "SELECT body, hash FROM records ORDER BY number"
-            )
-          ],
-          {
-            Holder(*row[:3]): [(a, b) for a, b in json.loads(row[3])]
-            for row in db.execute("SELECT * FROM leases")
-          },
-          [
-            (a, b)
-            for (samples,) in db.execute("SELECT samples FROM returned")
-            for a, b in json.loads(samples)
-          ],
+  with ledger.reading(path) as db:
+    (run,) = db.execute("SELECT config FROM run").fetchone()
+    return Books(
+      json.loads(run),
+      [
+        pb.SealedRecord(body=body, hash=digest)
+        for body, digest in db.execute(
+          "SELECT body, hash FROM records ORDER BY number"
         )
-    except (sqlite3.DatabaseError, TypeError, ValueError) as error:
-      raise UserError(
-        f"{path} cannot be read as the ledger of a run ({error})."
-      ) from error
-
-
-def _copy(path: pathlib.Path, to: pathlib.Path) -> None:
-  """Copies a database and its log; again if the one moved to the other."""
-  wal = path.with_name(f"{path.name}-wal")
-  while True:
-    before = path.stat().st_mtime_ns
-    shutil.copyfile(path, to)
-    with contextlib.suppress(FileNotFoundError):
-      shutil.copyfile(wal, to.with_name(wal.name))
-    if path.stat().st_mtime_ns == before:
-      return
+      ],
+      {
+        Holder(*row[:3]): [(a, b) for a, b in json.loads(row[3])]
+        for row in db.execute("SELECT * FROM leases")
+      },
+      [
+        (a, b)
+        for (samples,) in db.execute("SELECT samples FROM returned")
+        for a, b in json.loads(samples)
+      ],
+    )
 
 
 def main() -> None:

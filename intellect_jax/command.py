@@ -39,11 +39,6 @@ def define_config() -> flags.FlagHolder:
   )
 
 
-def default_config(path: pathlib.Path) -> None:
-  """Another file than configs/base.py, if --config names none."""
-  flags.FLAGS.set_default("config", str(path))
-
-
 def define_workdir(what: str) -> flags.FlagHolder:
   return flags.DEFINE_string(
     "workdir",
@@ -51,6 +46,56 @@ def define_workdir(what: str) -> flags.FlagHolder:
     f"Folder for {what}; made if needed.",
     required=True,
     allow_override=True,  # several commands in one process, as in tests
+  )
+
+
+def define_model_folder() -> flags.FlagHolder:
+  """The --workdir flag of commands that use a trained model."""
+  return flags.DEFINE_string(
+    "workdir",
+    None,
+    "Workdir of an island that has trained, or still trains; or the folder of a"
+    " Hugging Face Llama, as export writes it.",
+    required=True,
+    allow_override=True,  # several commands in one process, as in tests
+  )
+
+
+@functools.cache
+def define_model_use() -> tuple[flags.FlagHolder, flags.FlagHolder]:
+  """The --dtype and --context flags of commands that use a trained model."""
+  dtype = flags.DEFINE_enum(
+    "compute_dtype",
+    "",
+    ["", "float32", "bfloat16"],
+    "In which the model computes; empty: as it was trained.",
+  )
+  context = flags.DEFINE_integer(
+    "context",
+    0,
+    "Most tokens that the model looks at; 0: as many as it was trained on.",
+    lower_bound=0,
+  )
+  return dtype, context
+
+
+@functools.cache
+def define_sampling() -> tuple[flags.FlagHolder, ...]:
+  """The flags --tokens, --temperature, --top_k, --top_p and --seed."""
+  return (
+    flags.DEFINE_integer("tokens", 100, "Most tokens to add.", lower_bound=1),
+    flags.DEFINE_float(
+      "temperature", 0.7, "Divides the logits; 0: the likeliest.", 0.0
+    ),
+    flags.DEFINE_integer("top_k", 40, "Likeliest tokens; 0: all.", 0),
+    flags.DEFINE_float(
+      "top_p",
+      1.0,
+      "The fewest likeliest tokens with so much probability; 1: all.",
+      lower_bound=0.0,
+      upper_bound=1.0,
+    ),
+    flags.DEFINE_integer("seed", 0, "Another seed, another text."),
   )
 
 
@@ -62,6 +107,19 @@ def define_output(what: str, required: bool = True) -> flags.FlagHolder:
     required=required,
     allow_override=True,  # as that of the workdir
   )
+
+
+@functools.cache
+def define_dtype() -> flags.FlagHolder:
+  """The --dtype flag of commands that write weights; --part as well."""
+  return flags.DEFINE_enum(
+    "dtype", "float32", ["float32", "bfloat16"], "float32 is exact."
+  )
+
+
+@functools.cache
+def define_part() -> flags.FlagHolder:
+  return flags.DEFINE_float("part", 5.0, "Gigabytes in a file, at most.", 0.0)
 
 
 @functools.cache
@@ -206,6 +264,39 @@ def _plain(error: Exception) -> str:
 def _fail(message: str, status: int = _EXIT_USER_ERROR) -> NoReturn:
   print(f"{pathlib.Path(sys.argv[0]).name}: {message}", file=sys.stderr)
   sys.exit(status)
+
+
+def island_of(holder: flags.FlagHolder) -> ConfigDict:
+  """The island half of the flag, for who uses a model that has been trained.
+
+  JAX is set up by it.
+
+  Raises:
+    UserError: if a field of the run half was set: the model has them.
+  """
+  fields = [field for field in overridden() if field.startswith("run.")]
+  if fields:
+    raise UserError(
+      f"--config.{fields[0]} is a field of the run, and this model has been"
+      " trained: only --config.island.… fields count here."
+    )
+  island = config_of(holder).island
+  set_up_jax(island)
+  return island
+
+
+def set_up_jax(island: ConfigDict) -> None:
+  """Takes the platform, the host devices and the cache that `island` says."""
+  import jax  # here, because a relay is to start quickly
+
+  if island.platform:
+    jax.config.update("jax_platforms", island.platform)
+  jax.config.update("jax_num_cpu_devices", island.cpu_devices)
+  if island.compilation_cache:
+    jax.config.update(
+      "jax_compilation_cache_dir", os.path.expanduser(island.compilation_cache)
+    )
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 def config_of(holder: flags.FlagHolder) -> ConfigDict:

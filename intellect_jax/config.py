@@ -121,6 +121,7 @@ def validate_run(run: ConfigDict) -> None:
     (inner, "batch_size"),
     (outer, "inner_steps"),
     (run.elastic, "start_islands min_islands"),
+    (run.evaluation, "every"),
   ):
     for name in names.split():
       _require(section[name] >= 1, name, section[name], "at least 1")
@@ -148,6 +149,18 @@ def validate_run(run: ConfigDict) -> None:
     "run.inner.optimizer",
     inner.optimizer,
     "adamw or muon",
+  )
+  _require(
+    inner.decay in ("sqrt", "linear", "cosine"),
+    "run.inner.decay",
+    inner.decay,
+    "sqrt, linear or cosine",
+  )
+  _require(
+    0 <= inner.decay_to <= 1,
+    "run.inner.decay_to",
+    inner.decay_to,
+    "from 0 to 1, the part of the rate that is left at the end",
   )
   _require(
     inner.loss in ("cross_entropy", "dpo"),
@@ -195,9 +208,18 @@ def validate_run(run: ConfigDict) -> None:
     "0, for none, or at least 1",
   )
   _require(
-    run.elastic.lease_seconds > 0 and run.elastic.fetch_patience > 0,
-    "run.elastic.lease_seconds and fetch_patience",
-    (run.elastic.lease_seconds, run.elastic.fetch_patience),
+    min(
+      run.elastic.lease_seconds,
+      run.elastic.fetch_patience,
+      run.elastic.recheck_patience,
+    )
+    > 0,
+    "run.elastic.lease_seconds, fetch_patience and recheck_patience",
+    (
+      run.elastic.lease_seconds,
+      run.elastic.fetch_patience,
+      run.elastic.recheck_patience,
+    ),
     "above 0",
   )
   _require(

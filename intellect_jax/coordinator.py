@@ -26,6 +26,7 @@ from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.elastic.service import CoordinatorService
 from intellect_jax.errors import UserError
 from intellect_jax.observe.metrics import MetricsLog, write_summary
+from intellect_jax.observe.provenance import of_status
 from intellect_jax.observe.swarm import swarm_figures
 
 CONFIG = command.define_config()
@@ -175,6 +176,7 @@ def _tell(log: MetricsLog, record: pb.Record, status: pb.Status) -> None:
       tokens_trained=status.tokens_trained,
       tokens_lost=status.tokens_lost,
       final=record.final,
+      hours=of_status(status),
       **(figures.of_step(step) if record.HasField("step") else {}),
     )
   )

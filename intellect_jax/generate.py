@@ -2,65 +2,102 @@
 
   python -m intellect_jax.generate --workdir=runs/demo/island-0 \\
       --prompt="The function returns"
+
+The words appear as they come. Several --prompt are written at once, and shown
+when all are done. `python -m intellect_jax.chat` is a conversation, and
+`python -m intellect_jax.serve` answers other programs.
 """
 
-import pathlib
+from collections.abc import Callable, Sequence
 
 from absl import flags
-import jax
 
 from intellect_jax import command
-from intellect_jax import config as config_lib
-from intellect_jax.checkpoint import adapters
-from intellect_jax.checkpoint.durable import read_outer
-from intellect_jax.data.tokenizer import tokenizer_of
-from intellect_jax.model.sampling import sample
+from intellect_jax.inference.engine import Engine, Sampling
+from intellect_jax.inference.loading import Model, open_model
+from intellect_jax.inference.text import answer
 
-WORKDIR = command.define_workdir("an island that has trained")
-PROMPT = flags.DEFINE_string("prompt", "The function", "Text to go on from.")
-TOKENS = flags.DEFINE_integer("tokens", 100, "Most tokens to add.", 1)
-TEMPERATURE = flags.DEFINE_float("temperature", 0.7, "0: the likeliest.", 0.0)
-TOP_K = flags.DEFINE_integer("top_k", 40, "Likeliest tokens; 0: all.", 0)
-SEED = flags.DEFINE_integer("seed", 0, "Another seed, another text.")
+CONFIG = command.define_config()
+WORKDIR = command.define_model_folder()
+DTYPE, CONTEXT = command.define_model_use()
+PROMPT = flags.DEFINE_multi_string(
+  "prompt", ["The function"], "Text to go on from; may be repeated."
+)
+TOKENS, TEMPERATURE, TOP_K, TOP_P, SEED = command.define_sampling()
+STOP = flags.DEFINE_multi_string(
+  "stop", [], "Words that end the text, and are not shown; may be repeated."
+)
 
 
 def main() -> None:
-  text = generate(
-    command.path(WORKDIR),
-    PROMPT.value,
-    TOKENS.value,
-    TEMPERATURE.value,
-    TOP_K.value,
-    SEED.value,
-  )
-  print(PROMPT.value + text)
+  island = command.island_of(CONFIG)
+  model = open_model(command.path(WORKDIR), island, DTYPE.value, CONTEXT.value)
+  prompts = PROMPT.value
+  if len(prompts) == 1:
+    print(prompts[0], end="", flush=True)
+    generate(
+      model,
+      prompts,
+      TOKENS.value,
+      sampling(),
+      STOP.value,
+      show=lambda new: print(new, end="", flush=True),
+    )
+    print()
+    return
+  texts = generate(model, prompts, TOKENS.value, sampling(), STOP.value)
+  print("\n\n".join(map("".join, zip(prompts, texts, strict=True))))
+
+
+def sampling() -> Sampling:
+  """What the flags say."""
+  return Sampling(TEMPERATURE.value, TOP_K.value, TOP_P.value, SEED.value)
 
 
 def generate(
-  workdir: pathlib.Path,
-  prompt: str,
+  model: Model,
+  prompts: Sequence[str],
   tokens: int,
-  temperature: float,
-  top_k: int,
-  seed: int,
-) -> str:
-  """Returns what the model in an island's workdir adds to `prompt`."""
-  outer = read_outer(workdir / "checkpoints")
-  run = config_lib.from_dict(outer.meta["run"])
-  c, params = adapters.whole(run, outer.theta, workdir)
-  tokenizer = tokenizer_of(run, workdir)
-  ids = sample(
-    c,
-    params,
-    tokenizer.encode(prompt).tolist() or [tokenizer.eos],
-    tokens,
-    temperature,
-    top_k,
-    jax.random.key(seed),
-    stop=tokenizer.eos,
-    window=run.data.sequence_length,
-  )
-  return tokenizer.decode(ids)
+  sampling: Sampling,
+  stop_words: Sequence[str] = (),
+  show: Callable[[str], object] = lambda new: None,
+) -> list[str]:
+  """Returns what the model adds to each of `prompts`.
+
+  A text that fills the model's context goes on from its last half. The n-th
+  prompt is drawn with the seed `sampling.seed` + n.
+
+  Args:
+    model: see `open_model`.
+    prompts: texts to go on from.
+    tokens: to add at most, to each.
+    sampling: how tokens are drawn.
+    stop_words: which end a text.
+    show: called with each piece of text as it comes, whichever it is of.
+
+  Raises:
+    UserError: if `sampling` is out of range.
+  """
+  engine = Engine(model, slots=len(prompts), slide=True)
+  texts = [""] * len(prompts)
+  for n, prompt in enumerate(prompts):
+
+    def done(text: str, why: str, n: int = n) -> None:
+      texts[n] = text
+
+    engine.add(
+      answer(
+        model,
+        model.encode(prompt) or [model.tokenizer.eos],
+        tokens,
+        sampling.with_seed(sampling.seed + n),
+        stop_words,
+        show=show,
+        done=done,
+      )
+    )
+  engine.run()
+  return texts
 
 
 if __name__ == "__main__":

@@ -17,7 +17,11 @@ import rich.console
 from intellect_jax import command
 from intellect_jax.errors import UserError
 from intellect_jax.inner import flops
-from intellect_jax.observe.forecast import Forecast, intellect_1_table
+from intellect_jax.observe.forecast import (
+  Forecast,
+  intellect_1_table,
+  schedule_table,
+)
 
 CONFIG = command.define_config()
 DEVICES = flags.DEFINE_integer("devices", 8, "Devices of an island.", 1)
@@ -39,6 +43,7 @@ def main() -> None:
   plan = Forecast(config, DEVICES.value, DEVICE.value, MFU.value, ISLANDS.value)
   console = rich.console.Console()
   console.print(plan.model_table())
+  console.print(schedule_table(config.run))
   console.print(plan.memory_table())
   console.print(plan.host_table())
   console.print(plan.round_table(links))

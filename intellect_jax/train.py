@@ -14,12 +14,10 @@ all of them see (deploy/ has it for Slurm and Kubernetes):
 """
 
 import contextlib
-import os
 import signal
 from typing import Any
 
 from absl import flags
-import jax
 
 from intellect_jax import command
 from intellect_jax import config as config_lib
@@ -83,7 +81,7 @@ def main() -> None:
   credentials = rpc.Credentials(insecure=INSECURE.value)
   coordinators = rpc.split_list(COORDINATOR.value or "")
   island, data = config.island, config.island.data
-  set_up_jax(island)
+  command.set_up_jax(island)
   description = None
   with contextlib.ExitStack() as stack:
     crew = stack.enter_context(
@@ -223,17 +221,6 @@ def _run_half(config, description):
       " island alone are set by --config.island.…"
     )
   return run
-
-
-def set_up_jax(island) -> None:
-  if island.platform:
-    jax.config.update("jax_platforms", island.platform)
-  jax.config.update("jax_num_cpu_devices", island.cpu_devices)
-  if island.compilation_cache:
-    jax.config.update(
-      "jax_compilation_cache_dir", os.path.expanduser(island.compilation_cache)
-    )
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 def _frozen(train_step: TrainStep, weights: Weights | None) -> Any:

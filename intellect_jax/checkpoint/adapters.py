@@ -15,10 +15,11 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from intellect_jax import config as config_lib
-from intellect_jax.checkpoint import pretrained
+from intellect_jax.checkpoint import pretrained, tensors
 from intellect_jax.errors import UserError
 from intellect_jax.model import llama, lora
 from intellect_jax.model.huggingface import MODULES, tensor_names, to_weight
+from intellect_jax.outer.codec import make_codec
 from intellect_jax.outer.layout import Layout
 
 NOTE = "init_from.json"  # in a workdir
@@ -29,14 +30,15 @@ WEIGHTS = "adapter_model.safetensors"
 def note(weights: pretrained.Weights, workdir: pathlib.Path) -> None:
   """Notes in a workdir where the weights are that its run starts from."""
   content = dict(folder=str(weights.folder), digest=weights.digest)
-  pretrained.write_json(workdir / NOTE, content)
+  tensors.write_json(workdir / NOTE, content)
 
 
 def layout_of(run: ConfigDict) -> tuple[llama.LlamaConfig, Layout]:
   """The model of a run, and the canonical vector of what it trains."""
   c = llama.LlamaConfig.of(run.model, config_lib.base().island.model)
   trained = llama.trained(c, llama.abstract_params(c))
-  return c, Layout.of(trained, tensor_names(trained))
+  block = make_codec(run.outer.codec).block
+  return c, Layout.of(trained, tensor_names(trained), block)
 
 
 def whole(
@@ -77,7 +79,7 @@ def _noted(workdir: pathlib.Path) -> pathlib.Path:
       f"This run has trained adapters, and {workdir} does not say where the"
       " weights are beside which it did: name their folder with --init-from."
     )
-  return pathlib.Path(pretrained.read_json(path)["folder"])
+  return pathlib.Path(tensors.read_json(path)["folder"])
 
 
 def write_peft(
@@ -105,10 +107,10 @@ def write_peft(
       "This run has trained all weights and no adapters: export without"
       " --adapter."
     )
-  pretrained.check_empty(folder)
+  tensors.check_empty(folder)
   weights = {
     tensor.name: np.ascontiguousarray(
-      to_weight(tensor.path, tensor.of(theta)), pretrained.DTYPES[dtype]
+      to_weight(tensor.path, tensor.of(theta)), tensors.DTYPES[dtype]
     )
     for tensor in layout.tensors
   }
@@ -130,4 +132,4 @@ def write_peft(
     modules_to_save=None,
     inference_mode=True,
   )
-  pretrained.write_json(folder / CONFIG, config)
+  tensors.write_json(folder / CONFIG, config)

@@ -58,8 +58,19 @@ class Outer(NamedTuple):
   meta: dict[str, Any]
 
 
-def read_outer(directory: str | os.PathLike, oldest: bool = False) -> Outer:
-  """Reads theta and momentum of the newest whole checkpoint, or the oldest.
+def records(directory: str | os.PathLike) -> list[int]:
+  """Records of the whole checkpoints in a directory, the oldest first.
+
+  Raises:
+    UserError: if there is none.
+  """
+  return sorted(_some(pathlib.Path(directory).absolute()))
+
+
+def read_outer(
+  directory: str | os.PathLike, record: int | None = None
+) -> Outer:
+  """Reads theta and momentum of a whole checkpoint, the newest if none is named.
 
   Changes nothing on the disk, so it may be used beside who trains.
 
@@ -67,21 +78,26 @@ def read_outer(directory: str | os.PathLike, oldest: bool = False) -> Outer:
     UserError: if there is none.
   """
   folder = pathlib.Path(directory).absolute()
+  whole = _some(folder)
+  record = max(whole) if record is None else record
+  manifest = whole[record]
+  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    outer = checkpointer.restore(
+      folder / str(record) / "outer",
+      args=_outer_args(manifest["size"]),
+    )
+  return Outer(record, outer["theta"], outer["momentum"], manifest["meta"])
+
+
+def _some(folder: pathlib.Path) -> dict[int, dict[str, Any]]:
+  """Manifests of the whole checkpoints; UserError if there is none."""
   whole = _whole(folder, warn=True) if folder.is_dir() else {}
   if not whole:
     raise UserError(
       f"There is no whole checkpoint in {folder}. Pass the --workdir of an"
       " island that has trained: of runs/demo, that is runs/demo/island-0."
     )
-  record = min(whole) if oldest else max(whole)
-  manifest = whole[record]
-  values = jax.ShapeDtypeStruct((manifest["size"],), np.float32)
-  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-    outer = checkpointer.restore(
-      folder / str(record) / "outer",
-      args=_restore_args(dict(theta=values, momentum=values)),
-    )
-  return Outer(record, outer["theta"], outer["momentum"], manifest["meta"])
+  return whole
 
 
 class DurableCheckpoints:
@@ -240,9 +256,37 @@ class DurableCheckpoints:
       UserError: if there is no such whole checkpoint, or `size` is not its.
     """
     self.wait()
-    whole = self._whole(warn=True)
     if record is None:
-      record = max(whole, default=-1)
+      record = max(self._whole(), default=-1)
+    manifest = self._manifest_of(record, size)
+    restored = self._orbax.restore(
+      self._directory / str(record),
+      args=ocp.args.Composite(
+        outer=_outer_args(size),
+        inner=_restore_args(abstract_inner),
+      ),
+    )
+    return Restored(
+      record, **restored.outer, inner=restored.inner, meta=manifest["meta"]
+    )
+
+  def outer(self, size: int, record: int) -> Outer:
+    """Reads theta and momentum alone; all processes, the same one.
+
+    Raises:
+      UserError: as `restore`.
+    """
+    self.wait()
+    manifest = self._manifest_of(record, size)
+    restored = self._orbax.restore(
+      self._directory / str(record),
+      args=ocp.args.Composite(outer=_outer_args(size)),
+    )
+    return Outer(record, **restored.outer, meta=manifest["meta"])
+
+  def _manifest_of(self, record: int, size: int) -> dict[str, Any]:
+    """Of a whole checkpoint of this model. Raises UserError if it is not."""
+    whole = self._whole(warn=True)
     if record not in whole:
       raise UserError(
         f"{self._directory} has no whole checkpoint of record {record};"
@@ -255,17 +299,7 @@ class DurableCheckpoints:
         f" {manifest['size']} values, but this model has {size}. It is another"
         " model: check run.model, or choose another --workdir."
       )
-    values = jax.ShapeDtypeStruct((size,), np.float32)
-    restored = self._orbax.restore(
-      self._directory / str(record),
-      args=ocp.args.Composite(
-        outer=_restore_args(dict(theta=values, momentum=values)),
-        inner=_restore_args(abstract_inner),
-      ),
-    )
-    return Restored(
-      record, **restored.outer, inner=restored.inner, meta=manifest["meta"]
-    )
+    return manifest
 
   def wait(self) -> None:
     """Waits until the last save is whole; raises OSError if it will not be."""
@@ -402,6 +436,12 @@ def _flush(path: pathlib.Path) -> None:
     os.fsync(descriptor)
   finally:
     os.close(descriptor)
+
+
+def _outer_args(size: int) -> ocp.args.PyTreeRestore:
+  """Arguments that restore theta and momentum."""
+  values = jax.ShapeDtypeStruct((size,), np.float32)
+  return _restore_args(dict(theta=values, momentum=values))
 
 
 def _restore_args(abstract: PyTree) -> ocp.args.PyTreeRestore:

@@ -63,13 +63,26 @@ class Mixture:
 
   def __getitem__(self, index: int) -> tuple[int, int]:
     """Returns (source, sample of it) of a global index; O(1)."""
-    stage = max(
-      (s for s in self._stages if s.start <= index), key=lambda s: s.start
-    )
+    stage = self._stage(index)
     block, place = divmod(index - stage.start, BLOCK)
     source = int(stage.sources[place])
     rank = int(stage.before[source]) + block * int(stage.counts[source])
     return source, rank + int(stage.ranks[place])
+
+  def count(self, start: int, stop: int) -> np.ndarray:
+    """Samples of each source among those with index [start, stop); O(1)."""
+    return self._before(stop) - self._before(start)
+
+  def _before(self, index: int) -> np.ndarray:
+    """Samples of each source, [sources], before a global index."""
+    stage = self._stage(index)
+    return stage.taken(index - stage.start)
+
+  def _stage(self, index: int) -> _Stage:
+    """The stage that a sample is in."""
+    return max(
+      (s for s in self._stages if s.start <= index), key=lambda s: s.start
+    )
 
 
 def apportion(weights: Sequence[float], total: int) -> np.ndarray:

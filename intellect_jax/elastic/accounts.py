@@ -66,6 +66,7 @@ class Accounts:
     self.pool: SamplePool
     self._unsettled: list[_Departure | _Drop] = []
     self._dropped: set[Holder] = set()  # in this term, by their islands' word
+    self._departed: set[tuple[str, int]] = set()  # incarnations, in this term
     self._read(chain, leases)
 
   def _read(self, chain: Chain, leases: Leases) -> None:
@@ -122,7 +123,12 @@ class Accounts:
     self._outbox.tell(member.island, pb.ToIsland(lease_grant=grant))
 
   def claim(self, member: Member, leases: Iterable[pb.LeaseGrant]) -> None:
-    """The ledger was lost: islands know what was leased to them."""
+    """The ledger was lost: islands know what was leased to them.
+
+    But not that it is void, if they were out and did not hear of it.
+    """
+    if (member.island, member.incarnation) in self._departed:
+      return
     for grant in leases:
       holder = Holder(member.island, member.incarnation, grant.window)
       samples = chain_lib.intervals(grant)
@@ -152,6 +158,7 @@ class Accounts:
 
   def take_over(
     self,
+    before: Sequence[pb.Record],
     chain: Chain,
     found: Iterable[pb.Record],
     members: Collection[Member],
@@ -159,6 +166,7 @@ class Accounts:
     """Islands had records that this coordinator's disk has lost.
 
     Args:
+      before: the records that counted without those.
       chain: with those records.
       found: those records.
       members: of the run.
@@ -171,7 +179,23 @@ class Accounts:
           # that something else was lost, it is counted when it comes back.
           self._take_back(holder.island, holder.incarnation, window.tokens)
     self._read(chain, self.pool.leased)
+    self._lose_annulled(before, chain)
     self.correct(members)
+
+  def _lose_annulled(self, before: Sequence[pb.Record], chain: Chain) -> None:
+    """What counted is taken back; the ledger may say so already, or not."""
+    counted = {holder for holder, _ in chain_lib.committed_windows(before)}
+    lost: collections.Counter[tuple[str, int, str]] = collections.Counter()
+    owed: collections.Counter[tuple[str, int, str]] = collections.Counter()
+    for cause, holder, window in chain_lib.annulled_windows(chain.records):
+      key = holder.island, holder.incarnation, cause
+      lost[key] += window.tokens
+      owed[key] += window.tokens * (holder in counted)
+    for loss in self.losses:
+      lost[loss.island, loss.incarnation, loss.cause] -= loss.tokens
+    for (island, incarnation, cause), tokens in owed.items():
+      tokens = min(tokens, lost[island, incarnation, cause])
+      self._lose(island, incarnation, tokens, cause)
 
   def correct(self, members: Iterable[Member]) -> None:
     """What had been counted as lost may be in records taken over."""
@@ -215,6 +239,7 @@ class Accounts:
     """An incarnation is out, with all that is leased to it now."""
     leases = self.pool.held_by(member.island, member.incarnation)
     trained = member.heartbeat.tokens_trained
+    self._departed.add((member.island, member.incarnation))
     self._unsettled.append(_Departure(member, cause, trained, leases))
 
   def settle(self, in_use: Callable[[str, int], bool]) -> None:

@@ -109,6 +109,11 @@ class Admission:
     """Whether records are awaited on a stream; nothing else counts there."""
     return session in self._asking
 
+  @property
+  def knows_the_end(self) -> bool:
+    """Whether an island has said that this ledger's chain is whole."""
+    return bool(self.met) and not self._asking
+
   def ended(self, session: int) -> None:
     self._asking.pop(session, None)
 
@@ -187,5 +192,6 @@ class Admission:
     member.state = State.JOINING
     first = self._transfers.initialiser()
     if not chain.head.number and first in (None, member):
+      self._transfers.makes(member.island)
       return pb.Welcome.START_INITIALISE
     return pb.Welcome.START_RESTORE

@@ -144,6 +144,7 @@ class Agent:
 
     def step() -> None:
       self._introduction.given_up(windows)
+      self._beat()  # after how much it has trained
       dropped = pb.Dropped(windows=windows, cause=cause)
       self._send(pb.FromIsland(dropped=dropped))
 
@@ -217,6 +218,24 @@ class Agent:
     def step() -> None:
       self._send(pb.FromIsland(fetch_failed=pb.FetchFailed(reason=reason)))
       self._decided()
+
+    self._inbox.put(step)
+
+  def rechecked(self, answer: pb.Rechecked) -> None:
+    """Tells what this island's log comes to, and that it may go on."""
+
+    def step() -> None:
+      self._send(pb.FromIsland(rechecked=answer))
+      self._say_ready()
+
+    self._inbox.put(step)
+
+  def withdraw(self) -> None:
+    """What was proposed starts from a state that was not the run's."""
+
+    def step() -> None:
+      self._carry_out(self._round.withdraw())
+      self._hands.withdraw_deltas()
 
     self._inbox.put(step)
 
@@ -350,10 +369,16 @@ class Agent:
     with self.news.changed:
       self.news.restores.append(restore)
 
+  def _on_recheck(self, recheck: pb.Recheck) -> None:
+    with self.news.changed:
+      self.news.recheck = recheck
+
   def _on_offer_state(self, offer: pb.OfferState) -> None:
     if self._deciding:  # what it has now is not what the run has
       self._owes_offer = True
       return
+    if self._round.record is None or self._round.record < 0:
+      return  # it waits for one itself, or makes the first
 
     def work() -> None:
       ready = self._crew.offer()

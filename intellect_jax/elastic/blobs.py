@@ -28,7 +28,9 @@ from intellect_jax.elastic.rates import Rate
 FETCH = "/intellect.v1.Blobs/Fetch"
 _RELAY = "relay:"  # relay:host:port/island is behind the relay at host:port
 _MAX_CHUNK = 1 << 20  # bytes; larger frames gain nothing, smaller cost CPU
-_MIN_CHUNKS = 64  # a blob has so many, if it has so many blocks
+_MANY = 64  # chunks of a blob, if it has so many blocks …
+_SMALL_CHUNK = 1 << 16  # bytes; a smaller frame costs as much as this one …
+_FEW = 16  # … and so many chunks are enough
 _MAX_MANIFEST = 64 << 20  # bytes; a blob of 2 TB has this much
 _HEADER = struct.Struct("<QI")  # length, chunk size
 _HASH = 32
@@ -43,9 +45,9 @@ _NOTHING = object()  # no frame is this
 def chunk_bytes(length: int, block_bytes: int) -> int:
   """Bytes a chunk: whole codec blocks, 1 MiB at most, but enough chunks."""
   blocks = -(-length // block_bytes)
-  return block_bytes * max(
-    1, min(_MAX_CHUNK // block_bytes, blocks // _MIN_CHUNKS)
-  )
+  large, small = _MAX_CHUNK // block_bytes, _SMALL_CHUNK // block_bytes
+  fine, coarse = blocks // _MANY, blocks // _FEW
+  return block_bytes * max(1, min(large, max(fine, min(small, coarse))))
 
 
 def chunk_hash(data: bytes | np.ndarray) -> bytes:

@@ -125,12 +125,13 @@ class Books:
     self, found: Sequence[tuple[pb.Record, pb.SealedRecord]], now: float
   ) -> None:
     """Records that this coordinator's disk has lost, from an island."""
+    before = self.chain.effective
     for record, sealed in found:
       self._keep(record, sealed, now)
       self._announce(sealed)
     records = [record for record, _ in found]
     members = self._members.members.values()
-    self.accounts.take_over(self.chain, records, members)
+    self.accounts.take_over(before, self.chain, records, members)
     self._read_settings()
 
   def _keep(

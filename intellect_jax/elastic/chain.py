@@ -53,18 +53,29 @@ class Chain:
     """The number, or -1 if that record is annulled, or unknown."""
     return number if any(r.number == number for r in self.effective) else -1
 
-  def moved(self, fragment: int, to: int | None = None) -> int:
+  def moved(self, fragment: int) -> int:
     """Number of the newest record that a fragment of theta and b stands at.
 
-    Or of the newest up to record `to`. An annulment moves all fragments.
+    An annulment moves all of them.
     """
     for record in reversed(self.effective):
-      if (to is None or record.number <= to) and moves(record, fragment):
+      if moves(record, fragment):
         return record.number
     return -1
 
-  def state_at(self, number: int, fragment: int = 0) -> bytes:
-    """A fragment's state hash at a record that counts; empty: not known yet."""
+  def state_at(self, number: int) -> bytes:
+    """The hash of theta and b at a record that counts; empty: not known yet.
+
+    Of several fragments nobody names the hash of all.
+    """
+    steps = [r for r in self.effective if r.HasField("step")]
+    later = (record.step for record in steps if record.number > number)
+    if (step := next(later, None)) is not None:
+      return b"" if step.blocks else step.base_state
+    return b"" if steps or not self.records else self.records[0].genesis.state
+
+  def fragment_at(self, number: int, fragment: int) -> bytes:
+    """The hash of one of several fragments, likewise."""
     for record in self.effective:
       step = record.step if record.HasField("step") else None
       if record.number > number and step and step.fragment == fragment:
@@ -128,6 +139,23 @@ def effective(records: Sequence[pb.Record]) -> list[pb.Record]:
       kept = [r for r in kept if r.number <= record.annulment.to]
     kept.append(record)
   return kept
+
+
+def annulled_windows(
+  records: Sequence[pb.Record],
+) -> list[tuple[str, Holder, pb.Window]]:
+  """The windows that were committed and taken back: why, whose, which."""
+  kept: list[pb.Record] = []
+  found = []
+  for record in records:
+    if record.HasField("annulment"):
+      to, reason = record.annulment.to, record.annulment.reason
+      for each in kept:
+        if each.number > to:
+          found += [(reason, *window) for window in windows_of(each)]
+      kept = [each for each in kept if each.number <= to]
+    kept.append(record)
+  return found
 
 
 def newest_state(records: Sequence[pb.Record]) -> pb.Record:

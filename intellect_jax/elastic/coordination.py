@@ -7,10 +7,12 @@ is the argument `now`, in seconds of any monotonic clock.
     admission.py    who may come in, and how it gets to the run's state
     membership.py   who is in: incarnations, leases
     transfers.py    who waits for theta and b, and who serves them
+    tie.py          who is right, when islands hold different ones
     rounds.py       when a round is planned, and what it commits
     round.py        ... and what a round is
     quorum.py       how many must be there
     annulment.py    when records are taken back
+    ending.py       when islands may leave, after the final record
     books.py        what outlives the coordinator: the chain, settings,
     accounts.py     ... and whose every sample and token is
 
@@ -24,12 +26,14 @@ from intellect_jax.elastic.actions import Close, CoordinatorAction, Stop
 from intellect_jax.elastic.admission import Admission
 from intellect_jax.elastic.annulment import Annulments
 from intellect_jax.elastic.books import Books, History
+from intellect_jax.elastic.ending import Ending
 from intellect_jax.elastic.membership import Member, Membership, State
 from intellect_jax.elastic.outbox import Outbox
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.elastic.quorum import Quorum
 from intellect_jax.elastic.rounds import Rounds
 from intellect_jax.elastic.steering import settings_of
+from intellect_jax.elastic.tie import Ties
 from intellect_jax.elastic.transfers import Transfers
 from intellect_jax.errors import UserError
 from intellect_jax.outer import overlap
@@ -44,7 +48,10 @@ class Coordinator:
     self._outbox = outbox = Outbox(history.term, self._members)
     self.books = books = Books(run, history, self._members, outbox, now)
     self._quorum = Quorum(books, self._members, now)
-    self._transfers = Transfers(books, self._members, outbox, self._repair)
+    self._ties = Ties(books, self._members, outbox)
+    self._transfers = Transfers(
+      books, self._members, outbox, self._ties, self._repair
+    )
     self._annulments = Annulments(
       books, self._members, self._quorum, self._transfers, outbox, now
     )
@@ -54,8 +61,12 @@ class Coordinator:
       self._quorum,
       outbox,
       self._transfers,
+      self._ties,
       self._repair,
       now,
+    )
+    self._ending = Ending(
+      books, self._members, self._ties, outbox, self._repair
     )
     self._admission = Admission(
       books,
@@ -220,7 +231,11 @@ class Coordinator:
     self._quorum.note(now)
     self._annulments.advance(now)
     self.rounds.announce_closing(now)
-    self._finish_without_the_late(now)
+    for island in self._ties.overdue(now):
+      member = self._members.members[island]
+      if member.state is State.JOINING:  # else it was but one vote in a tie
+        self._give_state(member)
+    self._ending.advance(now)
     return self._advance(now)
 
   def _advance(self, now: float) -> list[CoordinatorAction]:
@@ -299,6 +314,19 @@ class Coordinator:
       if member.state is State.IN:  # nobody waits for it meanwhile
         member.state = State.JOINING
 
+  def _on_rechecked(
+    self, member: Member, answer: pb.Rechecked, now: float
+  ) -> None:
+    if not self._ties.rechecked(member.island, answer):
+      return
+    known = self._ties.known(answer.record)
+    if known and answer.state != known:
+      self._give_state(member)
+    elif answer.mended:
+      self.rounds.excuse(member.island)
+    if self._ties.disputed():
+      self.rounds.doubt()
+
   def _on_dropped(
     self, member: Member, dropped: pb.Dropped, now: float
   ) -> None:
@@ -326,12 +354,25 @@ class Coordinator:
     self._gone(member)
 
   def _repair(self, member: Member) -> None:
+    """A member's state is not the run's: its log may mend it."""
+    several = self.books.run.outer.fragments > 1  # their hashes prove no replay
+    if several or not self._ties.ask(member.island):  # or it could not
+      self._give_state(member)
+      return
+    text = f"{member.island} diverged at record {self.head.number}"
+    self._outbox.warn(f"{text}, and replays its log.")
+    member.state = State.JOINING
+    self.rounds.gone(member.island)
+    self.rounds.excuse(member.island)
+
+  def _give_state(self, member: Member) -> None:
     """A member's state is not the run's: it goes back to the others'."""
     text = f"{member.island} diverged at record {self.head.number}"
     self._outbox.warn(f"{text}, and is given the others' state.")
     cause = f"its state at record {self.head.number} had diverged"
     self.books.accounts.depart(member, cause)
     member.state, member.record = State.JOINING, -1
+    self._ties.retract(member.island)
     self.rounds.gone(member.island)
     self._transfers.tell_to_wait(member.island)
     welcome = pb.Welcome(
@@ -342,28 +383,6 @@ class Coordinator:
     )
     self._outbox.tell(member.island, pb.ToIsland(welcome=welcome))
 
-  def _finish_without_the_late(self, now: float) -> None:
-    """Who has the final state has left: nobody can catch up any more."""
-    books = self.books
-    waited = now - books.appended_at > books.elastic.lease_seconds
-    if not self.final or not waited:
-      return
-    late = [
-      member
-      for member in self._members.members.values()
-      if member.state in (State.IN, State.JOINING)
-    ]
-    here = [member for member in late if not member.hung]
-    if any(member.record == self.head.number for member in here):
-      return
-    if late and not self._members.holding(self.head.number):
-      return  # nobody saved the end: it is annulled, in time
-    finished = pb.Finished(reason="the run ended while this island was away")
-    for member in late:
-      self._outbox.tell(member.island, pb.ToIsland(finished=finished))
-      books.accounts.depart(member, "the run ended while it was away")
-      member.state = State.LEFT
-
   # ------------------------------------------------------------- steering
 
   def control(
@@ -373,6 +392,8 @@ class Coordinator:
     refusal = ""
     if self._stopped or not self.log or self.final:
       refusal = "the run is over, or has not begun: there is nothing to steer"
+    elif not self._admission.knows_the_end:
+      refusal = "no island is back that knows the newest record: try again soon"
     else:
       try:
         self._steer(request, now)
@@ -402,5 +423,6 @@ class Coordinator:
     who = pb.Eviction(island=island, incarnation=member.incarnation)
     self.books.change(pb.Settings(evicted=who, reason=reason), now)
     self._outbox.refuse(member, f"an operator evicted it: {reason}")
+    self._ties.retract(island)
     self._evict(member, "evicted by an operator")
     member.state = State.LEFT

@@ -14,12 +14,22 @@ class Evaluation:
   def __init__(
     self,
     evaluate: Callable[[Any], float] | None,
+    every: int,
     island: str,
     held: Holdings,
     diary: Diary,
   ):
-    """`evaluate` maps host parameters to nats a token; None: never."""
+    """Nothing is evaluated yet.
+
+    Args:
+      evaluate: maps host parameters to nats a token; None: never.
+      every: run.evaluation.every.
+      island: who this is.
+      held: has theta.
+      diary: is told what comes out.
+    """
     self._evaluate = evaluate
+    self._every = every
     self._island = island
     self._held = held
     self._diary = diary
@@ -34,9 +44,9 @@ class Evaluation:
     """
     evaluate, record = self._evaluate, self._held.record
     turns = record.number // len(self._held.fragments)
-    turn = members[turns % len(members)] == self._island
+    turn = whose_turn(turns, record.final, self._every, members)
     busy = self._running is not None and not self._running.done()
-    if evaluate is None or not turn or (busy and not record.final):
+    if evaluate is None or turn != self._island or (busy and not record.final):
       return
     theta = self._held.host_theta()
     self._running = self._thread.submit(
@@ -50,3 +60,15 @@ class Evaluation:
 
   def close(self) -> None:
     self._thread.shutdown(wait=False, cancel_futures=True)
+
+
+def whose_turn(
+  record: int, final: bool, every: int, members: Sequence[str]
+) -> str | None:
+  """Who of its members evaluates theta at a record; None: nobody.
+
+  Every `every` records and at the final one, by turns.
+  """
+  if record % every and not final:
+    return None
+  return members[record // every % len(members)]

@@ -6,7 +6,7 @@ import time
 from absl import logging
 from ml_collections import ConfigDict
 
-from intellect_jax.elastic import chain, join
+from intellect_jax.elastic import chain, join, rebuild
 from intellect_jax.elastic.agent import Agent
 from intellect_jax.elastic.crew import Crew
 from intellect_jax.elastic.diary import Diary
@@ -180,7 +180,27 @@ class Follower:
     if news.evicted:
       news.evicted = False
       self._give_up("evicted while it was silent")
+    if news.recheck is not None:
+      recheck, news.recheck = news.recheck, None
+      self._recheck(recheck.right)
     self._diary.stands()
+
+  def _recheck(self, right: bytes) -> None:
+    """Islands hold different states: what does this one's log come to?
+
+    Args:
+      right: the state hash that it must be; empty: not known.
+    """
+    if not self._agent.standing:
+      return
+    patience = self.run.elastic.recheck_patience
+    with self._news.busy("replaying the log", patience):
+      answer = rebuild.recheck(self._crew, self._held, self._island, right)
+    if answer.mended:
+      self._agent.withdraw()
+      self._give_up("its state was not what its log comes to")
+      self._diary.note("restored", source="checkpoint")
+    self._agent.rechecked(answer)
 
   def _merge(self, record: pb.Record) -> None:
     """Applies a record to theta and b, and what follows from it to x."""

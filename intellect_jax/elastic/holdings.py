@@ -6,6 +6,7 @@ import pathlib
 import threading
 from typing import Any
 
+from absl import logging
 import jax
 from ml_collections import ConfigDict
 import numpy as np
@@ -25,6 +26,7 @@ from intellect_jax.outer.codec import make_codec
 from intellect_jax.outer.feedback import ErrorFeedback
 from intellect_jax.outer.fragments import partition
 from intellect_jax.outer.layout import Layout
+from intellect_jax.version import version
 
 _FEEDBACK = "feedback"  # in a checkpoint: error feedback, float32
 
@@ -73,6 +75,7 @@ class Holdings:
     self._run = run
     self._name = name
     self._run_id = run_id
+    self._version = version()  # asks git, which may take a while
     self._train_step = train_step
     params = train_step.abstract_state.params
     self.codec = make_codec(run.outer.codec)
@@ -197,6 +200,10 @@ class Holdings:
       return self.state_hash()
     return self.outer.manifest()[1].id
 
+  def actual_hash(self) -> bytes:
+    """The hash of theta and b as they are in memory now."""
+    return self.outer.manifest()[1].id
+
   def look_back(
     self, told: Callable[[figures.Direction], None]
   ) -> concurrent.futures.Future[None]:
@@ -260,6 +267,7 @@ class Holdings:
       run=self._run.to_dict(),
       record_hash=sealed.hash.hex(),
       committed_tokens=self.record.total_tokens,
+      version=self._version,
     )
     files = {}
     if self.feedback is not None:
@@ -305,6 +313,40 @@ class Holdings:
       self.apply(record)
       self.decide(record, included=False)
     return TrainState(self.place_theta(), saved.inner.opt_state)
+
+  def rebuild(
+    self, checkpoint: int, to: int, agreed: bytes, right: bytes
+  ) -> bytes:
+    """Replays a checkpoint through the log up to record `to`, where this stands.
+
+    Args:
+      checkpoint: its record.
+      to: number of a record.
+      agreed: the state hash of the checkpoint that others confirm; then theta
+        and b become what the replay comes to. Empty: nobody does.
+      right: the state hash that the replay should come to; then likewise.
+
+    Returns:
+      The state hash by replay; empty if the checkpoint is not what is agreed.
+    """
+    replay = OuterState(self.layout.size)
+    replay.replace(self.saves.outer(self.layout.size, checkpoint), checkpoint)
+    if agreed and replay.manifest()[1].id != agreed:
+      logging.warning("Checkpoint %d is not what others had.", checkpoint)
+      return b""
+    for record in self.log.after(checkpoint):
+      if record.number > to:
+        break
+      if record.HasField("step"):
+        mean = self.log.mean(record.number)
+        assert mean is not None  # `after` has looked
+        replay.apply(record, mean, self.codec)
+    rebuilt = replay.manifest()[1].id
+    sure = agreed or rebuilt == right
+    if sure and rebuilt != self.actual_hash():
+      both = np.concatenate([replay.theta, replay.momentum])
+      self.stand_at(self.record, both)
+    return rebuilt
 
   # ---------------------------------------------------- for other islands
 

@@ -51,7 +51,7 @@ class InnerNetwork:
     self._store = blobs.BlobStore()
     self._server: grpc.Server | None = None
     if processes > 1:
-      self._server = rpc.server(_SERVE_THREADS, credentials)
+      self._server = rpc.server(_SERVE_THREADS, credentials, bulk=True)
       self._store.add_to(self._server)
       add_services(self._server)
       listen = rpc.join_address(host, 0)

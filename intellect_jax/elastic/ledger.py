@@ -7,10 +7,13 @@ What is written here is durable when the call returns (WAL, synchronous=FULL):
 a record is written first and announced after.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+import contextlib
 import json
 import pathlib
+import shutil
 import sqlite3
+import tempfile
 import uuid
 
 from intellect_jax.elastic import chain
@@ -18,6 +21,8 @@ from intellect_jax.elastic.books import History
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.elastic.samples import Holder, Interval, subtract
 from intellect_jax.errors import UserError
+
+FILE = "ledger.sqlite"  # in the workdir of a coordinator
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS run (
@@ -205,6 +210,38 @@ class Ledger:
 
   def close(self) -> None:
     self._db.close()
+
+
+@contextlib.contextmanager
+def reading(path: pathlib.Path) -> Iterator[sqlite3.Connection]:
+  """A copy of a ledger to read, so that a coordinator may go on writing.
+
+  Raises:
+    UserError: if it is no ledger of this version; also of what is read from it
+      meanwhile.
+  """
+  with tempfile.TemporaryDirectory() as folder:
+    copy = pathlib.Path(folder) / path.name
+    try:
+      _copy(path, copy)
+      with contextlib.closing(sqlite3.connect(copy)) as db:
+        yield db
+    except (sqlite3.DatabaseError, TypeError, ValueError) as error:
+      raise UserError(
+        f"{path} cannot be read as the ledger of a run ({error})."
+      ) from error
+
+
+def _copy(path: pathlib.Path, to: pathlib.Path) -> None:
+  """Copies a database and its log; again if the one moved to the other."""
+  wal = path.with_name(f"{path.name}-wal")
+  while True:
+    before = path.stat().st_mtime_ns
+    shutil.copyfile(path, to)
+    with contextlib.suppress(FileNotFoundError):
+      shutil.copyfile(wal, to.with_name(wal.name))
+    if path.stat().st_mtime_ns == before:
+      return
 
 
 def _differences(known_json: str, config_json: str) -> list[str]:

@@ -125,7 +125,11 @@ class ElasticDeviceMesh:
     )
     self._meter = self._diary.meter
     self._evaluation = Evaluation(
-      evaluate, self.island, self._held, self._diary
+      evaluate,
+      run.evaluation.every,
+      self.island,
+      self._held,
+      self._diary,
     )
 
   @property
@@ -287,23 +291,44 @@ class ElasticDeviceMesh:
 
   def _leave(self) -> None:
     """Saves, reports the state hash, and says goodbye."""
-    if self._news.finished:
+    if self._news.finished and not self._held.record.final:
       return
     self._evaluation.wait()
     self._diary.wait()
     self._held.saves.wait()
-    held = self._held
-    ready = pb.StateReady(
-      record=self.record, state=pb.Blob(id=held.whole_hash())
-    )
-    if len(held.fragments) > 1:
-      ready.fragments.extend(held.state_hash(f.index) for f in held.fragments)
-    self._agent.say(state_ready=ready)
     self._agent.beat()
+    self._say_state(self._held.actual_hash())
+    if self._held.record.final:
+      self._await_others()
     final = self._held.record.final
     reason = "the run is final" if final else "it was asked to stop"
     self._agent.say(leave=pb.Leave(reason=reason))
     self._agent.flush()
+
+  def _say_state(self, digest: bytes) -> None:
+    """Tells the hash of theta and b."""
+    ready = pb.StateReady(record=self.record, state=pb.Blob(id=digest))
+    self._agent.say(state_ready=ready)
+
+  def _await_others(self) -> None:
+    """Stays until all that are here hold the same final state, this one too.
+
+    Not without a coordinator: another would have to be started for that.
+    """
+    news, patience = self._news, self._run.elastic.lease_seconds
+    digest = self._held.actual_hash()
+    while self._held.record.final and not news.finished:
+      heard = news.wait(lambda: news.any, "the others' final state", patience)
+      if not heard and news.silent_since is not None:
+        return
+      self._follower.merge_news()
+      if not self._agent.standing:
+        continue  # it waits for the others' state
+      if heard:
+        self._crew.order(ipb.Order(save=ipb.Save()))
+        self._held.saves.wait()
+        digest = self._held.actual_hash()
+      self._say_state(digest)  # again: it may not have been heard
 
   def __exit__(self, kind, error, trace) -> None:
     """Ends what was started; also after a failure half-way."""

@@ -45,7 +45,7 @@ class Reach:
     self._server: grpc.Server | None = None
     self._links: dict[str, RelayLink] = {}  # by relay
     if listen:
-      self._server = rpc.server(_SERVE_THREADS, credentials)
+      self._server = rpc.server(_SERVE_THREADS, credentials, bulk=True)
       store.add_to(self._server)
       listening = rpc.listen(self._server, listen, credentials)
       store.addresses = rpc.addresses_for_others(

@@ -226,7 +226,7 @@ class Exchange:
       for s, member in zip(plan.shares, plan.members, strict=True)
     ]
     wanted = Gather(plan.attempt, shares, [])
-    came = self.gather(wanted, into, cancelled, submit)
+    came = self._bring(wanted, into, cancelled, submit, (0, len(into)))
     manifests = [came[share.mean.id] for share in shares]
     return Collected(plan.attempt, into, manifests)
 
@@ -322,6 +322,17 @@ class Exchange:
       blobs.Cancelled: once `cancelled` is set.
     """
     part = (0, len(into)) if part is None else part
+    return self._bring(action, into, cancelled, submit, part, ahead)
+
+  def _bring(
+    self,
+    action: Gather,
+    into: np.ndarray,
+    cancelled: threading.Event,
+    submit: Callable,
+    part: tuple[int, int],
+    ahead: Ahead | Collected | None = None,
+  ) -> dict[bytes, blobs.Manifest]:
     futures = [
       submit(self._gather_share, action, index, into, cancelled, part, ahead)
       for index in range(len(action.shares))

@@ -236,6 +236,14 @@ class Replica:
     self.state = self.state._replace(params=self._held.place_theta())
     self._keep_theta(self.state.params)
 
+  def _rebuild(self, order: ipb.Rebuild) -> ipb.Report:
+    """Compares theta and b with what the log comes to; x stays."""
+    held, before = self._held, self._held.actual_hash()
+    rebuilt = held.rebuild(
+      order.checkpoint, order.record, order.agreed, order.right
+    )
+    return ipb.Report(record=order.record, state_hash=before, rebuilt=rebuilt)
+
   def _keep_theta(self, theta: Params) -> None:
     """Keeps a copy of theta on the devices, if deltas are encoded there."""
     if self._encoder is not None:

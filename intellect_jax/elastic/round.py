@@ -92,6 +92,11 @@ class CoordinatorRound:
     self._incarnations[island] = incarnation
     return ""
 
+  def contradicted_by(self, proposal: pb.Proposal) -> bool:
+    """Whether it starts from another state than the open attempt."""
+    first = self._first.base_state
+    return self.plan is not None and proposal.base_state != first
+
   def start(
     self,
     number: int,
@@ -402,6 +407,7 @@ class IslandRound:
     """The island's own state is of no use: it waits for another."""
     self.record = None
     self._tip = _Tip(-1)
+    self._fetching = 0
     self._void.clear()
     self._waiting.clear()
 
@@ -504,6 +510,8 @@ class IslandRound:
 
   def committed(self, log: list[pb.SealedRecord]) -> list[Action]:
     """Records, announced or read from the log; in any order, also twice."""
+    if self.record is None:
+      return []  # it reads the log from where it comes to stand
     again: list[Action] = []
     for sealed in log:
       record = chain.opened(sealed)

@@ -19,6 +19,7 @@ from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.elastic.quorum import Quorum
 from intellect_jax.elastic.round import CoordinatorRound
 from intellect_jax.elastic.shares import capacity, relayed_only
+from intellect_jax.elastic.tie import Ties
 from intellect_jax.elastic.transfers import Transfers
 from intellect_jax.outer.codec import make_codec
 
@@ -50,19 +51,21 @@ class Rounds:
     quorum: Quorum,
     outbox: Outbox,
     transfers: Transfers,
+    ties: Ties,
     repair: Callable[[Member], None],
     now: float,
   ):
     """Opens the first rounds.
 
     Args:
-      repair: called with a member whose state is not that of most others.
+      repair: called with a member whose state is not the run's.
     """
     self._books = books
     self._members = members
     self._quorum = quorum
     self._outbox = outbox
     self._transfers = transfers
+    self._ties = ties
     self._repair = repair
     self._codec = make_codec(books.run.outer.codec)
     self._attempts = 0  # in this term
@@ -134,6 +137,10 @@ class Rounds:
     if refusal:
       self._outbox.refuse(member, f"its proposal was refused: {refusal}")
       return
+    if self._single:
+      self._ties.claim(member.island, proposal.base, proposal.base_state)
+    if open_.round.contradicted_by(proposal):
+      open_.round.abandon()
     open_.proposed_after[member.island] = now - open_.since
 
   def _void_windows(self, member: Member) -> None:
@@ -189,6 +196,17 @@ class Rounds:
     """What it has proposed is void, by its own word."""
     for open_ in self._open:
       open_.round.proposals.pop(member.island, None)
+
+  def excuse(self, island: str) -> None:
+    """Its state was wrong, and its proposal with it: nobody waits for it."""
+    for open_ in self._open:
+      open_.round.proposals.pop(island, None)
+      open_.awaited.discard(island)
+
+  def doubt(self) -> None:
+    """Whether members hold the run's state is not settled after all."""
+    for open_ in self._open:
+      open_.round.abandon()
 
   def gone(self, island: str) -> None:
     """A member cannot be heard, or is out of the run."""
@@ -311,37 +329,45 @@ class Rounds:
     late = self._late(open_) and now < self._deadline(open_)
     return open_.round.planned or not late
 
-  def _agree(self, open_: _Open, now: float) -> bool:
-    """Whether all that propose hold the same state; most are right.
+  @property
+  def _single(self) -> bool:
+    """Whether there is one fragment, all of theta and b."""
+    return len(self._open) == 1
 
-    A minority is given the others' state. A tie is for the operator to settle.
+  def _agree(self, open_: _Open, now: float) -> bool:
+    """Whether it is settled which state is the run's; others are repaired.
+
+    Of several fragments, the state of this one is what most hold.
     """
-    proposals = open_.round.proposals
-    states = {i: p.base_state for i, p in proposals.items()}
-    hashes = collections.Counter(states.values())
-    if len(hashes) < 2:
-      return True
-    (common, votes), (_, next_votes) = hashes.most_common(2)
-    if votes > next_votes:
-      fragment = next(iter(proposals.values())).fragment
-      self._transfers.agreed(fragment, open_.base, common)
-      for island, state in states.items():
-        if state != common:
+    proposals, why = open_.round.proposals, ""
+    right = b""
+    if self._single:
+      right = self._ties.right(not self._late(open_))
+      why = "" if right else self._ties.hopeless()
+    else:
+      states = collections.Counter(p.base_state for p in proposals.values())
+      ranked = states.most_common()
+      if len(ranked) == 1 or (ranked and ranked[0][1] > ranked[1][1]):
+        right = ranked[0][0]
+      elif ranked and not self._late(open_):
+        why = (
+          f"islands disagree on fragment {self._open.index(open_)} of the state"
+          f" at record {open_.base}: "
+          + "; ".join(
+            f"{island} has {proposal.base_state.hex()[:16]}"
+            for island, proposal in sorted(proposals.items())
+          )
+          + ". Evict who is wrong, or roll back, and resume"
+        )
+    if right:
+      for island, proposal in list(proposals.items()):
+        if proposal.base_state != right:
           self._repair(self._members.members[island])
-      return True
-    if not self._late(open_):
-      said = "; ".join(
-        f"{island} has {state.hex()[:16]}"
-        for island, state in sorted(states.items())
-      )
-      reason = (
-        f"islands disagree on the state at record {open_.base}: {said}."
-        " Evict who is wrong, or roll back, and resume"
-      )
-      self._outbox.warn(f"The run is paused: {reason}.")
+    elif why:
+      self._outbox.warn(f"The run is paused: {why}.")
       pause = pb.Settings.PAUSE_BEGIN
-      self._books.change(pb.Settings(pause=pause, reason=reason), now)
-    return False
+      self._books.change(pb.Settings(pause=pause, reason=why), now)
+    return bool(right)
 
   def _commit(self, fragment: int, now: float) -> None:
     """Writes the record: every member that still lives is prepared."""

@@ -11,7 +11,7 @@ import grpc
 
 from intellect_jax.errors import UserError
 
-PROTOCOL_VERSION = 1  # of elastic.proto and of what its words mean
+PROTOCOL_VERSION = 2  # of elastic.proto and of what its words mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,9 +61,22 @@ def _options(credentials: Credentials) -> list[tuple[str, int]]:
   ]
 
 
-def channel(address: str, credentials: Credentials) -> grpc.Channel:
+# gRPC would find out how large the window of a stream has to be, and ping for
+# that while data comes. The answer of a peer on a slow link waits behind what is
+# in its buffers, for longer than a ping is waited for, and the connection ends.
+_BULK = [
+  ("grpc.http2.bdp_probe", 0),
+  ("grpc.http2.lookahead_bytes", 4 << 20),  # as much as TCP has on the way
+]
+_BULK_DEAD_AFTER = 60.0  # seconds, of who sends it
+
+
+def channel(
+  address: str, credentials: Credentials, bulk: bool = False
+) -> grpc.Channel:
   """Returns a channel to `address`; connects when it is first used."""
-  return grpc.insecure_channel(address, options=_options(credentials))
+  options = _options(credentials) + (_BULK if bulk else [])
+  return grpc.insecure_channel(address, options=options)
 
 
 class Channels:
@@ -78,7 +91,8 @@ class Channels:
     """A channel to an address; each lane of one is a connection of its own."""
     with self._lock:
       if (address, lane) not in self._channels:
-        self._channels[address, lane] = channel(address, self._credentials)
+        made = channel(address, self._credentials, bulk=True)
+        self._channels[address, lane] = made
       return self._channels[address, lane]
 
   def close(self) -> None:
@@ -88,8 +102,17 @@ class Channels:
       self._channels.clear()
 
 
-def server(threads: int, credentials: Credentials = LOOPBACK) -> grpc.Server:
-  """Returns a server without services; see `listen`."""
+def server(
+  threads: int, credentials: Credentials = LOOPBACK, bulk: bool = False
+) -> grpc.Server:
+  """Returns a server without services; see `listen`.
+
+  One that serves bulk leaves it to its callers to find out soon that the other
+  side is dead: its own pings would wait behind all that it has to send.
+  """
+  if bulk:
+    patient = max(credentials.dead_after, _BULK_DEAD_AFTER)
+    credentials = dataclasses.replace(credentials, dead_after=patient)
   pool = concurrent.futures.ThreadPoolExecutor(
     threads, thread_name_prefix="serve"
   )

@@ -8,6 +8,7 @@ from typing import Any
 from absl import logging
 from google.protobuf.message import DecodeError
 from ml_collections import ConfigDict
+import numpy as np
 
 from intellect_jax.checkpoint.durable import DurableCheckpoints, Restored
 from intellect_jax.checkpoint.remote import RemoteCheckpoints
@@ -193,6 +194,21 @@ class Saves:
     record = self._record(number, saved.meta["record_hash"])
     assert record is not None, f"checkpoint {number} has lost its record"
     return record, saved
+
+  def numbers(self) -> list[int]:
+    """Records of the whole checkpoints here, the newest first."""
+    self._wait_here()
+    return [
+      number
+      for number in self._here.numbers()
+      if self._record(number, self._here.meta(number)["record_hash"])
+    ]
+
+  def outer(self, size: int, number: int) -> np.ndarray:
+    """Theta and b of one of the checkpoints here, float32 [2 * size]."""
+    self._wait_here()
+    saved = self._here.outer(size, number)
+    return np.concatenate([saved.theta, saved.momentum])
 
   def file(self, number: int, name: str) -> bytes:
     """One of the files that a checkpoint was saved with."""

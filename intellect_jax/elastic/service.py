@@ -21,7 +21,7 @@ from intellect_jax import config as config_lib
 from intellect_jax.elastic import actions as actions_lib
 from intellect_jax.elastic import rpc
 from intellect_jax.elastic.coordination import Coordinator
-from intellect_jax.elastic.ledger import Ledger
+from intellect_jax.elastic.ledger import FILE, Ledger
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.elastic.protocol import elastic_pb2_grpc as pb_grpc
 from intellect_jax.elastic.recovery import TERMS, Recovery
@@ -56,7 +56,7 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
     """
     self._run = run
     self._relays = relays
-    self._ledger = Ledger(workdir / "ledger.sqlite")
+    self._ledger = Ledger(workdir / FILE)
     try:
       now = time.monotonic()
       self._machine: Coordinator | Recovery

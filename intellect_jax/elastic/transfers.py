@@ -13,6 +13,7 @@ from intellect_jax.elastic.books import Books
 from intellect_jax.elastic.membership import Member, Membership, State
 from intellect_jax.elastic.outbox import Outbox
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
+from intellect_jax.elastic.tie import Ties
 
 _DONORS = 3  # asked at once
 _OFFER_SLACK = 0.5  # seconds that an offer waits for others, and half as long
@@ -28,6 +29,7 @@ class Transfers:
     books: Books,
     members: Membership,
     outbox: Outbox,
+    ties: Ties,
     repair: Callable[[Member], None],
   ):
     """Nobody waits yet.
@@ -38,11 +40,12 @@ class Transfers:
     self._books = books
     self._members = members
     self._outbox = outbox
+    self._ties = ties
     self._repair = repair
     self._stateless: set[str] = set()  # islands that wait for a state
     self._told_to_wait: set[str] = set()  # of those: their own is of no use
-    # By fragment: the record that moved it, and the hash of most members' state.
-    self._agreed: dict[int, tuple[int, bytes]] = {}
+    self._uninvited: set[str] = set()  # told so; what they offer is from before
+    self._makers: set[str] = set()  # islands that are to make record 0
     self._asked: dict[str, float] = {}  # donors that have not answered; when
     self._donors_asked = 0
     self._offer_by = 0.0  # then those who wait hear of who has answered
@@ -66,16 +69,19 @@ class Transfers:
   def tell_to_wait(self, island: str) -> None:
     self._stateless.add(island)
     self._told_to_wait.add(island)
+    self._uninvited.add(island)
 
   def has_one(self, island: str) -> None:
     """It stands at a state of the run, or makes the first one."""
     self._stateless.discard(island)
     self._told_to_wait.discard(island)
+    self._uninvited.discard(island)
 
   def came(self, member: Member) -> None:
     """A new stream: the island may not have heard that it was asked."""
     self._asked.pop(member.island, None)
     self._offers.pop(member.island, None)
+    self._ties.gone(member.island)
 
   def gone(self, member: Member) -> None:
     """A member cannot be heard."""
@@ -83,21 +89,15 @@ class Transfers:
     if member.session is None:
       self.has_one(member.island)  # if not, it says so again
 
-  def agreed(self, fragment: int, record: int, state: bytes) -> None:
-    """Most members have this state since `record`: others have diverged."""
-    self._agreed[fragment] = record, state
-
-  def _is_right(self, ready: pb.StateReady) -> bool:
-    """Whether a state is the run's, as far as that is known."""
+  def _is_wrong(self, ready: pb.StateReady) -> bool:
+    """Whether a state is not the run's, as far as that is known."""
+    if self._ties.wrong(ready.record, ready.state.id):
+      return True
     chain = self._books.chain
-    for fragment, state in enumerate(ready.fragments or [ready.state.id]):
-      known = chain.state_at(ready.record, fragment)
-      record, common = self._agreed.get(fragment, (-1, b""))
-      if not known and record == chain.moved(fragment, ready.record):
-        known = common
-      if known and known != state:
-        return False
-    return True
+    return any(
+      chain.fragment_at(ready.record, fragment) not in (b"", state)
+      for fragment, state in enumerate(ready.fragments)
+    )
 
   # ------------------------------------------------------ the first state
 
@@ -109,11 +109,16 @@ class Transfers:
         return member
     return None
 
+  def makes(self, island: str) -> None:
+    """It is told to make record 0's state."""
+    self._makers.add(island)
+
   def initialise_again(self) -> None:
     """One of those who wait makes record 0's state, the same bits once more."""
     if self._stateless:
       island = min(self._stateless)
       self.has_one(island)
+      self.makes(island)
       start = pb.Welcome.START_INITIALISE
       welcome = pb.Welcome(run_id=self._books.run_id, start=start)
       self._outbox.tell(island, pb.ToIsland(welcome=welcome))
@@ -125,23 +130,32 @@ class Transfers:
   ) -> None:
     """A member serves its state, or tells its hash."""
     chain, state = self._books.chain, ready.state
+    if member.island in self._uninvited:
+      return  # perhaps of another chain
     if not chain.records:
       genesis = pb.Genesis(state=state.id)
       self._books.append(pb.Record(genesis=genesis), now)
-    elif ready.record == 0 and state.id != chain.records[0].genesis.state:
+    elif ready.record == 0 and self._made_another(member, state.id):
       reason = "its initial state differs from the run's"
       self._outbox.refuse(member, reason)
       return
+    self._makers.discard(member.island)
     member.state_record, member.state_hash = ready.record, state.id
     asked_at = self._asked.pop(member.island, None)
     if asked_at is not None:
       patience = _OFFER_SLACK + (now - asked_at) / 2
       self._offer_by = min(self._offer_by, now + patience)
-    if not self._is_right(ready):
+    self._ties.claim(member.island, ready.record, state.id)
+    if self._is_wrong(ready):
       self._offers.pop(member.island, None)
       self._repair(member)
     elif state.parts:
       self._offers[member.island] = ready
+
+  def _made_another(self, member: Member, state: bytes) -> bool:
+    """Whether it was to make the initial state, and made another."""
+    genesis = self._books.chain.records[0].genesis
+    return member.island in self._makers and state != genesis.state
 
   def advance(self, now: float) -> None:
     """Finds somebody for those who wait."""
@@ -155,7 +169,7 @@ class Transfers:
       self._offer()
 
   def _forget_the_old(self, now: float) -> None:
-    """Offers of old states, and donors that take too long."""
+    """Offers of old or wrong states, and donors that take too long."""
     chain, patience = self._books.chain, self._books.elastic.offer_patience
     for donor, asked_at in list(self._asked.items()):
       if now - asked_at > patience:
@@ -164,6 +178,9 @@ class Transfers:
       old = chain.head.number - ready.record > _OFFER_AGE
       if old or chain.counting(ready.record) < 0:
         del self._offers[donor]
+      elif self._is_wrong(ready):
+        del self._offers[donor]
+        self._repair(self._members.members[donor])
 
   def _ask(self, now: float) -> None:
     """Asks members for their states, by turns, until there are enough."""
@@ -177,11 +194,25 @@ class Transfers:
       self._outbox.tell(donor, pb.ToIsland(offer_state=pb.OfferState()))
 
   def _offer(self) -> None:
-    """Names to all who wait the state that most donors have, and the donors."""
+    """Names to all who wait the state that most donors have, and the donors.
+
+    But what one donor alone says may be wrong: of an older state the chain
+    tells the hash. Nothing is named while islands disagree.
+    """
     by_state: dict[tuple[int, bytes], list[pb.StateReady]] = {}
     for ready in self._offers.values():
       by_state.setdefault((ready.record, ready.state.id), []).append(ready)
-    record, digest = max(by_state, key=lambda k: (len(by_state[k]), k[0]))
+    disputed = self._ties.disputed()
+    sure = [
+      (record, digest)
+      for (record, digest), donors in by_state.items()
+      if self._ties.known(record) or (len(donors) > 1 and not disputed)
+    ]
+    if disputed and not sure:
+      return
+    record, digest = max(
+      sure or by_state, key=lambda k: (len(by_state[k]), k[0])
+    )
     same = by_state[record, digest]
     state = pb.Blob(id=digest, length=same[0].state.length)
     for ready in same:

@@ -111,11 +111,12 @@ def as_params(opt_state, of_params, otherwise):
 
 
 def learning_rate(run_inner: ConfigDict, total_tokens: float, position):
-  """Warm-up, stable, decay (arXiv 2405.18392): linear up, 1 - sqrt down.
+  """Warm-up, stable, decay (arXiv 2405.18392): linear up, `decay` down.
 
   Args:
-    run_inner: learning_rate (peak), warmup_tokens, decay_tokens.
-    total_tokens: where the run ends and the rate reaches 0.
+    run_inner: learning_rate (peak), warmup_tokens, decay_tokens, decay and
+      decay_to.
+    total_tokens: where the run ends and the rate reaches decay_to of its peak.
     position: tokens the swarm has trained on, a scalar, traced or not.
 
   Returns:
@@ -128,6 +129,14 @@ def learning_rate(run_inner: ConfigDict, total_tokens: float, position):
   if warmup:
     rate *= jnp.clip(position / warmup, 0, 1)
   if decay:
-    decayed = jnp.clip((position - (total_tokens - decay)) / decay, 0, 1)
-    rate *= 1 - jnp.sqrt(decayed)
+    way = jnp.clip((position - (total_tokens - decay)) / decay, 0, 1)
+    fallen = _FALLEN[run_inner.decay](way)
+    rate *= 1 - (1 - jnp.float32(run_inner.decay_to)) * fallen
   return rate
+
+
+_FALLEN = {  # part of the way down, after a part of the tokens
+  "sqrt": jnp.sqrt,
+  "linear": lambda way: way,
+  "cosine": lambda way: (1 - jnp.cos(jnp.pi * way)) / 2,
+}

@@ -1,7 +1,7 @@
 """Rotary positions, document masks and causal attention.
 
-Dimensions: B batch, L length, H query heads, K key/value heads, G = H / K
-query heads a key/value head, C head_dim.
+Dimensions: B batch, L length, M keys, H query heads, K key/value heads,
+G = H / K query heads a key/value head, C head_dim.
 """
 
 from typing import Literal
@@ -77,21 +77,31 @@ def attend_fused(
 
 
 def _attend_xla(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, mask_BxLxL):
+  k_BxKxCxL = jnp.moveaxis(k_BxLxKxC, 1, 3)
+  v_BxKxLxC = jnp.moveaxis(v_BxLxKxC, 1, 2)
+  return attend_heads(q_BxLxHxC, k_BxKxCxL, v_BxKxLxC, mask_BxLxL)
+
+
+def attend_heads(
+  q_BxLxHxC: jax.Array,
+  k_BxKxCxM: jax.Array,
+  v_BxKxMxC: jax.Array,
+  mask_BxLxM: jax.Array,
+) -> jax.Array:
+  """`attend` over M keys and values whose heads come first, by plain XLA."""
   # Plain batched products, with the heads moved forward on q, k and v: an
   # einsum leaves XLA to transpose the scores instead, which are L / C times
   # larger (twice as slow on CPUs).
   B, L, H, C = q_BxLxHxC.shape
-  K = k_BxLxKxC.shape[2]
+  _, K, M, _ = v_BxKxMxC.shape
   q_BxKxGxLxC = jnp.moveaxis(
     (q_BxLxHxC * C**-0.5).reshape(B, L, K, -1, C), 1, 3
   )
-  k_BxKxCxL = jnp.moveaxis(k_BxLxKxC, 1, 3)
-  v_BxKxLxC = jnp.moveaxis(v_BxLxKxC, 1, 2)
-  scores_BxKxGLxL = matmul_float32(q_BxKxGxLxC.reshape(B, K, -1, C), k_BxKxCxL)
-  scores_BxKxGxLxL = jnp.where(
-    mask_BxLxL[:, None, None], scores_BxKxGLxL.reshape(B, K, -1, L, L), MASKED
+  scores_BxKxGLxM = matmul_float32(q_BxKxGxLxC.reshape(B, K, -1, C), k_BxKxCxM)
+  scores_BxKxGxLxM = jnp.where(
+    mask_BxLxM[:, None, None], scores_BxKxGLxM.reshape(B, K, -1, L, M), MASKED
   )
-  weights_BxKxGxLxL = jax.nn.softmax(scores_BxKxGxLxL).astype(v_BxKxLxC.dtype)
-  out_BxKxGLxC = weights_BxKxGxLxL.reshape(B, K, -1, L) @ v_BxKxLxC
+  weights_BxKxGxLxM = jax.nn.softmax(scores_BxKxGxLxM).astype(v_BxKxMxC.dtype)
+  out_BxKxGLxC = weights_BxKxGxLxM.reshape(B, K, -1, M) @ v_BxKxMxC
   out_BxLxKxGxC = jnp.moveaxis(out_BxKxGLxC.reshape(B, K, -1, L, C), 3, 1)
   return out_BxLxKxGxC.reshape(B, L, H, C)

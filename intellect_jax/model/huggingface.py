@@ -5,6 +5,7 @@ RoPE rotates the same pairs (i, i + head_dim / 2) in both, so that nothing is
 permuted. Adapters have the names that the library PEFT gives them.
 """
 
+from collections.abc import Callable
 import dataclasses
 import math
 from typing import Any
@@ -150,6 +151,54 @@ def config_json(
   )
 
 
+def model_fields(theirs: dict[str, Any]) -> dict[str, Any]:
+  """The fields of run.model that a config.json describes.
+
+  Raises:
+    UserError: if it is of another kind of model than a plain Llama.
+  """
+  value = _reader(theirs)
+  missing = [name for name in _FIELDS.values() if value(name) is None]
+  if missing:
+    raise UserError(
+      f"The config.json lacks {', '.join(missing)}: it is of no Llama that"
+      " this program can read."
+    )
+  dtype = value("dtype") or value("torch_dtype")
+  fields = {ours: value(name) for ours, name in _FIELDS.items()}
+  fields["rope_theta"] = float(_rope(theirs)[0])
+  fields["dtype"] = (
+    "bfloat16" if dtype in ("bfloat16", "float16") else "float32"
+  )
+  check_config(ConfigDict(fields), theirs)
+  return fields
+
+
+def _reader(theirs: dict[str, Any]) -> Callable[[str], Any]:
+  """What a config.json says of a field, or means where it is silent."""
+  heads = theirs.get("num_attention_heads") or 32
+  silent = dict(
+    _ALWAYS,
+    num_key_value_heads=heads,
+    head_dim=(theirs.get("hidden_size") or 4096) // heads,
+    rms_norm_eps=1e-6,
+    tie_word_embeddings=False,
+  )
+
+  def value(name: str) -> Any:
+    given = theirs.get(name)
+    return silent.get(name) if given is None else given
+
+  return value
+
+
+def _rope(theirs: dict[str, Any]) -> tuple[float, str]:
+  """The base and the kind of the rotary positions."""
+  rope = theirs.get("rope_parameters") or theirs.get("rope_scaling") or {}
+  theta = rope.get("rope_theta", theirs.get("rope_theta", 1e4))
+  return theta, rope.get("rope_type", rope.get("type", "default"))
+
+
 def check_config(model: ConfigDict, theirs: dict[str, Any]) -> None:
   """Checks that a config.json describes this very model.
 
@@ -160,22 +209,8 @@ def check_config(model: ConfigDict, theirs: dict[str, Any]) -> None:
   Raises:
     UserError: naming each field that differs.
   """
-  heads = theirs.get("num_attention_heads", 32)
-  rope = theirs.get("rope_parameters") or theirs.get("rope_scaling") or {}
-  silent = dict(
-    _ALWAYS,
-    num_key_value_heads=heads,
-    head_dim=theirs.get("hidden_size", 4096) // heads,
-    rms_norm_eps=1e-6,
-    tie_word_embeddings=False,
-  )
-
-  def value(name: str) -> Any:
-    given = theirs.get(name)
-    return silent.get(name) if given is None else given
-
-  rope_theta = rope.get("rope_theta", theirs.get("rope_theta", 1e4))
-  rope_type = rope.get("rope_type", rope.get("type", "default"))
+  value = _reader(theirs)
+  rope_theta, rope_type = _rope(theirs)
   differing = [
     f"{name} {value(name)!r}, but must be {expected!r}"
     for name, expected in _ALWAYS.items()

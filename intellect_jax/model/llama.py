@@ -12,6 +12,7 @@ the blocks' matrices have adapters beside them (lora.py).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 import dataclasses
 import functools
 import math
@@ -35,6 +36,8 @@ from intellect_jax.model.product import matmul_float32
 from intellect_jax.model.sharding import constrain, param_shardings
 
 Params = dict[str, Any]
+# Queries BxLxHxC and the new keys and values BxLxKxC to BxLxHxC.
+Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,22 +127,20 @@ class Block(nnx.Module):
       setattr(self, name + lora.A, a)
       setattr(self, name + lora.B, param(f"layers lora_rank {outer}", 0.0))
 
-  def __call__(self, x_BxLxD, angles, mask_BxLxL):
+  def __call__(self, x_BxLxD, angles, attend: Attend):
     x_BxLxD += self.attention(
       rms_norm(x_BxLxD, self.attention_norm, self.c.norm_epsilon),
       angles,
-      mask_BxLxL,
+      attend,
     )
     x_BxLxD += self.mlp(rms_norm(x_BxLxD, self.mlp_norm, self.c.norm_epsilon))
     return x_BxLxD
 
-  def attention(self, x_BxLxD, angles, mask_BxLxL):
+  def attention(self, x_BxLxD, angles, attend: Attend):
     q_BxLxHxC = rotate(self.project(x_BxLxD, "query"), angles)
     k_BxLxKxC = rotate(self.project(x_BxLxD, "key"), angles)
     v_BxLxKxC = self.project(x_BxLxD, "value")
-    out_BxLxHxC = attend(
-      q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, mask_BxLxL, self.c.attention
-    )
+    out_BxLxHxC = attend(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC)
     return self.project(out_BxLxHxC, "output")
 
   def mlp(self, x_BxLxD):
@@ -182,17 +183,25 @@ class Llama(nnx.Module):
     Args (all int32): tokens; positions within the document, for RoPE; segment
       ids, equal within a document, 0 for padding.
     """
-    chex.assert_equal_shape([tokens_BxL, positions_BxL, segment_ids_BxL])
+    chex.assert_equal_shape([tokens_BxL, segment_ids_BxL])
+    mask_BxLxL = document_mask(segment_ids_BxL)
+    return self.hidden_under(mask_BxLxL, tokens_BxL, positions_BxL)
+
+  def hidden_under(self, mask_BxLxL, tokens_BxL, positions_BxL) -> jax.Array:
+    """`hidden` under any mask: true where query l may look at key m."""
+    chex.assert_equal_shape([tokens_BxL, positions_BxL])
     c = self.c
     angles = rotary_angles(positions_BxL, c.head_dim, c.rope_theta)
-    mask_BxLxL = document_mask(segment_ids_BxL)
     x_BxLxD = self.embed[...][tokens_BxL].astype(c.dtype)
+
+    def attend_here(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC):
+      return attend(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, mask_BxLxL, c.attention)
 
     def run(x_BxLxD, block: Block):
       # Sequences stay split over fsdp and weights are gathered; left alone,
       # the partitioner may follow the weights and split the width instead.
       x_BxLxD = constrain(x_BxLxD, "batch", None, None)
-      return block(x_BxLxD, angles, mask_BxLxL), None
+      return block(x_BxLxD, angles, attend_here), None
 
     x_BxLxD, _ = jax.lax.scan(
       _remat(run, c),

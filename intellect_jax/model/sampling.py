@@ -1,72 +1,50 @@
-"""Text from a model, one token at a time."""
-
-import functools
+"""The next token of each row, drawn from its logits."""
 
 import jax
 import jax.numpy as jnp
 
-from intellect_jax.model import llama
 
+def choose(
+  logits_RxV: jax.Array,
+  temperature_R: jax.Array,
+  top_k_R: jax.Array,
+  top_p_R: jax.Array,
+  seeds_R: jax.Array,
+  steps_R: jax.Array,
+) -> jax.Array:
+  """Draws a token for each row, by its own rule; int32 [R].
 
-def sample(
-  c: llama.LlamaConfig,
-  params: llama.Params,
-  prompt_tokens: list[int],
-  steps: int,
-  temperature: float,
-  top_k: int,
-  key: jax.Array,
-  stop: int | None = None,
-  window: int | None = None,
-) -> list[int]:
-  """Continues a prompt; every token costs a forward pass over the window.
+  The order is that of transformers: temperature, then top-k, then top-p (the
+  nucleus, arXiv 1904.09751). A row's draw depends on its seed and step alone,
+  not on the rows beside it.
 
   Args:
-    params: of numpy or jax.
-    prompt_tokens: at least one.
-    steps: most tokens to add.
-    temperature: divides the logits; 0 takes the most likely token.
-    top_k: choose among so many of the likeliest tokens; 0: among all.
-    key: of jax.random.
-    stop: the token that ends the text; it is not returned.
-    window: how far the model looks back, in tokens: what it was trained on.
-      By default as far as the prompt begins.
-
-  Returns:
-    The new tokens, without the prompt.
+    logits_RxV: float32.
+    temperature_R: divides the logits; 0 takes the likeliest token.
+    top_k_R: draw from so many of the likeliest; 0: from all. int32.
+    top_p_R: draw from the fewest likeliest whose probabilities, after top-k,
+      sum up to at least this; 1: from all.
+    seeds_R: uint32.
+    steps_R: how many tokens the row has drawn before; int32.
   """
-  if not prompt_tokens:
-    raise ValueError("sample needs at least one token to continue")
-  params = jax.device_put(params)
-  window = window or len(prompt_tokens) + steps
-  text = list(prompt_tokens)
-  for step in range(steps):
-    seen = text[-window:]
-    token = _next_token(
-      c,
-      params,
-      jnp.array([seen + [0] * (window - len(seen))]),
-      len(seen) - 1,
-      temperature,
-      top_k,
-      jax.random.fold_in(key, step),
+  V = logits_RxV.shape[1]
+  warm_R = jnp.maximum(temperature_R, 1e-6)
+  hot_RxV = logits_RxV / warm_R[:, None]
+  sorted_RxV = -jnp.sort(-hot_RxV)
+  count_R = jnp.where(top_k_R > 0, jnp.minimum(top_k_R, V), V)
+  allowed_RxV = jnp.arange(V) < count_R[:, None]
+  p_RxV = jax.nn.softmax(jnp.where(allowed_RxV, sorted_RxV, -jnp.inf))
+  before_RxV = jnp.cumsum(p_RxV, axis=-1) - p_RxV
+  # The likeliest is always in, whatever rounding makes of top_p = 0.
+  allowed_RxV &= (before_RxV < top_p_R[:, None]) | (jnp.arange(V) == 0)
+  least_R = jnp.min(jnp.where(allowed_RxV, sorted_RxV, jnp.inf), axis=-1)
+  hot_RxV = jnp.where(hot_RxV < least_R[:, None], -jnp.inf, hot_RxV)
+
+  def draw(seed, step, hot_V):
+    return jax.random.categorical(
+      jax.random.fold_in(jax.random.key(seed), step), hot_V
     )
-    if token == stop:
-      break
-    text.append(int(token))
-  return text[len(prompt_tokens) :]
 
-
-@functools.partial(jax.jit, static_argnames=("c", "top_k"))
-def _next_token(c, params, tokens_1xL, last, temperature, top_k, key):
-  """A token after position `last`; what comes later is hidden by causality."""
-  positions_1xL = jnp.arange(tokens_1xL.shape[1])[None]
-  logits_1xLxV = llama.apply(
-    c, params, tokens_1xL, positions_1xL, jnp.ones_like(tokens_1xL)
-  )
-  logits_V = logits_1xLxV[0, last]
-  if top_k:
-    least = jax.lax.top_k(logits_V, top_k)[0][-1]
-    logits_V = jnp.where(logits_V < least, -jnp.inf, logits_V)
-  hot = jax.random.categorical(key, logits_V / jnp.maximum(temperature, 1e-6))
-  return jnp.where(temperature == 0, jnp.argmax(logits_V), hot)
+  drawn_R = jax.vmap(draw)(seeds_R, steps_R, hot_RxV)
+  likeliest_R = jnp.argmax(logits_RxV, axis=-1)
+  return jnp.where(temperature_R == 0, likeliest_R, drawn_R).astype(jnp.int32)

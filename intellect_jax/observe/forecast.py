@@ -13,6 +13,7 @@ from intellect_jax import config as config_lib
 from intellect_jax.errors import UserError
 from intellect_jax.inner import flops
 from intellect_jax.inner.memory import device_memory
+from intellect_jax.inner.optimizer import learning_rate as inner_learning_rate
 from intellect_jax.inner.step import TrainStep
 from intellect_jax.model import llama, sharding
 from intellect_jax.model.huggingface import tensor_names
@@ -242,6 +243,39 @@ class Forecast:
         f"{overlap:.1%}",
       )
     return table
+
+
+def schedule_table(run: ConfigDict) -> rich.table.Table:
+  """What changes on the way, by tokens: learning rate and mixture."""
+  inner, end = run.inner, run.tokens
+  starts = [start for start, _ in run.data.stages]
+  told: dict[int, list[str]] = {tokens: [] for tokens in (0, *starts, end)}
+  for start in starts[1:]:
+    told[start].append("another mixture" if start < end else "never reached")
+  if inner.warmup_tokens:
+    told.setdefault(inner.warmup_tokens, []).append("the rate has warmed up")
+  if inner.decay_tokens:
+    begin = max(0, end - inner.decay_tokens)
+    told.setdefault(begin, []).append(f"it falls: {inner.decay}")
+  told[end].append("the end")
+  table = _table("schedule, by tokens of all islands", "", "tokens", "of all",
+                 "learning rate", "how it is mixed")  # fmt: skip
+  for tokens, what in sorted(told.items()):
+    _, weights = max(s for s in run.data.stages if s[0] <= tokens)
+    mixture = [
+      f"{name} {100 * weight:.3g} %"
+      for name, weight in zip(run.data.sources, weights, strict=True)
+      if weight
+    ]
+    rate = inner_learning_rate(inner, end, tokens)
+    table.add_row(
+      "; ".join(what),
+      f"{tokens:,}",
+      f"{tokens / end:.1%}",
+      f"{float(rate):.3g}",
+      ", ".join(mixture),
+    )
+  return table
 
 
 def intellect_1_table() -> rich.table.Table:

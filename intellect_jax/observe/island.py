@@ -98,7 +98,12 @@ class IslandReport:
 
   def _evaluation(self, event: Event) -> None:
     self._evaluations[event["round"]] = event["eval_loss"]
-    _say(f"record {event['round']:3d}  held-out loss {event['eval_loss']:.4f}")
+    loss = event["eval_loss"]
+    perplexity = math.exp(loss) if not loss > 700 else math.inf
+    _say(
+      f"record {event['round']:3d}  held-out loss {loss:.4f}, perplexity"
+      f" {perplexity:.1f}"
+    )
 
   def _lost(self, event: Event) -> None:
     _say(f"lost {event['tokens_lost']:,} tokens so far: {event['cause']}")

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from intellect_jax import config as config_lib
-from intellect_jax.checkpoint import pretrained
+from intellect_jax.checkpoint import pretrained, tensors
 from intellect_jax.checkpoint.pretrained import Weights
 from intellect_jax.data.tokenizer import make_tokenizer
 from intellect_jax.errors import UserError
@@ -58,7 +58,7 @@ def test_the_bits_come_back(write, part_bytes):
   largest = 4 * max(tensor.size for tensor in LAYOUT.tensors)
   assert max(sizes) <= max(part_bytes, largest)
   if len(files) > 1:
-    index = json.loads((folder / pretrained.INDEX).read_text())
+    index = json.loads((folder / tensors.INDEX).read_text())
     assert index["metadata"]["total_size"] == sum(sizes)
     assert set(index["weight_map"]) == {t.name for t in LAYOUT.tensors}
 
@@ -83,9 +83,9 @@ def test_matrices_are_transposed():
 def test_the_digest_is_of_the_weights(write):
   folder = write()
   before = Weights(folder).digest
-  weights = load_file(folder / pretrained.WHOLE)
+  weights = load_file(folder / tensors.WHOLE)
   weights["model.norm.weight"][0] += 1
-  save_file(weights, folder / pretrained.WHOLE)
+  save_file(weights, folder / tensors.WHOLE)
   assert Weights(folder).digest != before
 
 
@@ -118,7 +118,7 @@ def test_a_run_of_another_shape_is_refused(write):
 )
 def test_other_models_than_ours_are_refused(write, field, value, words):
   weights = Weights(write())
-  path = weights.folder / pretrained.CONFIG
+  path = weights.folder / tensors.CONFIG
   path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
   if words is None:
     weights.check(run_from(weights))
@@ -145,7 +145,7 @@ def test_ids_that_mean_other_text_are_warned_of(write, caplog):
 def test_damaged_folders_say_what_they_lack(write, tmp_path):
   with pytest.raises(UserError, match=r"no model\.safetensors in .*nowhere"):
     Weights(tmp_path / "nowhere")
-  file = write() / pretrained.WHOLE
+  file = write() / tensors.WHOLE
   whole = load_file(file)
   for change, words in (
     (lambda w: w.pop("lm_head.weight"), "lacks 1 tensors, such as lm_head"),

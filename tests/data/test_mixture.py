@@ -49,6 +49,14 @@ def test_every_sample_of_a_source_comes_once_and_in_order_across_stages():
     assert numbers == list(range(len(numbers)))
 
 
+def test_counts_are_what_counting_finds():
+  mixture = Mixture(((0, FIRST), (1_000, LAST), (70_000, FIRST)), 1)
+  for start, stop in ((0, 0), (3, 800), (900, 71_000), (69_999, 70_001)):
+    sources = [mixture[i][0] for i in range(start, stop)]
+    expected = np.bincount(sources, minlength=5)
+    np.testing.assert_array_equal(mixture.count(start, stop), expected)
+
+
 def test_far_samples_cost_no_more_than_near_ones():
   """O(1): what is before a sample is computed, not counted."""
   mixture = Mixture(STAGES, 8192)

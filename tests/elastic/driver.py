@@ -17,6 +17,7 @@ from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.elastic.samples import Holder
 
 TOKENS = 40  # a window
+BLOCK = 64 * 1024  # bytes of a delta, a 64th of it
 
 
 class Driver:
@@ -138,12 +139,18 @@ class Driver:
     self.act(actions)
     return reply
 
-  def offer(self, island: str, state: bytes = b"theta") -> None:
-    blob = pb.Blob(id=state, parts=[pb.Part(addresses=[island])])
+  @property
+  def state(self) -> bytes:
+    """The hash of theta and b at the newest record."""
+    return b"theta%d" % self.machine.books.chain.state
+
+  def offer(self, island: str, state: bytes = b"") -> None:
+    part = pb.Part(addresses=[island])
+    blob = pb.Blob(id=state or self.state, parts=[part])
     ready = pb.StateReady(record=self.machine.head.number, state=blob)
     self.say(island, state_ready=ready)
 
-  def propose(self, islands: str, window: int = 1, state: bytes = b"s") -> None:
+  def propose(self, islands: str, window: int = 1, state: bytes = b"") -> None:
     for island in islands:
       self.say(island, lease_request=pb.LeaseRequest(window=window, samples=4))
       (grant,) = self.take(island, "lease_grant")
@@ -152,14 +159,14 @@ class Driver:
       done = pb.Window(number=window, tokens=TOKENS, samples=grant.samples)
       self.repeat(island, [done], state)
 
-  def repeat(self, island: str, windows, state: bytes = b"s") -> None:
+  def repeat(self, island: str, windows, state: bytes = b"") -> None:
     part = pb.Part(addresses=[f"{island}:1"])
     proposal = pb.Proposal(
       base=self.machine.head.number,
       windows=windows,
-      delta=pb.Blob(id=island.encode(), length=64 * 1024, parts=[part]),
+      delta=pb.Blob(id=island.encode(), length=64 * BLOCK, parts=[part]),
       norm=self.norms.get(island, 2.0),
-      base_state=state,
+      base_state=state or self.state,
     )
     self.say(island, proposal=proposal)
 

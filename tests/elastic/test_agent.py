@@ -6,6 +6,7 @@ import queue
 import threading
 
 from bare import bare_agent
+import numpy as np
 import pytest
 
 from intellect_jax.elastic import blobs, chain, rpc
@@ -70,9 +71,14 @@ def settings(number: int, previous: bytes) -> pb.SealedRecord:
 
 
 @pytest.fixture
-def agent(coordinator, tmp_path):
+def store():
+  return blobs.BlobStore()
+
+
+@pytest.fixture
+def agent(coordinator, store, tmp_path):
   """Stands at record 0."""
-  store, log = blobs.BlobStore(), RecordLog(tmp_path)
+  log = RecordLog(tmp_path)
   log.open()
   log.keep(genesis())
   beats = iter(range(1_000_000))
@@ -116,7 +122,7 @@ def test_other_relays_in_a_welcome_are_other_addresses(coordinator, agent):
   assert coordinator.heard["hello"].empty()  # the same relays are no news
 
 
-def test_hello_names_what_is_leased_and_not_decided(coordinator, agent):
+def test_hello_names_what_is_leased_and_not_decided(coordinator, store, agent):
   assert not coordinator.hear("hello").leases
   for window in (7, 8, 9):
     grant = pb.LeaseGrant(window=window)
@@ -126,7 +132,9 @@ def test_hello_names_what_is_leased_and_not_decided(coordinator, agent):
   assert news.wait(lambda: len(news.leases) == 3, "leases", SECONDS)
   agent.drop([pb.Window(number=8)], "left out")
   coordinator.hear("dropped")
+  mean = store.publish(np.zeros(260, np.uint8), 260)
   step = pb.OuterStep()
+  step.shares.add(start=0, stop=1, mean=mean)
   step.members.add(island="ada", incarnation=3).windows.add(number=7)
   step.members.add(island="bo", incarnation=3).windows.add(number=9)
   record = pb.Record(number=1, term=1, previous=genesis().hash, step=step)

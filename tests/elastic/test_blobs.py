@@ -93,12 +93,14 @@ class Listed(blobs.BlobStore):
 # --------------------------------------------------------------- manifests
 
 
-@pytest.mark.parametrize("blocks", [1, 63, 64, 65, 5000, 10_000_000])
+@pytest.mark.parametrize("blocks", [1, 15, 16, 17, 5000, 20_000, 10_000_000])
 def test_chunks_are_whole_blocks_many_and_not_too_large(blocks):
   chunk = blobs.chunk_bytes(blocks * 260, 260)
+  count = -(-blocks * 260 // chunk)
   assert chunk % 260 == 0
   assert 0 < chunk <= 1 << 20
-  assert -(-blocks * 260 // chunk) >= min(blocks, 64)
+  assert count >= min(blocks, 16 if chunk <= 1 << 16 else 64)
+  assert chunk > (1 << 16) - 260 or count < 32  # not many small ones
 
 
 def test_the_id_is_of_every_byte_and_of_the_chunking():

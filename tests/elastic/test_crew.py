@@ -18,7 +18,7 @@ from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.elastic.protocol import island_pb2 as ipb
 from intellect_jax.elastic.rates import Rate
 from intellect_jax.elastic.shelf import MeanShelf
-from intellect_jax.outer.codec import make_codec
+from intellect_jax.outer.codec import Codec, make_codec
 
 BLOCKS = 300
 CODEC = make_codec("int8")
@@ -31,10 +31,12 @@ STATE = np.random.default_rng(7).integers(0, 256, 123_456, np.uint8)
 class Island:
   """Some processes without devices, which speak over loopback."""
 
-  def __init__(self, seed: int, processes: int, folder):
-    values = np.random.default_rng(seed).standard_normal(BLOCKS * 256)
+  def __init__(self, seed: int, processes: int, folder, codec: Codec = CODEC):
+    self.codec, self.length = codec, BLOCKS * codec.block_bytes
+    values = np.random.default_rng(seed).standard_normal(BLOCKS * codec.block)
     self.values = values.astype(np.float32)
     self.servers, self.stores, self.logs, self._parts = [], [], [], []
+    self.fetchers: list[blobs.Fetcher] = []
     self._inner: list[InnerNetwork] = []
     for process in range(processes):
       store, server = blobs.BlobStore(), rpc.server(8)
@@ -46,14 +48,15 @@ class Island:
       inner = InnerNetwork(process, processes, add_services=mate.add_to)
       fetcher = blobs.Fetcher(rpc.LOOPBACK, patience=5)
       mate.part = Part(
-        reduce.Exchange(CODEC, store, fetcher),
-        MeanShelf(store, log, CODEC.block_bytes, [LENGTH]),
+        reduce.Exchange(codec, store, fetcher),
+        MeanShelf(store, log, codec.block_bytes, [self.length]),
         log,
-        [LENGTH],
+        [self.length],
         inner,
         lambda store=store: pb.StateReady(state=store.publish(STATE, 1024)),
       )
       self.servers.append(server)
+      self.fetchers.append(fetcher)
       self.stores.append(store)
       self.logs.append(log)
       self._parts.append(mate.part)
@@ -68,18 +71,21 @@ class Island:
 
   def publish_delta(self) -> pb.Blob:
     """As `Crew.propose_delta`, but there are no devices to freeze."""
-    reports = []
+    codec, reports = self.codec, []
     for part in self._parts:
       start, stop = part.delta_cut(0)
-      first, last = (at // CODEC.block_bytes * 256 for at in (start, stop))
+      first, last = (
+        at // codec.block_bytes * codec.block for at in (start, stop)
+      )
       pieces = [self.values[first:last]]
-      encoded = reduce.encode(CODEC, pieces, stop - start, CHUNK)
+      encoded = reduce.encode(codec, pieces, stop - start, part.chunk(0))
       reports.append(part.keep(b"delta", start, encoded, 0))
-    return self.crew._serve(b"delta", LENGTH, reports, 0)
+    return self.crew._serve(b"delta", self.length, reports, 0)
 
-  def mean(self, process: int, attempt: bytes) -> bytes:
-    """What lies on the shelf of a process."""
-    return bytes(self.logs[process].open_mean(attempt, LENGTH))
+  def mean(self, process: int, attempt: bytes, members: int = 1) -> bytes:
+    """What lies on the shelf of a process: as much as so many deltas."""
+    length = members * self.length
+    return bytes(self.logs[process].open_mean(attempt, length))
 
   def close(self) -> None:
     self.crew.close()

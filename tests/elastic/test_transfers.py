@@ -11,8 +11,12 @@ def test_a_donor_that_has_diverged_itself_is_found_out():
   driver.commit("abcd")
   driver.propose("abd", window=2, state=b"s")
   driver.propose("c", window=2, state=b"x")
+  driver.say("c", rechecked=pb.Rechecked(record=1, state=b"x"))
+  assert driver.take("c", "welcome")[0].evicted
   first, *others = asked(driver, "abd")
   driver.offer(first, state=b"y")
+  assert driver.take(first, "recheck")
+  driver.say(first, rechecked=pb.Rechecked(record=1, state=b"y"))
   assert driver.take(first, "welcome")[0].evicted
   assert driver.take("c", "restore") == []
   for other in others:
@@ -45,13 +49,27 @@ def test_a_newcomer_hears_of_several_donors_at_once():
 def test_a_donor_that_dies_leaves_the_others():
   driver = Driver()
   driver.begin("abc")
-  driver.commit("abc")
+  driver.cut("a")  # and its offer of record 0 with it
+  driver.wait(4.0, beating="bc")
+  driver.commit("bc")
   driver.hello("e")
-  first, second = asked(driver, "abc")
+  first, second = asked(driver, "bc")
   driver.offer(first, state=b"t")
   driver.cut(second)
   (restore,) = driver.take("e", "restore")
   assert donors_in(restore) == [first]
+
+
+def test_what_one_donor_alone_says_comes_after_what_the_chain_knows():
+  driver = Driver()
+  driver.begin("abc")
+  driver.commit("abc")
+  driver.hello("e")
+  first, second = asked(driver, "abc")
+  driver.offer(first, state=b"flipped, perhaps")
+  driver.cut(second)
+  (restore,) = driver.take("e", "restore")
+  assert (restore.record, restore.state.id) == (0, b"theta0")
 
 
 def test_an_offer_of_a_state_that_was_annulled_counts_no_more():
@@ -82,15 +100,17 @@ def test_when_the_initialiser_dies_the_next_one_initialises():
 def test_a_donor_has_only_so_much_time():
   driver = Driver(offer_patience=3.0)
   driver.begin("abc")
-  driver.commit("abc")
+  driver.cut("a")  # and its offer of record 0 with it
+  driver.wait(4.0, beating="bc")
+  driver.commit("bc")
   driver.hello("e")
-  donors = asked(driver, "abc")
+  donors = asked(driver, "bc")
   driver.offer(donors[0], state=b"t")
   assert driver.take("e", "restore") == []
-  driver.wait(1.0, beating="abce")
+  driver.wait(1.0, beating="bce")
   (restore,) = driver.take("e", "restore")
   assert donors_in(restore) == donors[:1]
   driver.cut(donors[0])
   driver.say("e", fetch_failed=pb.FetchFailed(peer="b", reason="gone"))
   driver.wait(4.0, beating="abce")
-  assert set(asked(driver, "abc")) >= set("abc") - {donors[0]}
+  assert set(asked(driver, "bc")) >= set("bc") - {donors[0]}

@@ -193,15 +193,21 @@ class World:
     return coordinator
 
   def island(
-    self, name: str, coordinator: Coordinator, *flags: str, stops_in: str = ""
+    self,
+    name: str,
+    coordinator: Coordinator,
+    *flags: str,
+    stops_in: str = "",
+    flips: bool = False,
   ) -> Process:
-    """Starts an island, or goes on with it; see `stopping.py` for `stops_in`."""
+    """Starts an island, or goes on with it; see stopping.py, flipping.py."""
     return self.start(
       name,
       f"--coordinator={coordinator.address}",
       f"--config.island.name={name}",
       *flags,
       stops_in=stops_in,
+      flips=flips,
     )
 
   def start(
@@ -210,6 +216,7 @@ class World:
     *flags: str,
     module: str = "intellect_jax.train",
     stops_in: str = "",
+    flips: bool = False,
   ) -> Process:
     """Starts a command with the workdir `name`.
 
@@ -218,6 +225,8 @@ class World:
     command = ["-m", module]
     if stops_in:
       command = [str(HERE / "stopping.py"), stops_in]
+    elif flips:
+      command = [str(HERE / "flipping.py")]
     arguments = [
       *command,
       *flags,
@@ -234,11 +243,17 @@ class World:
     assert status == 0, said
     return said
 
-  def simulate(self, coordinator: Coordinator) -> list[str]:
-    """State hashes at all records, by one process that plays all islands."""
+  def simulate(
+    self, coordinator: Coordinator, data: pathlib.Path | str = ""
+  ) -> list[str]:
+    """State hashes at all records, by one process that plays all islands.
+
+    `data`: folder of prepared sources, if the run has some.
+    """
     ledger = coordinator.workdir / "ledger.sqlite"
+    simulation = str(HERE / "single_process.py")
     done = subprocess.run(
-      [sys.executable, str(HERE / "single_process.py"), ledger, self._cache],
+      [sys.executable, simulation, ledger, self._cache, str(data)],
       cwd=ROOT,
       env=ENVIRONMENT,
       capture_output=True,

@@ -1,6 +1,6 @@
 """A swarm's history once more, by one process that plays every island.
 
-  python single_process.py ledger.sqlite
+  python single_process.py ledger.sqlite compilation_cache data_folder
 
 From the records it takes only who trained on which samples; the rest is the
 inner step and the outer kernels, for the islands in turn. Prints, as JSON, the
@@ -17,8 +17,8 @@ from ml_collections import ConfigDict
 import numpy as np
 from processes import read_ledger
 
+from intellect_jax import command
 from intellect_jax import config as config_lib
-from intellect_jax import train
 from intellect_jax.data.index import GlobalIndex
 from intellect_jax.data.tokenizer import tokenizer_of
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
@@ -35,7 +35,7 @@ from intellect_jax.outer.schedule import position
 def simulate(
   run: ConfigDict, island: ConfigDict, records: list[pb.Record]
 ) -> list[str]:
-  index = GlobalIndex(run.data, tokenizer_of(run))
+  index = GlobalIndex(run.data, tokenizer_of(run), island.data)
   step = TrainStep(run, island, sharding.make_mesh())
   codec = make_codec(run.outer.codec)
   state = step.init(jax.random.key(run.seed))
@@ -80,9 +80,10 @@ def simulate(
 
 
 if __name__ == "__main__":
-  ledger, cache = sys.argv[1:]
+  ledger, cache, folder = sys.argv[1:]
   run_json, records = read_ledger(pathlib.Path(ledger))
   island = config_lib.base().island
   island.compilation_cache, island.model.remat = cache, "none"
-  train.set_up_jax(island)
+  island.data.folder = folder
+  command.set_up_jax(island)
   print(json.dumps(simulate(config_lib.from_json(run_json), island, records)))

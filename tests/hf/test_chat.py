@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from intellect_jax.checkpoint.pretrained import write_json
+from intellect_jax.checkpoint.tensors import write_json
 from intellect_jax.data.chat import DEFAULT, ChatTemplate
 from intellect_jax.data.tokenizer import make_tokenizer
 

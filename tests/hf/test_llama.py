@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from intellect_jax import config as config_lib
-from intellect_jax.checkpoint import pretrained
+from intellect_jax.checkpoint import pretrained, tensors
 from intellect_jax.model import huggingface, llama
 from intellect_jax.outer.layout import Layout
 
@@ -124,7 +124,7 @@ def test_we_read_what_transformers_writes(
       torch.nn.init.normal_(tensor, 1.0, 0.2)
   theirs.save_pretrained(tmp_path, max_shard_size="200KB")
   weights = pretrained.Weights(tmp_path)
-  assert (tmp_path / pretrained.INDEX).exists()
+  assert (tmp_path / tensors.INDEX).exists()
   run = config_lib.base().run
   run.update(model=model, init_from=weights.digest)
   run.data.update(tokenizer="byte")

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from intellect_jax.checkpoint.pretrained import write_json
+from intellect_jax.checkpoint.tensors import write_json
 from intellect_jax.data import sources
 from intellect_jax.data.tokenizer import make_tokenizer
 

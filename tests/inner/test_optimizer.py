@@ -39,6 +39,22 @@ def test_warmup_stable_decay(tiny, position, fraction):
   np.testing.assert_allclose(rate, 3e-4 * fraction, rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+  "decay, quarter, half", [("sqrt", 0.5, 0.7071068), ("linear", 0.25, 0.5),
+                           ("cosine", 0.1464466, 0.5)]
+)  # fmt: skip
+def test_ways_down(tiny, decay, quarter, half):
+  """From the peak, whatever the way, to what is to be left of it."""
+  inner = tiny.run.inner
+  inner.update(learning_rate=1.0, warmup_tokens=0, decay_tokens=400)
+  inner.update(decay=decay, decay_to=0.1)
+  for position, fallen in (
+    (0, 0), (600, 0), (700, quarter), (800, half), (1000, 1), (1100, 1),
+  ):  # fmt: skip
+    rate = optimizer.learning_rate(inner, 1000, position)
+    np.testing.assert_allclose(rate, 1 - 0.9 * fallen, rtol=1e-5)
+
+
 @pytest.mark.parametrize("position", [0, 999, 2000])
 def test_without_warmup_and_decay_the_rate_is_constant(tiny, position):
   inner = tiny.run.inner

@@ -27,7 +27,7 @@ def tiny(**island_inner):
 def some_pairs(seed=0):
   """Samples of 1 to 3 pairs and padding; a prompt of some tokens, untrained."""
   rng = np.random.default_rng(seed)
-  batch = {
+  batch: dict[str, np.ndarray] = {
     name: np.zeros((B, L), np.int32)
     for name in ("targets", "segment_ids", "positions")
   }
@@ -50,7 +50,8 @@ def some_pairs(seed=0):
 
 def in_float64(nll, reference, weights, segments):
   """Loss, its gradient for nll, correct and margin, pair by pair, by loops."""
-  nll, reference = np.float64(nll), np.float64(reference)
+  nll = np.asarray(nll, np.float64)
+  reference = np.asarray(reference, np.float64)
   loss, correct, margins, gradient = 0.0, 0, 0.0, np.zeros_like(nll)
   for row in range(len(nll)):
     for chosen in range(1, segments[row].max() + 1, 2):
@@ -69,7 +70,7 @@ def test_loss_and_gradient_are_those_of_float64():
   batch = some_pairs()
   rng = np.random.default_rng(1)
   nll, reference = rng.gamma(2, 2, (2, B, L)).astype(np.float32)
-  args = batch["weights"], batch["segment_ids"]
+  args = jnp.asarray(batch["weights"]), jnp.asarray(batch["segment_ids"])
 
   @jax.jit
   @jax.value_and_grad

@@ -9,6 +9,7 @@ from jax.sharding import AbstractMesh
 import pytest
 
 from intellect_jax import config
+from intellect_jax.errors import UserError
 from intellect_jax.model import llama, sharding
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
@@ -29,6 +30,32 @@ def load(name):
 @pytest.mark.parametrize("file", config.shipped())
 def test_every_config_is_valid(file):
   config.validate(config.load(config.base_path().parent / file))
+
+
+def test_intellect_1_anneals_rate_and_mixture_together():
+  """Both are functions of tokens, and change for the last fifth."""
+  run = config.load(config.base_path().with_name("intellect_1_10b.py")).run
+  (_, first), (start, last) = run.data.stages
+  assert start == run.tokens - run.inner.decay_tokens == 0.8 * run.tokens
+  assert dict(zip(run.data.sources, last, strict=True)) == dict(
+    fineweb_edu=0.8, fineweb=0.1, stack_v1=0.1, dclm=0, openwebmath=0
+  )
+  assert first[0] < last[0]
+
+
+def test_sparse2_says_what_else_it_needs():
+  run = config.base().run
+  run.outer.codec = "sparse2"
+  with pytest.raises(UserError) as raised:
+    config.validate_run(run)
+  assert "learning_rate 0.7 and momentum 0.9" in str(raised.value)
+  wanted = "run.outer.learning_rate=1 --config.run.outer.momentum=0"
+  assert str(raised.value).endswith(f"--config.{wanted}")
+  run.outer.update(learning_rate=1, momentum=0.0)
+  config.validate_run(run)
+  run.outer.merge = "rda"
+  with pytest.raises(UserError, match=r"run\.outer\.merge=mean"):
+    config.validate_run(run)
 
 
 @pytest.mark.parametrize("name, size", SIZES.items())

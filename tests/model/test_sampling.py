@@ -1,62 +1,66 @@
-"""Sampling says what the model says."""
+"""Tokens are drawn by the rule of their row."""
 
 import jax
 import jax.numpy as jnp
-import pytest
+import numpy as np
 
-from intellect_jax import config
-from intellect_jax.model import llama, sampling, sharding
+from intellect_jax.model.sampling import choose
 
-PROMPT = [5, 300, 17]
-apply = jax.jit(llama.apply, static_argnums=0)
-
-
-@pytest.fixture(scope="module")
-def model():
-  tiny = config.load(config.base_path().parent / "tiny.py")
-  c = llama.LlamaConfig.of(tiny.run.model, tiny.island.model)
-  mesh = sharding.make_mesh(devices=jax.devices()[:1])
-  return c, llama.init_params(c, jax.random.key(0), mesh)
+PROBABILITIES = np.array([0.1, 0.5, 0.15, 0.25])  # the order is 1, 3, 2, 0
+DRAWS = 2000
 
 
-def sample(model, steps=4, temperature=1.0, top_k=0, seed=0, **options):
-  c, params = model
-  key = jax.random.key(seed)
-  return sampling.sample(
-    c, params, PROMPT, steps, temperature, top_k, key, **options
+def draw(temperature=1.0, top_k=0, top_p=1.0, seed=0, rows=DRAWS, first=0):
+  """Draws of one rule, at steps one after the other."""
+  logits = jnp.log(jnp.asarray(PROBABILITIES, jnp.float32))
+
+  def full(value, dtype):
+    return jnp.full(rows, value, dtype)
+
+  drawn = jax.jit(choose)(
+    jnp.tile(logits, (rows, 1)),
+    full(temperature, jnp.float32),
+    full(top_k, jnp.int32),
+    full(top_p, jnp.float32),
+    full(seed, jnp.uint32),
+    first + jnp.arange(rows),
   )
+  return np.asarray(drawn)
 
 
-def greedy(model, steps=4, window=10**9):
-  """Without padding: one forward pass over exactly what is there."""
-  c, params = model
-  text = list(PROMPT)
-  for _ in range(steps):
-    tokens = jnp.array([text[-window:]])
-    positions = jnp.arange(tokens.shape[1])[None]
-    logits = apply(c, params, tokens, positions, jnp.ones_like(tokens))
-    text.append(int(jnp.argmax(logits[0, -1])))
-  return text[len(PROMPT) :]
+def assert_frequencies(drawn, expected):
+  """Within five standard deviations of a binomial."""
+  expected = np.asarray(expected) / np.sum(expected)
+  seen = np.bincount(drawn, minlength=4) / len(drawn)
+  deviation = np.sqrt(expected * (1 - expected) / len(drawn))
+  assert np.all(np.abs(seen - expected) <= 5 * deviation), seen
 
 
-def test_temperature_0_is_greedy(model):
-  assert sample(model, temperature=0.0) == greedy(model)
+def test_each_token_has_its_probability():
+  assert_frequencies(draw(), PROBABILITIES)
 
 
-def test_top_1_is_greedy_at_any_temperature(model):
-  assert sample(model, temperature=9.0, top_k=1) == greedy(model)
+def test_temperature_divides_the_logits():
+  assert_frequencies(draw(temperature=2.0), np.sqrt(PROBABILITIES))
 
 
-def test_the_window_slides(model):
-  assert sample(model, top_k=1, window=4) == greedy(model, window=4)
+def test_temperature_0_and_top_1_take_the_likeliest():
+  assert set(draw(temperature=0.0)) == set(draw(top_k=1)) == {1}
 
 
-def test_stop_ends_the_text_and_is_left_out(model):
-  expected = greedy(model)
-  stop = expected[2]
-  text = sample(model, top_k=1, stop=stop)
-  assert text == expected[: expected.index(stop)]
+def test_top_k_leaves_the_likeliest():
+  assert_frequencies(draw(top_k=3), [0, 0.5, 0.15, 0.25])
+  assert_frequencies(draw(top_k=9), PROBABILITIES)
 
 
-def test_the_key_decides_the_text(model):
-  assert sample(model, seed=0) == sample(model, seed=0) != sample(model, seed=1)
+def test_top_p_leaves_the_fewest_with_enough():
+  assert_frequencies(draw(top_p=0.49), [0, 1, 0, 0])
+  assert_frequencies(draw(top_p=0.6), [0, 0.5, 0, 0.25])
+  # Of the three that top-k leaves, 0.5 / 0.9 is enough for 0.55.
+  assert_frequencies(draw(top_k=3, top_p=0.55), [0, 1, 0, 0])
+
+
+def test_a_draw_depends_on_seed_and_step_alone():
+  drawn = draw(rows=64)
+  np.testing.assert_array_equal(draw(rows=32, first=32), drawn[32:])
+  assert np.any(draw(rows=64, seed=1) != drawn)

@@ -7,7 +7,11 @@ import rich.console
 
 from intellect_jax import config as config_lib
 from intellect_jax.errors import UserError
-from intellect_jax.observe.forecast import Forecast, intellect_1_table
+from intellect_jax.observe.forecast import (
+  Forecast,
+  intellect_1_table,
+  schedule_table,
+)
 
 
 def load(name):
@@ -81,3 +85,18 @@ def test_more_devices_hold_less_each():
 def test_impossible_ones(devices, device, mfu, words):
   with pytest.raises(UserError, match=words):
     Forecast(load("tiny"), devices, device, mfu, islands=2)
+
+
+def test_the_schedule_shows_where_rate_and_mixture_change():
+  run = load("intellect_1_10b").run
+  whole = text(schedule_table(run))
+  (anneal,) = (line for line in whole.splitlines() if "800,000,000,000" in line)
+  assert "another mixture; it falls: sqrt" in anneal and "7.5e-05" in anneal
+  assert "fineweb_edu 80 %, fineweb 10 %, stack_v1 10 %" in anneal
+  run.tokens = 700_000_000_000  # and nobody thought of the mixture
+  (never,) = (
+    line
+    for line in text(schedule_table(run)).splitlines()
+    if "800,000,000,000" in line
+  )
+  assert "never reached" in never

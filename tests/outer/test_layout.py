@@ -183,6 +183,20 @@ def test_neighbours_make_up_the_delta(params, layout):
   assert layout.overlapping(5, 5) == ()
 
 
+def test_a_codec_of_large_blocks_changes_the_end_alone(params, layout):
+  large = Layout.of(params, list(stacked_names()), 4096)
+  assert large.size % 4096 == 0 and 0 < large.size - layout.size < 4096
+  vector = large.flatten(params)
+  np.testing.assert_array_equal(vector[: layout.size], layout.flatten(params))
+  assert not vector[layout.size :].any()
+  # Who reads theta of a run need not know its codec.
+  restored = layout.unflatten(vector)
+  jax.tree.map(np.testing.assert_array_equal, restored, params)
+  out = np.full_like(vector, np.nan)
+  delta(2 * vector, params, large, out)
+  np.testing.assert_array_equal(out, vector)
+
+
 def test_a_name_too_few_is_an_error(params):
   with pytest.raises(ValueError, match="4832 of 4840 parameters"):
     Layout.of(params, list(stacked_names())[1:])

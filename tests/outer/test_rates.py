@@ -66,3 +66,9 @@ def test_auto_follows_who_is_in_and_decays_too():
   assert rates(section, 1, 0, TOTAL).learning_rate == np.float32(0.4)
   assert rates(section, 8, 0, TOTAL).learning_rate == np.float32(0.8)
   assert rates(section, 8, TOTAL, TOTAL).learning_rate == np.float32(0.4)
+
+
+def test_auto_is_1_with_a_sparse_codec():
+  sparse = outer(learning_rate="auto", momentum=0.0, codec="sparse2")
+  for islands in (1, 2, 14):
+    assert rates(sparse, islands, 0, TOTAL) == (1.0, 0.0)

@@ -1,5 +1,6 @@
 """What goes wrong, and when: one fault after the other, each mended later."""
 
+from simulation.invariants import flip
 from simulation.island import Island
 from simulation.world import World
 
@@ -8,6 +9,7 @@ _KINDS = (
   "kill",
   "freeze",
   "hang",
+  "flip",
   "slow",
   "pair",
   "partition",
@@ -16,6 +18,8 @@ _KINDS = (
   "unsynced",
   "snapshot",
   "second",
+  "back",
+  "gone",
   "power",
   "control",
 )
@@ -51,10 +55,12 @@ def _strike(world: World, kind: str, snapshot) -> None:
       world.kill(island)
       world.later(mend, lambda: world.restart(island.name, empty))
     case "freeze":
-      island.frozen_until = world.now + mend
+      island.frozen_until = max(island.frozen_until, world.now + mend)
     case "hang":
       island.hung = True
       world.later(mend, lambda: _unhang(island))
+    case "flip" if island.theta:
+      island.theta = flip(island.theta, random.random())
     case "slow":
       island.slowness = random.choice((1.0, 3.0, 8.0))
     case "pair":
@@ -79,7 +85,7 @@ def _strike(world: World, kind: str, snapshot) -> None:
         seat.disk = snapshot.copy()
     case "second":  # another coordinator, while this one lives on, cut off
       other = next(s for s in world.seats if s is not seat)
-      known = all(i.disk.restore()[0] is not None for i in world.islands)
+      known = all(map(_has_state, world.islands))
       if seat.machine is not None and not other.up and known:
         cut = random.sample(
           world.islands, random.randint(1, len(world.islands))
@@ -88,6 +94,17 @@ def _strike(world: World, kind: str, snapshot) -> None:
           _cut(world, lonely.name, seat.name, mend)
         other.recover()
         world.later(mend, seat.kill)
+    case "back":  # who was replaced is started again, on its old ledger
+      other = next(s for s in world.seats if s is not seat)
+      if seat.up and other.disk.log and not other.stopped:
+        other.start()
+        world.later(mend, other.kill)
+    case "gone":  # for good; the others can go on
+      others = [i for i in world.islands if i is not island]
+      enough = len(others) >= max(2, world.run.elastic.min_islands)
+      if enough and not world.gone and all(map(_has_state, others)):
+        world.gone.add(island.name)
+        world.kill(island)
     case "power":
       for each in world.seats:
         each.kill()
@@ -98,6 +115,10 @@ def _strike(world: World, kind: str, snapshot) -> None:
           world.restart_later(each.name)
     case "control" if seat.machine is not None:
       _steer(world, seat)
+
+
+def _has_state(island: Island) -> bool:
+  return island.disk.restore()[0] is not None
 
 
 def _steer(world: World, seat) -> None:
@@ -121,7 +142,7 @@ def _steer(world: World, seat) -> None:
 
 def _unhang(island: Island) -> None:
   island.hung = False
-  island.awake(island.moves_again)
+  island.awake(island.go_on)
 
 
 def _cut(world: World, one: str, other: str, seconds: float) -> None:
@@ -135,8 +156,7 @@ def _operate(world: World) -> None:
     return
   seat = world.leader()
   wrong = seat.stopped or not seat.disk.log
-  known = any(island.disk.log for island in world.islands)
-  run = seat.recover if wrong and known else seat.start
+  run = seat.recover if wrong and world.invariants.links else seat.start
   world.later(world.random.uniform(*_MEND), run)
 
 
@@ -148,6 +168,7 @@ def mend_all(world: World) -> None:
   for island in world.islands:
     island.slowness = min(island.slowness, 3.0)
     island.frozen_until = min(island.frozen_until, world.now)
+    island.wake()
     if island.hung:
       _unhang(island)
 

@@ -1,55 +1,36 @@
 """What must be true after each event: docs/protocol.md, section 1."""
 
 import collections
+from collections.abc import Iterator, Sequence
 import dataclasses
-from typing import NamedTuple
 
 from blake3 import blake3
 
 from intellect_jax.elastic import chain
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
-from intellect_jax.elastic.samples import (
-  Holder,
-  Interval,
-  merge,
-  subtract,
-  take,
-)
-from intellect_jax.elastic.windows import Window
+from intellect_jax.elastic.samples import Holder, Interval, merge, subtract
 
 
 def hash_of(*parts) -> bytes:
   return blake3(repr(parts).encode()).digest()
 
 
-Theta = tuple[bytes, ...]  # by fragment
+GENESIS = hash_of("initial parameters")
+_FLIPPED = b"flipped: "
 
 
 NOTHING = b""  # error feedback of who has left nothing out
 
 
-def genesis(fragments: int) -> Theta:
-  return tuple(hash_of("initial parameters", f) for f in range(fragments))
-
-
-def state_id(theta: Theta) -> bytes:
-  """Of the whole; of one fragment it is that of the fragment."""
-  return theta[0] if len(theta) == 1 else hash_of(theta)
-
-
 def delta_id(
-  island: str,
-  incarnation: int,
-  fragment: int,
-  serial: int,
-  base: bytes,
-  left: bytes = NOTHING,
+  island: str, incarnation: int, windows, base: bytes, left: bytes = NOTHING
 ) -> bytes:
-  """A delta, as a symbol: whose, which proposal's, from which theta.
+  """A delta, as a symbol: whose, of which windows, from which theta.
 
   `left`: what was left out of those before, and is in the code of this one.
   """
-  return hash_of("delta", island, incarnation, fragment, serial, base, left)
+  numbers = [window.number for window in windows]
+  return hash_of("delta", island, incarnation, numbers, base, left)
 
 
 def left_by(delta: bytes) -> bytes:
@@ -67,34 +48,37 @@ def mean_id(members, start: int, stop: int, deltas: list[bytes]) -> bytes:
   )
 
 
-def next_theta(theta: Theta, record: pb.Record) -> Theta:
+def next_theta(theta: bytes, record: pb.Record) -> bytes:
   if not record.HasField("step"):
     return theta
-  moved, step = list(theta), record.step
-  means = [share.mean.id for share in step.shares]
-  moved[step.fragment] = hash_of(theta[step.fragment], means)
-  return tuple(moved)
+  moved = hash_of(theta, [share.mean.id for share in record.step.shares])
+  return _FLIPPED + moved if is_flipped(theta) else moved
 
 
-class Span(NamedTuple):
-  """Inner steps of a process whose displacement in a fragment is committed."""
+def flip(theta: bytes, which: float) -> bytes:
+  """Another theta; what becomes of it is never the run's again."""
+  return _FLIPPED + hash_of(theta, which)
 
-  process: tuple[str, int]
-  fragment: int
-  start: int
-  stop: int
+
+def is_flipped(theta: bytes) -> bool:
+  return theta.startswith(_FLIPPED)
 
 
 @dataclasses.dataclass(frozen=True)
 class Link:
-  """A record, and what the chain up to it comes to."""
+  """A record, and what the chain up to it comes to.
+
+  Attributes:
+    theta: by the records alone.
+    said: by the records, and by the newest one's word of its base.
+  """
 
   record: pb.Record
   before: "Link | None"
-  theta: Theta
+  theta: bytes
+  said: bytes
   effective: tuple["Link", ...]  # this one too, if it counts
   committed: frozenset[Holder]
-  spans: frozenset[Span]
   samples: tuple[Interval, ...]
   # By island: whose code is its newest, and what that left out.
   left: dict[str, tuple[int, bytes]]
@@ -102,12 +86,6 @@ class Link:
   def at(self, number: int) -> "Link":
     """The link of a record before this one that counts."""
     return next(x for x in self.effective if x.record.number == number)
-
-  def moved(self, fragment: int) -> int:
-    """Number of the newest record that a fragment stands at."""
-    return max(
-      x.record.number for x in self.effective if chain.moves(x.record, fragment)
-    )
 
 
 class Invariants:
@@ -118,38 +96,19 @@ class Invariants:
     trained: every window that an island has trained on.
   """
 
-  def __init__(self, fragments: int, sparse: bool):
-    self._genesis = genesis(fragments)
+  def __init__(self, sparse: bool):
     self._sparse = sparse
     self.links: dict[bytes, Link] = {}
     self.trained: dict[Holder, pb.Window] = {}
-    # By island, incarnation and serial: what was proposed, and its steps.
-    self._proposals: dict[tuple[str, int, int], tuple[pb.Proposal, Span]] = {}
     self.tokens: collections.Counter = collections.Counter()  # trained
     # Processes that gave up what they had proposed, or went back.
     self.gave_up: set[tuple[str, int]] = set()
     self._fixed: dict[bytes, list[bytes]] = {}  # means by attempt
     self._numbers: dict[tuple[int, int], bytes] = {}  # (term, number): hash
 
-  def has_trained(self, holder: Holder, window: Window, tokens: int) -> None:
-    """A window has so many tokens more."""
-    before = self.trained.get(holder, pb.Window())
-    trained = pb.Window(number=window.number, steps=window.steps)
-    trained.tokens = before.tokens + tokens
-    for start, stop in take(window.lease, window.steps):
-      trained.samples.add(start=start, stop=stop)
-    self.trained[holder] = trained
-    self.tokens[holder[:2]] += tokens
-
-  def has_proposed(
-    self, process: tuple[str, int], proposal: pb.Proposal, steps: int
-  ) -> None:
-    """A process that has made so many steps proposes its newest ones."""
-    start = steps - proposal.steps
-    span = Span(process, proposal.fragment, start, steps)
-    kept = pb.Proposal()
-    kept.CopyFrom(proposal)
-    self._proposals[*process, proposal.serial] = kept, span
+  def has_trained(self, holder: Holder, window: pb.Window) -> None:
+    self.trained[holder] = window
+    self.tokens[holder[:2]] += window.tokens
 
   # ------------------------------------------------- 1, 3, 4: the records
 
@@ -160,11 +119,19 @@ class Invariants:
     assert known == means, "an attempt was fixed twice, to different bytes"
 
   def check_appended(
-    self, record: pb.Record, sealed: pb.SealedRecord, held: set[bytes]
+    self,
+    record: pb.Record,
+    sealed: pb.SealedRecord,
+    held: set[bytes],
+    claims: Sequence[bytes],
   ) -> None:
     """One chain; each window and sample once in it; only fixed means.
 
-    `held`: ids of means that some island has written to its log.
+    Args:
+      record: that is durable now.
+      sealed: the same.
+      held: ids of means that some island has written to its log.
+      claims: state hashes that islands, which are here, have proposed with.
     """
     assert sealed.hash == blake3(sealed.body).digest()
     before = self.links.get(record.previous)
@@ -176,14 +143,16 @@ class Invariants:
       assert before is not None, "it follows a record that never was"
       assert before.record.number == record.number - 1
       assert before.record.term <= record.term
-    self.links[sealed.hash] = self._link(record, before, held)
+    link = self._link(record, before, held)
+    if before is not None and record.HasField("step"):
+      _check_base(record.step.base_state, before, claims)
+    self.links[sealed.hash] = link
 
   def _link(
     self, record: pb.Record, before: Link | None, held: set[bytes]
   ) -> Link:
     if before is None:
-      none = frozenset()
-      link = Link(record, None, self._genesis, (), none, none, (), {})
+      link = Link(record, None, GENESIS, GENESIS, (), frozenset(), (), {})
     elif record.HasField("annulment"):
       to = record.annulment.to
       back = before.at(to)
@@ -205,38 +174,24 @@ class Invariants:
     means = [share.mean.id for share in step.shares]
     assert means == self._fixed.get(step.attempt), "it was never fixed"
     assert set(means) <= held, "committed before anyone held the mean"
-    base = before.theta[step.fragment]
-    assert step.base == before.moved(step.fragment)
-    assert step.base_state == base, "its base is not the run's state"
+    moved = [x.record for x in before.effective]
+    assert step.base == max(r.number for r in moved if chain.moves(r, 0))
     if self._sparse:
       left = self._check_feedback(step, before)
       link = dataclasses.replace(link, left=before.left | left)
     else:
       deltas = [
-        delta_id(m.island, m.incarnation, step.fragment, m.serial, base)
+        delta_id(m.island, m.incarnation, m.windows, step.base_state)
         for m in step.members
       ]
       assert means == [
         mean_id(step.members, s.start, s.stop, deltas) for s in step.shares
       ], "the divisor or the members of the mean are not those of the record"
     committed, samples, tokens = link.committed, link.samples, 0
-    spans = link.spans
     for member in step.members:
-      who = member.island, member.incarnation, member.serial
-      proposal, span = self._proposals[who]
-      assert list(proposal.windows) == list(member.windows)
-      assert proposal.fragment == step.fragment
       weight = sum(window.tokens for window in member.windows)
-      tokens += weight
-      weight = weight if step.fragment == 0 else proposal.tokens
       assert member.weight == weight > 0
-      assert not any(
-        span[:2] == other[:2]
-        and max(span.start, other.start) < min(span.stop, other.stop)
-        for other in spans
-      ), f"{span} is committed twice"
-      spans |= {span}
-    assert step.fragment == 0 or not tokens, "tokens go with fragment 0"
+      tokens += weight
     for holder, window in chain.windows_of(record):
       assert holder not in committed, f"{holder} is committed twice"
       assert window == self.trained[holder]
@@ -245,10 +200,27 @@ class Invariants:
       assert subtract(used, list(samples)) == merge(used), "a sample twice"
       samples = tuple(merge([*samples, *used]))
     assert record.total_tokens == before.record.total_tokens + tokens
-    theta = next_theta(before.theta, record)
     return dataclasses.replace(
-      link, theta=theta, committed=committed, spans=spans, samples=samples
+      link,
+      theta=next_theta(before.theta, record),
+      said=next_theta(step.base_state, record),
+      committed=committed,
+      samples=samples,
     )
+
+  def check_recovered(self, head: pb.SealedRecord, heard: set[str]) -> None:
+    """A lost ledger's run goes on from what most members of its end have."""
+    steps = [x.record.step for x in self._until(head) if x.record.step.members]
+    members = {member.island for member in steps[0].members} if steps else set()
+    few = "recovered from half of the newest members, or fewer"
+    assert not members or 2 * len(members & heard) > len(members), few
+
+  def _until(self, head: pb.SealedRecord) -> Iterator[Link]:
+    """All links back from a record, annulled ones too."""
+    link = self.links.get(head.hash)
+    while link is not None:
+      yield link
+      link = link.before
 
   def _check_feedback(
     self, step: pb.OuterStep, before: Link
@@ -261,8 +233,7 @@ class Invariants:
     left: dict[str, tuple[int, bytes]] = {}
     for member, share in zip(step.members, step.shares, strict=True):
       process = member.island, member.incarnation
-      base = before.theta[step.fragment]
-      about = *process, step.fragment, member.serial, base
+      about = *process, member.windows, step.base_state
       known, was_left = before.left.get(member.island, (0, NOTHING))
       allowed = {delta_id(*about, was_left)}
       if known != member.incarnation or process in self.gave_up:
@@ -276,7 +247,7 @@ class Invariants:
 
   # ------------------------------------------------------ 2: the one state
 
-  def check_adopted(self, sealed: pb.SealedRecord, theta: Theta) -> None:
+  def check_adopted(self, sealed: pb.SealedRecord, theta: bytes) -> None:
     """What an island adopts is durable, and moves it to the one state."""
     self.check_announced(sealed)
     link = self.links[sealed.hash]
@@ -300,3 +271,16 @@ class Invariants:
       settled[loss.island, loss.incarnation] += loss.tokens
     for process, tokens in settled.items():
       assert tokens <= self.tokens[process], f"{process}: settled twice"
+
+
+def _check_base(base: bytes, before: Link, claims: Sequence[bytes]) -> None:
+  """A record starts from the run's state.
+
+  From one with a flipped bit only if nobody could tell, for want of others, or
+  if most who are here had fetched it: a minority is repaired. Such a record's
+  word counts from then on, unless those who can replay from before say no.
+  """
+  if base not in (before.theta, before.said):
+    assert is_flipped(base), "its base is not the run's state"
+    held = claims.count(before.theta)
+    assert not held or claims.count(base) > held, "a flipped bit has won"

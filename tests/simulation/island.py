@@ -1,42 +1,38 @@
-"""An island of the simulation: real rounds and windows, symbolic training."""
+"""An island of the simulation: the real round, symbolic training, a disk."""
 
-import collections
 from collections.abc import Callable
 import dataclasses
 import itertools
 from typing import TYPE_CHECKING
 
-from intellect_jax.elastic import chain, rpc, shares
+from intellect_jax.elastic import chain, rebuild, rpc, shares
 from intellect_jax.elastic import round as round_lib
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
-from intellect_jax.elastic.samples import Holder
-from intellect_jax.elastic.windows import Window, Windows
-from intellect_jax.outer import overlap
+from intellect_jax.elastic.samples import Holder, take
 from intellect_jax.outer.feedback import ErrorFeedback
 from simulation.invariants import (
+  GENESIS,
   NOTHING,
-  Theta,
   delta_id,
-  genesis,
   hash_of,
+  is_flipped,
   left_by,
   mean_id,
   next_theta,
-  state_id,
 )
 
 if TYPE_CHECKING:
   from simulation.world import Stream, World
 
-SAMPLES = 4  # a window, and steps
+SAMPLES = 4  # a window
 SAMPLE_TOKENS = 10
 BLOCKS = 64  # of the codec
 WORK = 0.01, 0.6  # seconds that a reduction or a gathering takes
 # Bytes/s, of links so unlike that shares are too; 0: not known yet.
 UPLOAD = dict(zip("abcdefgh", itertools.cycle([1e7, 2e6, 0.0])))
-STEP = 0.5 / SAMPLES, 1.5 / SAMPLES  # seconds
-EARLY = 0.05  # of the steps after which it proposes before its turn
+WINDOW = 0.5, 1.5  # seconds of training
 LEFT = "the run is over"
+KEEP = 3  # checkpoints
 SYNC = 0.01, 1.0  # seconds until what was written outlives a power loss
 
 
@@ -44,9 +40,11 @@ SYNC = 0.01, 1.0  # seconds until what was written outlives a power loss
 class Disk:
   """What an island has after a crash, and after a power loss."""
 
-  record: int | None = None  # of its checkpoint
-  theta: Theta = ()  # of its checkpoint
-  left: tuple[bytes, bytes] = NOTHING, b""  # error feedback, and its attempt
+  # Checkpoints by record: its hash, theta there, and error feedback with its
+  # attempt.
+  saved: dict[int, tuple[bytes, bytes, tuple[bytes, bytes]]] = (
+    dataclasses.field(default_factory=dict)
+  )
   log: dict[int, pb.SealedRecord] = dataclasses.field(default_factory=dict)
   means: set[bytes] = dataclasses.field(default_factory=set)
   synced: set[int] = dataclasses.field(default_factory=set)  # records
@@ -58,48 +56,57 @@ class Disk:
       step = pb.Record.FromString(self.log.pop(number).body).step
       self.means -= {share.mean.id for share in step.shares}
 
-  def restore(self, to: int | None = None) -> tuple[int | None, Theta]:
+  def restore(self, to: int | None = None) -> tuple[int | None, bytes]:
     """The record it can stand at and theta there, as holdings.py does."""
-    if self.record is None or self.record not in self.log:
-      return None, ()
-    if to is not None and self.record > to:
-      return None, ()
-    records: list[pb.Record] = []
-    number, theta = self.record, self.theta
-    while (sealed := self.log.get(number + 1 + len(records))) is not None:
-      record = pb.Record.FromString(sealed.body)
-      if record.HasField("annulment"):
-        records = [r for r in records if r.number <= record.annulment.to]
-        break
-      records.append(record)
-    for record in records:
+    counting = {record.number for record in chain.effective(self.records())}
+    for number in self.whole():
+      if number in counting and (to is None or number <= to):
+        return self.replay(number, to)
+    return None, b""
+
+  def records(self) -> list[pb.Record]:
+    """The log, as far as it is one."""
+    numbers = itertools.takewhile(self.log.__contains__, itertools.count())
+    return [pb.Record.FromString(self.log[n].body) for n in numbers]
+
+  def whole(self) -> list[int]:
+    """Checkpoints whose record is here, the newest first."""
+    return [
+      number
+      for number in sorted(self.saved, reverse=True)
+      if number in self.log and self.log[number].hash == self.saved[number][0]
+    ]
+
+  def replay(self, number: int, to: int | None) -> tuple[int, bytes]:
+    """From a checkpoint through the log, as far as the means are here."""
+    theta = self.saved[number][1]
+    for record in chain.effective(self.records()):
+      if record.number <= number:
+        continue
       have = {share.mean.id for share in record.step.shares} <= self.means
       if not have or (to is not None and record.number > to):
         break
       number, theta = record.number, next_theta(theta, record)
     return number, theta
 
-  def records(self) -> list[pb.Record]:
-    """The log, as far as it is one."""
-    sealed = itertools.takewhile(
-      lambda found: found is not None, map(self.log.get, itertools.count())
-    )
-    return [pb.Record.FromString(found.body) for found in sealed if found]
-
   def feedback(self, island: str, to: int) -> tuple[bytes, bytes]:
     """What there is of it at a record from `restore`."""
-    assert self.record is not None
-    for number in range(self.record + 1, to + 1):
-      step = pb.Record.FromString(self.log[number].body).step
-      if any(member.island == island for member in step.members):
+    counting = chain.effective(self.records())
+    numbers = {record.number for record in counting if record.number <= to}
+    start = next(n for n in self.whole() if n in numbers)
+    for record in counting:
+      members = {member.island for member in record.step.members}
+      if start < record.number <= to and island in members:
         return NOTHING, b""
-    return self.left
+    return self.saved[start][2]
 
-  def save(self, record: int, theta: Theta, left: ErrorFeedback) -> None:
+  def save(self, record: int, theta: bytes, left: ErrorFeedback) -> None:
     """Writes a checkpoint, whole or not at all."""
-    self.record, self.theta = record, theta
-    self.left = left.values, left.attempt
-    self.synced.add(record)
+    kept = left.values, left.attempt
+    self.saved[record] = self.log[record].hash, theta, kept
+    for old in sorted(self.saved)[:-KEEP]:
+      del self.saved[old]
+    self.synced.update(n for n in self.log if n <= record)
 
 
 class Island:
@@ -116,33 +123,32 @@ class Island:
     self.alive = True
     self.done = False
     self.hung = False  # the training thread, not the others
-    self.flipped = False  # a bit of its theta
     self.frozen_until = 0.0
+    self._asleep: list[
+      Callable[[], None]
+    ] = []  # what is done once it is thawed
     self.stream: Stream | None = None
     self.seat = 0  # that it turns to first
     standing, self.theta = disk.restore()
-    self.held = -1 if standing is None else standing  # record of theta
-    self.tip = self.theta  # at the newest record that is adopted
-    self.adopted: collections.deque[pb.Record] = collections.deque()
     self.feedback = ErrorFeedback(NOTHING, world.run.outer.feedback)
     if standing is not None:
       self.feedback.restore(*disk.feedback(name, standing))
     self.round = round_lib.IslandRound(name, standing)
     self.blobs = set(disk.means)
-    self.state: tuple[int, Theta] | None = None  # that is served
+    self.state: tuple[int, bytes] | None = None  # that is served
     self.head = 0  # when it was welcomed
     self.in_run = False
-    self.ready_said = False  # since the last welcome
-    # By fragment, counts attempts, so that cancelled work shows.
-    self.work: collections.Counter[int] = collections.Counter()
-    outer = world.run.outer
-    self.windows = Windows(1, SAMPLE_TOKENS, outer.max_carry, outer.fragments)
+    self.work = 0  # counts attempts, so that cancelled work shows
+    self.window = 0
     self.grants: dict[int, pb.LeaseGrant] = {}  # of what is not decided
-    self.training: Callable[[], None] | None = None  # ends the step
-    self.turn = False  # a fragment is to be proposed
-    self.hand_in: dict[int, int] = {}  # by fragment, as in news.py
+    self.steps = 0
+    self.training: Callable[[bool], None] | None = None  # ends the window
     self.requested: pb.FromIsland | None = None
-    self.stands()
+    self.carried: list[pb.Window] = []
+    self.carries = 0
+    self.proposed = False
+    self.trained = 0
+    self.ending = False  # it holds the final state
     self.connect()
     self.beat()
 
@@ -152,11 +158,23 @@ class Island:
     """Calls now, or once the process is thawed; never if it is dead."""
     if not self.alive:
       return
-    if self.world.now < self.frozen_until:
-      delay = self.frozen_until - self.world.now
-      self.world.later(delay, lambda: self.awake(call))
+    if self.world.now < self.frozen_until or self._asleep:
+      self._asleep.append(call)
+      if len(self._asleep) == 1:
+        self.wake()
     else:
       call()
+
+  def wake(self) -> None:
+    """Does what came while it was frozen, in that order, if it is thawed."""
+    left = self.frozen_until - self.world.now
+    if left > 1e-9:
+      self.world.later(left, self.wake)
+      return
+    self.frozen_until = 0.0
+    calls, self._asleep = self._asleep, []
+    for call in calls:
+      self.awake(call)
 
   def later(self, bounds, call: Callable[[], None]) -> None:
     delay = self.world.random.uniform(*bounds)
@@ -180,8 +198,8 @@ class Island:
       process=self.process,
       addresses=[self.address],
       has_state=record is not None and record >= 0,
-      tokens_trained=self.windows.tokens_trained,
-      tokens_open=self.windows.tokens_uncommitted,
+      tokens_trained=self.trained,
+      tokens_open=sum(window.tokens for window in self.carried),
       leases=self.grants.values(),
     )
     if hello.has_state:
@@ -213,16 +231,16 @@ class Island:
   def send_heartbeat(self) -> None:
     busy = self.training is not None or self.hung
     beat = pb.Heartbeat(
-      tokens_trained=self.windows.tokens_trained,
-      step=self.windows.steps,
-      window=self.windows.next,
+      tokens_trained=self.trained,
+      step=self.steps,
+      window=self.window,
       activity="training" if busy else "waiting",
       hand_in_seconds=0.1,
       upload_rate=UPLOAD[self.name],
       download_rate=1e7,
     )
-    beat.record = max(0, self.held)
-    beat.oldest = self.disk.record or 0
+    beat.record = max(0, self.round.record or 0)
+    beat.oldest = min(self.disk.saved, default=0)
     self.send(pb.FromIsland(heartbeat=beat))
 
   def hear(self, message: pb.ToIsland) -> None:
@@ -235,22 +253,25 @@ class Island:
   # -------------------------------------------------- joining, as agent.py
 
   def on_welcome(self, welcome: pb.Welcome) -> None:
-    self.head, self.ready_said = welcome.head, False
+    self.head = welcome.head
     if welcome.evicted:
+      self.drop("evicted while it was silent")
+      self.give_up()
       self.carry_out(self.round.withdraw())
-      self.give_up("evicted while it was silent")
-      self.grants.clear()
     if welcome.start == pb.Welcome.START_INITIALISE:
-      if self.round.record is None:
-        self.take(0, genesis(self.world.run.outer.fragments))
-        self.give_up("its state was lost")
-        self.feedback.clear()
-        self.state = (0, self.theta)
-        self.carry_out(self.round.stand(-1))
-      self.say_state()
+      self.theta = GENESIS
+      if self.carried:
+        self.drop("its state was lost")
+        self.give_up()
+      self.feedback.clear()
+      self.state = (0, self.theta)
+      self.carry_out(self.round.stand(-1))
+      self.say_state(0)
       self.read_log(0)
     elif welcome.start == pb.Welcome.START_RESTORE:
       self.forget()
+    elif self.round.record is None:
+      pass  # it waits for a state
     elif welcome.head > self.standing:
       self.read_log(self.standing + 1)
     else:
@@ -258,34 +279,20 @@ class Island:
     if self.requested is not None:
       self.send(self.requested)
 
-  def take(self, record: int, theta: Theta) -> None:
-    """Theta is that of a record, wherever it comes from."""
-    self.held, self.theta, self.tip = record, theta, theta
-    self.flipped = False
-    self.adopted.clear()
-    self.stands()
-
-  def stands(self) -> None:
-    """Knows which record moved each fragment, as follow.py does."""
-    records = chain.effective(self.disk.records())
-    for fragment, part in enumerate(self.windows.parts):
-      moved = [r.number for r in records if chain.moves(r, fragment)]
-      part.moved = max((n for n in moved if n <= self.held), default=-1)
-
-  def give_up(self, cause: str) -> None:
+  def give_up(self) -> None:
     """What it has trained and not committed is void."""
     self.feedback.withdraw()
-    if self.windows.proposed:
+    if self.proposed:
       self.world.invariants.gave_up.add((self.name, self.incarnation))
+    self.carried, self.carries, self.proposed = [], 0, False
     self.training = self.requested = None
-    self.turn = self.in_run = False
-    self.drop(self.windows.drop(), cause)
+    self.grants.clear()
+    self.in_run = False
 
   def forget(self) -> None:
     """What it stands at is of no use; a Restore follows."""
     self.carry_out(self.round.withdraw())
     self.round.forget()
-    self.adopted.clear()
     self.in_run = False
 
   @property
@@ -299,19 +306,17 @@ class Island:
     assert self.round.record is not None
     return self.round.record
 
-  def say_state(self) -> None:
+  def say_state(self, record: int) -> None:
     part = pb.Part(addresses=[self.address])
-    blob = pb.Blob(id=state_id(self.theta), parts=[part])
-    ready = pb.StateReady(record=self.held, state=blob)
-    if len(self.theta) > 1:
-      ready.fragments.extend(self.theta)
+    blob = pb.Blob(id=self.theta, parts=[part])
+    ready = pb.StateReady(record=record, state=blob)
     self.send(pb.FromIsland(state_ready=ready))
 
   def on_offer_state(self, _) -> None:
     self.world.offers += 1
-    if self.round.record is not None:
-      self.state = (self.held, self.theta)
-      self.say_state()
+    if self.round.record is not None and self.standing >= 0:
+      self.state = (self.standing, self.theta)
+      self.say_state(self.standing)
 
   def on_restore(self, restore: pb.Restore) -> None:
     def fetched() -> None:
@@ -321,47 +326,86 @@ class Island:
       addresses = shares.addresses(restore.state)
       donor = self.world.serving(self, addresses)
       log = self.world.log_for(self)
-      served = [
-        d.state[1]
-        for d in donor
-        if d.state is not None
-        and (d.state[0], state_id(d.state[1]))
-        == (restore.record, restore.state.id)
-      ]
+      served = any(d.state == (restore.record, restore.state.id) for d in donor)
       if not served or len(log) <= restore.record:
         self.send(pb.FromIsland(fetch_failed=pb.FetchFailed(peer="donor")))
         return
+      self.theta = restore.state.id
       self.disk.log = dict(enumerate(log[: restore.record + 1]))
       self.disk.synced = set(self.disk.log)
-      before = self.held
-      self.take(restore.record, served[0])
-      self.take_over(before)
+      self.take_over(record)
       self.disk.save(restore.record, self.theta, self.feedback)
-      self.give_up("too far behind")
+      self.drop("too far behind")
+      self.give_up()
       self.carry_out(self.round.stand(restore.record))
       self.read_log(restore.record + 1)
+      if pb.Record.FromString(log[restore.record].body).final:
+        self.end()
 
     self.later(WORK, fetched)
 
-  def take_over(self, before: int) -> None:
-    """What the log up to another's state makes of its own work: follow.py."""
-    records = self.disk.records()
-    for record in records:
-      after = record.number > before and record.HasField("step")
-      if after and self.settle(record):
-        self.windows.commit(record.step.fragment)
+  def on_recheck(self, recheck: pb.Recheck) -> None:
+    """Replays the log, as rebuild.py does."""
+
+    def replayed() -> None:
+      if self.hung:
+        self.on_recheck(recheck)
+      elif self.round.record is not None and self.standing >= 0:
+        self.send(pb.FromIsland(rechecked=self.recheck(recheck.right)))
+        self.ready()
+        self.train()
+
+    self.later(WORK, replayed)
+
+  def recheck(self, right: bytes) -> pb.Rechecked:
+    disk, record = self.disk, self.standing
+    answer = pb.Rechecked(record=record, state=self.theta)
+    for start in rebuild.starts(disk.records(), self.name, disk.whole()):
+      if start.checkpoint > record:
+        continue
+      reach, theta = disk.replay(start.checkpoint, record)
+      saved = disk.saved[start.checkpoint][1]
+      if reach < record or start.agreed not in (b"", saved):
+        continue
+      sure = bool(start.agreed) or theta == right
+      if sure or not answer.rebuilt:
+        answer.checkpoint, answer.rebuilt = start.checkpoint, theta
+        answer.agreed, answer.mended = bool(start.agreed), sure
+      if sure or not right:
+        break
+    answer.mended &= answer.rebuilt != self.theta
+    if answer.mended:
+      self.theta = answer.state = answer.rebuilt
+      self.carry_out(self.round.withdraw())
+      self.drop("its state was not what its log comes to")
+      inside = self.in_run
+      self.give_up()
+      self.in_run = inside
+    return answer
+
+  def take_over(self, record: int | None) -> None:
+    """Error feedback stays as far as the log has it, as in follow.py."""
+    log = self.disk.log.values()
+    records = [pb.Record.FromString(sealed.body) for sealed in log]
+    for each in records:
+      if record is None or each.number > record:
+        self.settle(each)
     counting = {each.step.attempt for each in chain.effective(records)}
     if self.feedback.attempt not in counting:
       self.feedback.clear()
 
-  def settle(self, record: pb.Record) -> bool:
-    """What a step makes of the code that it has proposed; whether it has it."""
-    step = record.step
-    included = self.windows.includes(step, self.name, self.incarnation)
-    has = any(member.island == self.name for member in step.members)
-    if self.world.codec.sparse:
-      self.feedback.decide(step.attempt, included, has)
-    return included
+  def settle(self, record: pb.Record) -> None:
+    """What a step makes of the code that it has proposed, as in holdings.py."""
+    if not record.HasField("step"):
+      return
+    numbers = [window.number for window in self.carried]
+    own = [m for m in record.step.members if m.island == self.name]
+    included = self.proposed and any(
+      m.incarnation == self.incarnation
+      and [window.number for window in m.windows] == numbers
+      for m in own
+    )
+    self.feedback.decide(record.step.attempt, included, lost=bool(own))
 
   def read_log(self, start: int) -> None:
     def answered() -> None:
@@ -382,8 +426,8 @@ class Island:
       return
     self.send(pb.FromIsland(ready=pb.Ready(record=record)))
     self.carry_out(self.round.reconnected())
-    self.in_run = self.ready_said = True
-    self.wake()
+    self.in_run = True
+    self.train()
 
   def on_ask_records(self, ask: pb.AskRecords) -> None:
     head = max(self.disk.log, default=-1)
@@ -400,108 +444,70 @@ class Island:
     self.world.restart_later(self.name)
 
   def on_finished(self, _) -> None:
+    if self.ending:
+      self.leave()
     self.done = True
 
   # ------------------------------------------------------------ training
 
-  def wake(self) -> None:
-    """The training thread hears of something, if it is not in a step."""
-    if self.training is None and not self.hung and not self.done:
-      self.merge(early=True)
-      self.go_on()
-
-  def go_on(self) -> None:
-    """What it does between two steps, as follow.py: it may have to wait."""
-    windows = self.windows
-    if self.done or not self.in_run or self.far_ahead:
-      return
-    first = windows.turns[:1]
-    if self.turn and not first:
-      return
-    wanted = self.asked or (first if self.turn else [])
-    self.turn = False
-    for fragment in wanted:
-      if windows.parts[fragment].steps:
-        self.propose(fragment)
-    if not self.far_ahead:
-      self.train()
-
-  @property
-  def far_ahead(self) -> bool:
-    most = overlap.most_ahead(self.world.run.outer)
-    parts = self.windows.parts
-    return any(parts[f].ahead >= most for f in self.windows.proposed)
-
-  @property
-  def asked(self) -> list[int]:
-    parts = self.windows.parts
-    return self.windows.before(
-      lambda f: self.hand_in.get(f, 0) > parts[f].moved
-    )
-
   def train(self) -> None:
-    windows = self.windows
-    if self.training or self.requested or self.hung:
+    busy = self.training or self.requested or self.proposed
+    if busy or self.done or not self.in_run or self.hung:
       return
-    if windows.open is None or windows.open.steps == windows.length:
-      request = pb.LeaseRequest(window=windows.next, samples=SAMPLES)
-      self.requested = pb.FromIsland(lease_request=request)
-      self.send(self.requested)
-      return
-
-    def end() -> None:
-      if self.training is not end or self.hung:
-        return
-      self.training = None
-      self.step()
-
-    self.training = end
-    bounds = tuple(seconds * self.slowness for seconds in STEP)
-    self.later(bounds, end)
+    self.window += 1
+    request = pb.LeaseRequest(window=self.window, samples=SAMPLES)
+    self.requested = pb.FromIsland(lease_request=request)
+    self.send(self.requested)
 
   def on_lease_grant(self, grant: pb.LeaseGrant) -> None:
-    if self.requested is None or grant.window != self.windows.next:
+    if self.requested is None or grant.window != self.window:
       return
     self.requested = None
     self.grants[grant.window] = grant
-    window = self.windows.start([(i.start, i.stop) for i in grant.samples])
-    self.trains(window, 0)
-    self.go_on()
+    leased = [(i.start, i.stop) for i in grant.samples]
 
-  def trains(self, window: Window, tokens: int) -> None:
-    holder = Holder(self.name, self.incarnation, window.number)
-    self.world.invariants.has_trained(holder, window, tokens)
+    def end(early: bool) -> None:
+      """Hands the window in; what it did not use goes back to the pool."""
+      if self.training is not end or self.hung:
+        return
+      self.training = None
+      few = early or self.world.random.random() < 0.2
+      used = take(leased, 1 if few else SAMPLES)
+      tokens = SAMPLE_TOKENS * sum(stop - start for start, stop in used)
+      steps = tokens // SAMPLE_TOKENS  # of one sample each
+      window = pb.Window(number=grant.window, steps=steps, tokens=tokens)
+      for start, stop in used:
+        window.samples.add(start=start, stop=stop)
+      self.trained += tokens
+      self.steps += 1
+      holder = Holder(self.name, self.incarnation, grant.window)
+      self.world.invariants.has_trained(holder, window)
+      self.carried.append(window)
+      if self.round.record is not None:
+        self.propose()
 
-  def step(self) -> None:
-    windows, random = self.windows, self.world.random
-    windows.step()
-    assert windows.open is not None
-    self.trains(windows.open, SAMPLE_TOKENS)
-    self.turn |= windows.at_turn or random.random() < EARLY
-    self.merge(early=False)
-    if self.far_ahead or (self.turn and not windows.turns):
-      self.merge(early=True)
-    self.go_on()
+    self.training = end
+    bounds = tuple(seconds * self.slowness for seconds in WINDOW)
+    self.later(bounds, lambda: end(early=False))
 
-  def propose(self, fragment: int) -> None:
-    proposal = self.windows.propose(fragment)
-    who, theta = (self.name, self.incarnation), self.theta[fragment]
-    self.world.invariants.has_proposed(who, proposal, self.windows.steps)
-    about = *who, fragment, proposal.serial, theta
+  def propose(self) -> None:
+    about = self.name, self.incarnation, self.carried, self.theta
     blob_id = delta_id(*about, self.feedback.values)
     if self.world.codec.sparse:
       self.feedback.propose(left_by(blob_id))
+    else:
+      self.feedback.propose(NOTHING)
     self.blobs.add(blob_id)
     part = pb.Part(addresses=[self.address])
-    blob = pb.Blob(id=blob_id, length=self.length, parts=[part])
-    proposal.base = self.held
-    proposal.delta.CopyFrom(blob)
-    windows = sum(window.tokens for window in proposal.windows)
-    proposal.norm = norm(windows or proposal.tokens)
-    proposal.base_state = theta
-    proposal.tokens_trained = self.windows.tokens_trained
-    if len(self.theta) > 1:
-      proposal.blocks.add(start=fragment * BLOCKS, stop=(fragment + 1) * BLOCKS)
+    proposal = pb.Proposal(
+      base=self.standing,
+      windows=self.carried,
+      delta=pb.Blob(id=blob_id, length=self.length, parts=[part]),
+      norm=norm(self.carried),
+      base_state=self.theta,
+      tokens_trained=self.trained,
+    )
+    self.proposed = True
     self.carry_out(self.round.propose(proposal))
 
   # ----------------------------------------------------------- the round
@@ -523,17 +529,16 @@ class Island:
       match action:
         case round_lib.Send(message):
           self.send(message)
-        case round_lib.Cancel(fragment):
-          self.work[fragment] += 1
+        case round_lib.Cancel():
+          self.work += 1
         case round_lib.Reduce(plan, index):
-          reduce = lambda p=plan, i=index: self.reduce(p, i)  # noqa: E731
-          self.start(reduce, plan.fragment)
+          self.start(lambda p=plan, i=index: self.reduce(p, i))
         case round_lib.Gather():
           gather = lambda a=action: self.gather(a)  # noqa: E731
           if action.late:
             self.later(WORK, gather)
           else:
-            self.start(gather, action.fragment)
+            self.start(gather)
         case round_lib.Adopt(record, sealed):
           self.adopt(record, sealed)
         case round_lib.Keep(sealed):
@@ -541,50 +546,39 @@ class Island:
           self.disk.log[number] = sealed
         case round_lib.ReadLog(start):
           self.read_log(start)
-        case round_lib.HandIn(number, fragment):
-          self.hand_in[fragment] = number
+        case round_lib.HandIn():
+          if self.training is not None:
+            self.training(True)
         case round_lib.Diverged(record, to):
           self.diverged(record, to)
 
-  def start(self, work: Callable[[], None], fragment: int) -> None:
-    attempt = self.work[fragment]
-    self.later(WORK, lambda: work() if self.work[fragment] == attempt else None)
+  def start(self, work: Callable[[], None]) -> None:
+    attempt = self.work
+    bounds = tuple(seconds * self.slowness for seconds in WORK)
+    self.later(bounds, lambda: work() if self.work == attempt else None)
 
   def diverged(self, record: int, to: int) -> None:
     """Back to a state of its own that still counts, or to another's."""
     self.forget()
-    to = to if to >= 0 else self.last_in_common()
     back, theta = self.disk.restore(to)
     if back is None:
       failed = pb.FetchFailed(reason=f"record {record} was annulled")
       self.send(pb.FromIsland(fetch_failed=failed))
       return
-    self.take(back, theta)
+    self.theta = theta
     self.world.invariants.gave_up.add((self.name, self.incarnation))
     self.feedback.restore(*self.disk.feedback(self.name, back))
-    self.give_up("its base was annulled")
+    self.drop("its base was annulled")
+    self.give_up()
     self.carry_out(self.round.stand(back))
     self.read_log(back + 1)
 
-  def last_in_common(self) -> int:
-    """The newest record of its own that counts in the run's chain; or -1."""
-    log = self.world.log_for(self)
-    records = [pb.Record.FromString(sealed.body) for sealed in log]
-    counting = {record.number for record in chain.effective(records)}
-    common = -1
-    for number, sealed in enumerate(log):
-      own = self.disk.log.get(number)
-      if own is None or own.hash != sealed.hash:
-        break
-      common = number if number in counting else common
-    return common
-
-  def moves_again(self) -> None:
-    """The training thread was hung."""
+  def go_on(self) -> None:
+    """The training thread moves again."""
     if self.training is not None:
-      self.training()
+      self.training(True)
     else:
-      self.wake()
+      self.train()
 
   def fail(self, attempt: bytes, peer: str) -> None:
     """Nothing came from `peer`, until patience ran out."""
@@ -615,7 +609,7 @@ class Island:
       attempt=plan.attempt,
       share=index,
       mean=mean,
-      squared_norms=[norm(m.weight) ** 2 * part_of_all for m in plan.members],
+      squared_norms=[norm(m.windows) ** 2 * part_of_all for m in plan.members],
     )
     self.carry_out(self.round.reduced(report))
 
@@ -630,7 +624,7 @@ class Island:
         return
     self.blobs |= {share.mean.id for share in action.shares}
     self.disk.means |= {share.mean.id for share in action.shares}
-    self.carry_out(self.round.gathered(action.attempt, action.fragment))
+    self.carry_out(self.round.gathered(action.attempt))
 
   def retry(self, number: int) -> None:
     self.carry_out(self.round.late_fetch_failed(number))
@@ -640,78 +634,71 @@ class Island:
     return blob_id in self.blobs or any(blob_id in h.blobs for h in holders)
 
   def adopt(self, record: pb.Record, sealed: pb.SealedRecord) -> None:
-    """Writes a record to the log; the training thread merges it in time."""
-    self.tip = next_theta(self.tip, record)
-    self.world.invariants.check_adopted(sealed, self.tip)
+    self.theta = next_theta(self.theta, record)
+    if not is_flipped(self.theta):
+      self.world.invariants.check_adopted(sealed, self.theta)
     self.disk.log[record.number] = sealed
     disk, number = self.disk, record.number
     self.later(SYNC, lambda: disk.synced.add(number))
-    for holder, _ in chain.windows_of(record):
-      if holder[:2] == (self.name, self.incarnation):
-        self.grants.pop(holder.window, None)
-    if record.number == 0:
-      self.disk.save(0, self.tip, self.feedback)
-    self.adopted.append(record)
-    self.wake()
-    if not self.ready_said:
+    self.settle(record)
+    if record.number == 0 or self.world.random.random() < 0.5:
+      self.disk.save(record.number, self.theta, self.feedback)
+    if record.HasField("step"):
+      self.decide(record)
+    if record.final:
+      self.end()
+    elif self.in_run:
+      self.train()
+    else:
       self.ready()
-
-  def merge(self, early: bool) -> None:
-    """Merges what is adopted, as follow.py does."""
-    while self.adopted and (early or not self.overlaps(self.adopted[0])):
-      record = self.adopted.popleft()
-      if record.number <= self.held:
-        self.stands()
-        continue
-      self.theta, self.held = next_theta(self.theta, record), record.number
-      if record.HasField("step"):
-        self.decide(record)
-        self.windows.parts[record.step.fragment].moved = record.number
-      else:
-        self.stands()
-      if not self.flipped and self.world.random.random() < 0.5:
-        self.disk.save(record.number, self.theta, self.feedback)
-      if record.final:
-        self.leave()
-
-  def overlaps(self, record: pb.Record) -> bool:
-    """Whether a record is merged later: tau is a minimum."""
-    part = self.windows.parts[record.step.fragment]
-    tau = self.world.run.outer.overlap_steps
-    early = part.proposed > 0 and part.ahead < tau
-    return record.HasField("step") and early and not record.final
 
   def decide(self, record: pb.Record) -> None:
     """A step moved theta: what was proposed is committed, or carried."""
-    fragment, windows = record.step.fragment, self.windows
-    outer = self.world.run.outer
-    if self.settle(record):
-      windows.commit(fragment)
-      if overlap.throws_away(outer):
-        self.drop(windows.throw_away(fragment), "thrown away")
-    elif windows.carry(fragment):
-      if fragment:
-        windows.parts[fragment].drop()
-      else:
-        self.drop(windows.drop(), "carried too long")
+    mine = [
+      window.number
+      for m in record.step.members
+      if (m.island, m.incarnation) == (self.name, self.incarnation)
+      for window in m.windows
+    ]
+    self.carries = self.carries + 1 if self.carried and not mine else 0
+    self.carried = [w for w in self.carried if w.number not in mine]
+    for number in mine:
+      self.grants.pop(number, None)
+    if self.carries > self.world.run.outer.max_carry:
+      self.drop("carried too long")
+      for window in self.carried:
+        self.grants.pop(window.number, None)
+      self.carried, self.carries = [], 0
+    self.proposed = False
 
-  def drop(self, dropped: list[pb.Window], cause: str) -> None:
+  def drop(self, cause: str) -> None:
     """Tells what it will not propose, after how much it has trained."""
-    for window in dropped:
-      self.grants.pop(window.number, None)
-    if dropped:
+    if self.carried:
       self.send_heartbeat()
-      message = pb.Dropped(windows=dropped, cause=cause)
-      self.send(pb.FromIsland(dropped=message))
+      dropped = pb.Dropped(windows=self.carried, cause=cause)
+      self.send(pb.FromIsland(dropped=dropped))
+
+  def end(self) -> None:
+    """Holds the final state: until it is known to be the others', it stays."""
+    if not self.ending:
+      self.ending = True
+      self.say_end()
+
+  def say_end(self) -> None:
+    if not self.ending or self.done:
+      return
+    self.send_heartbeat()
+    if self.round.record is not None:
+      self.say_state(self.standing)
+    self.later((1.0, 1.0), self.say_end)
 
   def leave(self) -> None:
     self.send_heartbeat()
-    self.say_state()
-    tokens = self.windows.tokens_uncommitted
+    tokens = sum(window.tokens for window in self.carried)
     self.world.left_with[self.name, self.incarnation] = tokens
     self.send(pb.FromIsland(leave=pb.Leave(reason=LEFT)))
     self.done = True
 
 
-def norm(tokens: float) -> float:
-  return 1.0 + tokens
+def norm(windows) -> float:
+  return 1.0 + sum(window.tokens for window in windows)

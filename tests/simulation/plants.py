@@ -6,6 +6,7 @@ make simulate-plants
 from collections.abc import Callable
 import concurrent.futures
 import contextlib
+import math
 import sys
 from unittest import mock
 
@@ -15,13 +16,14 @@ from intellect_jax.elastic import (
   books,
   chain,
   coordination,
+  ending,
   membership,
   recovery,
   round,
   rounds,
   samples,
+  tie,
   transfers,
-  windows,
 )
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.outer import feedback
@@ -77,13 +79,13 @@ def reuse_the_old_divisor():
 
 def drop_the_carry():
   """An island that a record leaves out forgets what it has trained."""
-  carry = windows.Windows.carry
+  decide = island_lib.Island.decide
 
-  def forgetful(self, fragment: int) -> bool:
-    self._done = []
-    return carry(self, fragment)
+  def forgetful(self, record: pb.Record) -> None:
+    decide(self, record)
+    self.carried = []
 
-  return mock.patch.object(windows.Windows, "carry", forgetful)
+  return mock.patch.object(island_lib.Island, "decide", forgetful)
 
 
 def announce_before_durable():
@@ -268,15 +270,35 @@ def recover_in_the_very_next_term():
   return mock.patch.object(recovery.Recovery, "history", near)
 
 
-def offer_states_that_were_annulled():
-  return mock.patch.object(
-    transfers.Transfers, "_forget_the_old", lambda self, now: None
-  )
+@contextlib.contextmanager
+def never_forget_an_offer():
+  """Nor that it is too old, or annulled, nor that it could not be fetched.
+
+  Who learns that one way asks for another, and goes on: either suffices.
+  """
+  with (
+    mock.patch.object(
+      transfers.Transfers, "_forget_the_old", lambda self, now: None
+    ),
+    mock.patch.object(
+      transfers.Transfers,
+      "could_not_fetch",
+      lambda self, island: self._stateless.add(island),
+    ),
+  ):
+    yield
 
 
 def never_forgive_a_broken_pair():
   """Islands that once could not reach each other never share a round again."""
-  return mock.patch.object(round.CoordinatorRound, "forgive", lambda self: None)
+  on_fetch_failed = rounds.Rounds.on_fetch_failed
+
+  def unforgiving(self, member, report: pb.FetchFailed, now: float) -> None:
+    on_fetch_failed(self, member, report, now)
+    if self._forgive_at > now:
+      self._forgive_at = math.inf
+
+  return mock.patch.object(rounds.Rounds, "on_fetch_failed", unforgiving)
 
 
 def wait_for_the_dead():
@@ -286,13 +308,41 @@ def wait_for_the_dead():
   )
 
 
-def never_ask_a_second_donor():
-  """Who could not fetch a state is given the same offer again."""
-  return mock.patch.object(
-    transfers.Transfers,
-    "could_not_fetch",
-    lambda self, island: self._stateless.add(island),
-  )
+def most_votes_win_over_a_replay():
+  """Flipped states may be copies of one, and be most."""
+  rechecked = tie.Ties.rechecked
+
+  def deaf(self, island: str, answer: pb.Rechecked) -> bool:
+    answer.agreed = False
+    return rechecked(self, island, answer)
+
+  return mock.patch.object(tie.Ties, "rechecked", deaf)
+
+
+def settle_a_tie_by_the_first_word():
+  right = tie.Ties.right
+
+  def hasty(self, complete: bool) -> bytes:
+    found = right(self, complete)
+    return found or next(iter(self._claims.values()), b"")
+
+  return mock.patch.object(tie.Ties, "right", hasty)
+
+
+def offer_what_nobody_confirms():
+  """A newcomer is given the newest state, whoever says what it is."""
+  return mock.patch.object(tie.Ties, "disputed", lambda self: False)
+
+
+def leave_before_the_others_agree():
+  """Who holds the final state leaves at once."""
+  compare = ending.Ending._compare
+
+  def hasty(self, now: float) -> None:
+    self._dismiss([m for m in self._inside() if self._ties.claimed(m.island)])
+    compare(self, now)
+
+  return mock.patch.object(ending.Ending, "_compare", hasty)
 
 
 def send_what_was_left_out_before_a_record_decides():
@@ -354,10 +404,13 @@ UNSEEN: list[Plant] = [
   forget_leases_on_recovery,
   recover_from_whoever_comes_first,
   recover_in_the_very_next_term,
-  offer_states_that_were_annulled,
+  never_forget_an_offer,
   never_forgive_a_broken_pair,
   wait_for_the_dead,
-  never_ask_a_second_donor,
+  most_votes_win_over_a_replay,
+  settle_a_tie_by_the_first_word,
+  offer_what_nobody_confirms,
+  leave_before_the_others_agree,
 ]
 
 

@@ -49,8 +49,12 @@ class Seat:
     self.disk = Ledger()
     self.machine: Coordinator | None = None
     self.recovery: Recovery | None = None
+    self.force = False  # the recovery goes on with whoever is there
     self.stopped = ""  # why its machine gave up: for the operator to read
     self.crash_in: int | None = None  # actions until it dies
+    # What islands proposed with first, by island and incarnation.
+    self._claims: dict[tuple[str, int], bytes] = {}
+    self._claims_of = -1, -1  # term, record that made their state
 
   @property
   def up(self) -> bool:
@@ -78,6 +82,7 @@ class Seat:
       world = self.world
       serial = world.random.randrange(TERMS)
       self.recovery = Recovery(world.run, force, serial, world.now)
+      self.force = force
 
   def _lead(self, history: History) -> None:
     world = self.world
@@ -102,16 +107,42 @@ class Seat:
     assert self.recovery is not None
     hellos, self.recovery = self.recovery.hellos, None
     self.disk.term, self.disk.log = history.term, list(history.log)
+    heard = {m.hello.island for m in hellos.values() if m.hello.has_state}
+    if not self.force:
+      self.world.invariants.check_recovered(history.log[-1], heard)
     self._lead(history)
     for session, hello in hellos.items():
       self.heard(session, hello)
 
   def heard(self, session: int, message: pb.FromIsland) -> None:
     if self.machine is not None:
+      if message.HasField("proposal"):
+        self._claimed(session, self.machine, message.proposal)
       self.carry_out(self.machine.handle(session, message, self.world.now))
+      if message.HasField("hello"):
+        self._check_claimed(message.hello)
     elif self.recovery is not None:
       actions = self.recovery.handle(session, message, self.world.now)
       self.carry_out(actions)
+
+  def _claimed(
+    self, session: int, machine: Coordinator, proposal: pb.Proposal
+  ) -> None:
+    """Notes the state that an island proposes with, if that may count."""
+    chain = machine.books.chain
+    of = self.disk.term, chain.state
+    if self._claims_of != of:
+      self._claims_of, self._claims = of, {}
+    island = self.world.island_at(session)
+    holders = [
+      Holder(island.name, island.incarnation, w.number)
+      for w in proposal.windows
+    ]
+    if proposal.base == chain.head.number and all(
+      holder in machine.books.accounts.pool.leased for holder in holders
+    ):
+      process = island.name, island.incarnation
+      self._claims.setdefault(process, proposal.base_state)
 
   def disconnected(self, session: int) -> None:
     if self.machine is not None:
@@ -166,7 +197,14 @@ class Seat:
   def _append(self, record: pb.Record, sealed: pb.SealedRecord) -> None:
     world = self.world
     held = set().union(*(island.disk.means for island in world.islands))
-    world.invariants.check_appended(record, sealed, held)
+    assert self.machine is not None
+    members = self.machine.status(world.now).islands
+    inside = {
+      (m.island, m.incarnation) for m in members if m.state in ("in", "joining")
+    }
+    here = world.attending(self) & inside
+    claims = [c for process, c in self._claims.items() if process in here]
+    world.invariants.check_appended(record, sealed, held, claims)
     assert record.number == len(self.disk.log)
     self.disk.log.append(sealed)
     for holder, window in chain.windows_of(record):
@@ -177,6 +215,21 @@ class Seat:
   def _check_settled(self) -> None:
     head = self.disk.log[-1] if self.disk.log else None
     self.world.invariants.check_settled(head, self.disk.losses)
+
+  def _check_claimed(self, hello: pb.Hello) -> None:
+    """A recovered coordinator leases to islands what they say they have."""
+    if self.machine is None or not self.machine.books.recovered:
+      return
+    accounts, pool = (
+      self.machine.books.accounts,
+      self.machine.books.accounts.pool,
+    )
+    free = [*pool._free, (pool._unused, 1 << 60)]
+    for grant in hello.leases:
+      holder = Holder(hello.island, hello.incarnation, grant.window)
+      kept = holder in pool.leased or holder[:2] in accounts._departed
+      samples = chain.intervals(grant)
+      assert kept or subtract(samples, free), f"{holder} was forgotten"
 
   def _sent(self, message: pb.ToIsland) -> None:
     kind = message.WhichOneof("message")

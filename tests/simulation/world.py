@@ -4,7 +4,6 @@ from collections.abc import Callable
 import heapq
 import itertools
 import random
-from typing import Any
 
 from intellect_jax import config as config_lib
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
@@ -117,17 +116,13 @@ class World:
     islands: int = 3,
     trace: bool = False,
     sparse: bool = False,
-    outer: dict[str, Any] | None = None,
     **elastic,
   ):
-    """`outer` and `elastic`: settings of the run."""
     self.random = random.Random(seed)
     self.trace = trace
     self.now = 0.0
     elastic = {"minority_patience": 12.0, "annul_patience": 6.0} | elastic
     self.run = run_config(WINDOWS, sparse, **elastic)
-    self.run.outer.update(dict(inner_steps=SAMPLES) | (outer or {}))
-    config_lib.validate_run(self.run)
     self.codec = make_codec(self.run.outer.codec)
     self.digest = config_lib.digest(self.run)
     self.latency = 0.001, self.random.choice((0.02, 0.1, 0.3))
@@ -138,9 +133,10 @@ class World:
     self._streams: dict[int, Stream] = {}
     self.over = False  # the run is, and every island has left
     self.cut_pairs: set[frozenset[str]] = set()  # of islands and seats
+    self.gone: set[str] = set()  # islands that never come back
     self.last_sent: str | None = ""
     self.offers = 0  # times that somebody was asked for its state
-    self.invariants = Invariants(self.run.outer.fragments, sparse)
+    self.invariants = Invariants(sparse)
     self.left_with: dict[tuple[str, int], int] = {}  # tokens not committed
     self.seats = [Seat(self, "A"), Seat(self, "B")]
     self.seats[0].start()
@@ -203,6 +199,17 @@ class World:
     if session in self._streams:
       self._streams[session].down(message)
 
+  def island_at(self, session: int) -> Island:
+    return self._streams[session].island
+
+  def attending(self, seat: Seat) -> set[tuple[str, int]]:
+    """Islands, and their incarnations, that a coordinator can hear."""
+    return {
+      (stream.island.name, stream.island.incarnation)
+      for stream in self._streams.values()
+      if stream.seat is seat and not stream.dead
+    }
+
   def end_stream(self, session: int) -> None:
     if session in self._streams:
       self._streams[session].end()
@@ -252,11 +259,15 @@ class World:
     """Starts another process of a dead island, with its workdir or without."""
     index = [island.name for island in self.islands].index(name)
     old = self.islands[index]
-    if old.alive:
+    if old.alive or name in self.gone:
       return
     # Somebody must have kept everything: else the run is lost, rightly.
-    others = [island.disk for island in self.islands if island is not old]
-    kept = any(disk.restore()[0] is not None for disk in others)
+    kept = any(
+      island.disk.restore()[0] is not None
+      for island in self.islands
+      if island is not old
+      and not (island.alive and island.round.record is None)
+    )
     disk = Disk(term=old.disk.term) if empty and kept else old.disk
     new = Island.__new__(Island)
     self.islands[index] = new

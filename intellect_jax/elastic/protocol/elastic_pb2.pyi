@@ -255,7 +255,7 @@ class SealedRecord(_message.Message):
     def __init__(self, body: _Optional[bytes] = ..., hash: _Optional[bytes] = ..., holders: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class FromIsland(_message.Message):
-    __slots__ = ("term", "hello", "heartbeat", "state_ready", "ready", "lease_request", "proposal", "share_reduced", "prepared", "fetch_failed", "leave", "dropped", "records")
+    __slots__ = ("term", "hello", "heartbeat", "state_ready", "ready", "lease_request", "proposal", "share_reduced", "prepared", "fetch_failed", "leave", "dropped", "records", "rechecked")
     TERM_FIELD_NUMBER: _ClassVar[int]
     HELLO_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
@@ -269,6 +269,7 @@ class FromIsland(_message.Message):
     LEAVE_FIELD_NUMBER: _ClassVar[int]
     DROPPED_FIELD_NUMBER: _ClassVar[int]
     RECORDS_FIELD_NUMBER: _ClassVar[int]
+    RECHECKED_FIELD_NUMBER: _ClassVar[int]
     term: int
     hello: Hello
     heartbeat: Heartbeat
@@ -282,7 +283,8 @@ class FromIsland(_message.Message):
     leave: Leave
     dropped: Dropped
     records: Records
-    def __init__(self, term: _Optional[int] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., state_ready: _Optional[_Union[StateReady, _Mapping]] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ..., lease_request: _Optional[_Union[LeaseRequest, _Mapping]] = ..., proposal: _Optional[_Union[Proposal, _Mapping]] = ..., share_reduced: _Optional[_Union[ShareReduced, _Mapping]] = ..., prepared: _Optional[_Union[Prepared, _Mapping]] = ..., fetch_failed: _Optional[_Union[FetchFailed, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ..., dropped: _Optional[_Union[Dropped, _Mapping]] = ..., records: _Optional[_Union[Records, _Mapping]] = ...) -> None: ...
+    rechecked: Rechecked
+    def __init__(self, term: _Optional[int] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., state_ready: _Optional[_Union[StateReady, _Mapping]] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ..., lease_request: _Optional[_Union[LeaseRequest, _Mapping]] = ..., proposal: _Optional[_Union[Proposal, _Mapping]] = ..., share_reduced: _Optional[_Union[ShareReduced, _Mapping]] = ..., prepared: _Optional[_Union[Prepared, _Mapping]] = ..., fetch_failed: _Optional[_Union[FetchFailed, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ..., dropped: _Optional[_Union[Dropped, _Mapping]] = ..., records: _Optional[_Union[Records, _Mapping]] = ..., rechecked: _Optional[_Union[Rechecked, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("protocol", "run_digest", "run_id", "island", "incarnation", "process", "addresses", "place", "has_state", "record", "record_hash", "alone", "tokens_trained", "head", "leases", "tokens_open")
@@ -478,6 +480,22 @@ class FetchFailed(_message.Message):
     reason: str
     def __init__(self, attempt: _Optional[bytes] = ..., peer: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
+class Rechecked(_message.Message):
+    __slots__ = ("record", "state", "rebuilt", "checkpoint", "agreed", "mended")
+    RECORD_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    REBUILT_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
+    AGREED_FIELD_NUMBER: _ClassVar[int]
+    MENDED_FIELD_NUMBER: _ClassVar[int]
+    record: int
+    state: bytes
+    rebuilt: bytes
+    checkpoint: int
+    agreed: bool
+    mended: bool
+    def __init__(self, record: _Optional[int] = ..., state: _Optional[bytes] = ..., rebuilt: _Optional[bytes] = ..., checkpoint: _Optional[int] = ..., agreed: _Optional[bool] = ..., mended: _Optional[bool] = ...) -> None: ...
+
 class Dropped(_message.Message):
     __slots__ = ("windows", "cause")
     WINDOWS_FIELD_NUMBER: _ClassVar[int]
@@ -493,7 +511,7 @@ class Leave(_message.Message):
     def __init__(self, reason: _Optional[str] = ...) -> None: ...
 
 class ToIsland(_message.Message):
-    __slots__ = ("term", "welcome", "refusal", "restore", "offer_state", "lease_grant", "plan", "fix", "record", "finished", "ask_records", "closing")
+    __slots__ = ("term", "welcome", "refusal", "restore", "offer_state", "lease_grant", "plan", "fix", "record", "finished", "ask_records", "closing", "recheck")
     TERM_FIELD_NUMBER: _ClassVar[int]
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     REFUSAL_FIELD_NUMBER: _ClassVar[int]
@@ -506,6 +524,7 @@ class ToIsland(_message.Message):
     FINISHED_FIELD_NUMBER: _ClassVar[int]
     ASK_RECORDS_FIELD_NUMBER: _ClassVar[int]
     CLOSING_FIELD_NUMBER: _ClassVar[int]
+    RECHECK_FIELD_NUMBER: _ClassVar[int]
     term: int
     welcome: Welcome
     refusal: Refusal
@@ -518,7 +537,8 @@ class ToIsland(_message.Message):
     finished: Finished
     ask_records: AskRecords
     closing: Closing
-    def __init__(self, term: _Optional[int] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., restore: _Optional[_Union[Restore, _Mapping]] = ..., offer_state: _Optional[_Union[OfferState, _Mapping]] = ..., lease_grant: _Optional[_Union[LeaseGrant, _Mapping]] = ..., plan: _Optional[_Union[Plan, _Mapping]] = ..., fix: _Optional[_Union[Fix, _Mapping]] = ..., record: _Optional[_Union[SealedRecord, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., ask_records: _Optional[_Union[AskRecords, _Mapping]] = ..., closing: _Optional[_Union[Closing, _Mapping]] = ...) -> None: ...
+    recheck: Recheck
+    def __init__(self, term: _Optional[int] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., restore: _Optional[_Union[Restore, _Mapping]] = ..., offer_state: _Optional[_Union[OfferState, _Mapping]] = ..., lease_grant: _Optional[_Union[LeaseGrant, _Mapping]] = ..., plan: _Optional[_Union[Plan, _Mapping]] = ..., fix: _Optional[_Union[Fix, _Mapping]] = ..., record: _Optional[_Union[SealedRecord, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., ask_records: _Optional[_Union[AskRecords, _Mapping]] = ..., closing: _Optional[_Union[Closing, _Mapping]] = ..., recheck: _Optional[_Union[Recheck, _Mapping]] = ...) -> None: ...
 
 class Welcome(_message.Message):
     __slots__ = ("run_id", "head", "start", "evicted", "relays")
@@ -575,6 +595,12 @@ class Closing(_message.Message):
 class OfferState(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class Recheck(_message.Message):
+    __slots__ = ("right",)
+    RIGHT_FIELD_NUMBER: _ClassVar[int]
+    right: bytes
+    def __init__(self, right: _Optional[bytes] = ...) -> None: ...
 
 class LeaseGrant(_message.Message):
     __slots__ = ("window", "samples")

@@ -109,7 +109,7 @@ class Count(_message.Message):
     def __init__(self) -> None: ...
 
 class Order(_message.Message):
-    __slots__ = ("initialise", "restore", "stand", "window", "step", "freeze", "merge", "revert", "save", "end")
+    __slots__ = ("initialise", "restore", "stand", "window", "step", "freeze", "merge", "revert", "save", "end", "rebuild")
     INITIALISE_FIELD_NUMBER: _ClassVar[int]
     RESTORE_FIELD_NUMBER: _ClassVar[int]
     STAND_FIELD_NUMBER: _ClassVar[int]
@@ -120,6 +120,7 @@ class Order(_message.Message):
     REVERT_FIELD_NUMBER: _ClassVar[int]
     SAVE_FIELD_NUMBER: _ClassVar[int]
     END_FIELD_NUMBER: _ClassVar[int]
+    REBUILD_FIELD_NUMBER: _ClassVar[int]
     initialise: Initialise
     restore: RestoreCheckpoint
     stand: Stand
@@ -130,7 +131,8 @@ class Order(_message.Message):
     revert: Revert
     save: Save
     end: End
-    def __init__(self, initialise: _Optional[_Union[Initialise, _Mapping]] = ..., restore: _Optional[_Union[RestoreCheckpoint, _Mapping]] = ..., stand: _Optional[_Union[Stand, _Mapping]] = ..., window: _Optional[_Union[_elastic_pb2.LeaseGrant, _Mapping]] = ..., step: _Optional[_Union[Step, _Mapping]] = ..., freeze: _Optional[_Union[Freeze, _Mapping]] = ..., merge: _Optional[_Union[Merge, _Mapping]] = ..., revert: _Optional[_Union[Revert, _Mapping]] = ..., save: _Optional[_Union[Save, _Mapping]] = ..., end: _Optional[_Union[End, _Mapping]] = ...) -> None: ...
+    rebuild: Rebuild
+    def __init__(self, initialise: _Optional[_Union[Initialise, _Mapping]] = ..., restore: _Optional[_Union[RestoreCheckpoint, _Mapping]] = ..., stand: _Optional[_Union[Stand, _Mapping]] = ..., window: _Optional[_Union[_elastic_pb2.LeaseGrant, _Mapping]] = ..., step: _Optional[_Union[Step, _Mapping]] = ..., freeze: _Optional[_Union[Freeze, _Mapping]] = ..., merge: _Optional[_Union[Merge, _Mapping]] = ..., revert: _Optional[_Union[Revert, _Mapping]] = ..., save: _Optional[_Union[Save, _Mapping]] = ..., end: _Optional[_Union[End, _Mapping]] = ..., rebuild: _Optional[_Union[Rebuild, _Mapping]] = ...) -> None: ...
 
 class Initialise(_message.Message):
     __slots__ = ()
@@ -198,6 +200,18 @@ class Save(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class Rebuild(_message.Message):
+    __slots__ = ("checkpoint", "record", "agreed", "right")
+    CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
+    RECORD_FIELD_NUMBER: _ClassVar[int]
+    AGREED_FIELD_NUMBER: _ClassVar[int]
+    RIGHT_FIELD_NUMBER: _ClassVar[int]
+    checkpoint: int
+    record: int
+    agreed: bytes
+    right: bytes
+    def __init__(self, checkpoint: _Optional[int] = ..., record: _Optional[int] = ..., agreed: _Optional[bytes] = ..., right: _Optional[bytes] = ...) -> None: ...
+
 class End(_message.Message):
     __slots__ = ("failure",)
     FAILURE_FIELD_NUMBER: _ClassVar[int]
@@ -205,7 +219,7 @@ class End(_message.Message):
     def __init__(self, failure: _Optional[str] = ...) -> None: ...
 
 class Report(_message.Message):
-    __slots__ = ("culprit", "failure", "cancelled", "addresses", "hashes", "squared_norms", "mean_squared_norm", "blob", "record", "state_hash", "fragments", "bytes_sent", "bytes_relayed", "bytes_received", "upload_rate", "download_rate")
+    __slots__ = ("culprit", "failure", "cancelled", "addresses", "hashes", "squared_norms", "mean_squared_norm", "blob", "record", "state_hash", "rebuilt", "fragments", "bytes_sent", "bytes_relayed", "bytes_received", "upload_rate", "download_rate")
     CULPRIT_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
     CANCELLED_FIELD_NUMBER: _ClassVar[int]
@@ -216,6 +230,7 @@ class Report(_message.Message):
     BLOB_FIELD_NUMBER: _ClassVar[int]
     RECORD_FIELD_NUMBER: _ClassVar[int]
     STATE_HASH_FIELD_NUMBER: _ClassVar[int]
+    REBUILT_FIELD_NUMBER: _ClassVar[int]
     FRAGMENTS_FIELD_NUMBER: _ClassVar[int]
     BYTES_SENT_FIELD_NUMBER: _ClassVar[int]
     BYTES_RELAYED_FIELD_NUMBER: _ClassVar[int]
@@ -232,10 +247,11 @@ class Report(_message.Message):
     blob: _elastic_pb2.Blob
     record: int
     state_hash: bytes
+    rebuilt: bytes
     fragments: _containers.RepeatedScalarFieldContainer[bytes]
     bytes_sent: int
     bytes_relayed: int
     bytes_received: int
     upload_rate: float
     download_rate: float
-    def __init__(self, culprit: _Optional[str] = ..., failure: _Optional[str] = ..., cancelled: _Optional[bool] = ..., addresses: _Optional[_Iterable[str]] = ..., hashes: _Optional[bytes] = ..., squared_norms: _Optional[_Iterable[float]] = ..., mean_squared_norm: _Optional[float] = ..., blob: _Optional[_Union[_elastic_pb2.Blob, _Mapping]] = ..., record: _Optional[int] = ..., state_hash: _Optional[bytes] = ..., fragments: _Optional[_Iterable[bytes]] = ..., bytes_sent: _Optional[int] = ..., bytes_relayed: _Optional[int] = ..., bytes_received: _Optional[int] = ..., upload_rate: _Optional[float] = ..., download_rate: _Optional[float] = ...) -> None: ...
+    def __init__(self, culprit: _Optional[str] = ..., failure: _Optional[str] = ..., cancelled: _Optional[bool] = ..., addresses: _Optional[_Iterable[str]] = ..., hashes: _Optional[bytes] = ..., squared_norms: _Optional[_Iterable[float]] = ..., mean_squared_norm: _Optional[float] = ..., blob: _Optional[_Union[_elastic_pb2.Blob, _Mapping]] = ..., record: _Optional[int] = ..., state_hash: _Optional[bytes] = ..., rebuilt: _Optional[bytes] = ..., fragments: _Optional[_Iterable[bytes]] = ..., bytes_sent: _Optional[int] = ..., bytes_relayed: _Optional[int] = ..., bytes_received: _Optional[int] = ..., upload_rate: _Optional[float] = ..., download_rate: _Optional[float] = ...) -> None: ...

@@ -1,0 +1,1 @@
+"""EleutherAI's lm-evaluation-harness, over this project's models."""

@@ -1,0 +1,1 @@
+"""A trained model at work: it writes text, and says how likely text is."""
