@@ -196,9 +196,9 @@ class BareIsland:
     )
     part = Part(
       Watched(codec, store, self._fetcher, tell=tell, faults=self.faults),
-      MeanShelf(store, self._log, codec.block_bytes, self._mean_bytes),
+      MeanShelf(store, self._log, codec.block_bytes, [self._mean_bytes]),
       self._log,
-      self._mean_bytes,
+      [self._mean_bytes],
       InnerNetwork(),
       self._offer,
     )
@@ -260,17 +260,13 @@ class BareIsland:
       self._codec, self._delta(), self._mean_bytes, self._chunk
     )
     self.faults.at("propose")
-    self._agent.propose(
-      pb.Proposal(
-        base=self._record.number,
-        windows=self._windows.propose(),
-        delta=self._store.publish_hashed(
-          delta.manifest(self._chunk), delta.codes
-        ),
-        norm=math.sqrt(delta.squares[0]),
-        base_state=self._state,
-      )
-    )
+    proposal = self._windows.propose(0)
+    proposal.base = self._record.number
+    blob = self._store.publish_hashed(delta.manifest(self._chunk), delta.codes)
+    proposal.delta.CopyFrom(blob)
+    proposal.norm = math.sqrt(delta.squares[0])
+    proposal.base_state = self._state
+    self._agent.propose(proposal)
     self._tell("proposed")
     while self._windows.proposed:
       news.wait(lambda: news.any, "a record")
@@ -336,14 +332,11 @@ class BareIsland:
       return
     self._tell("committed", record=record.number)
     if record.HasField("step"):
-      if self._windows.included(
-        list(record.step.members),
-        self._identity.island,
-        self._identity.incarnation,
-      ):
-        self._windows.commit()
+      who = self._identity.island, self._identity.incarnation
+      if self._windows.includes(record.step, *who):
+        self._windows.commit(0)
       else:
-        self._windows.carry()
+        self._windows.carry(0)
       mean = self._log.mean(record.number)
       assert mean is not None
       self._outer.apply(record, mean, self._codec)

@@ -40,17 +40,9 @@ from intellect_jax.outer import kernels
 
 _STEPS = 24  # H
 _CONFIG = config_lib.base_path().with_name("tiny.py")
-_SETTINGS = dict(  # 18M values, and steps of some 50 ms on one core
-  tokens=10**9,
-  evaluation=dict(sequences=0),
+_RUN = dict(  # 18M values, and steps of some 50 ms on one core
   model=dict(layers=4, width=256, vocab_size=32_000),
   inner=dict(batch_size=2),
-  outer=dict(
-    inner_steps=_STEPS,
-    overlap_steps=1,
-    merge_alpha=0.5,
-    max_ahead_steps=_STEPS,
-  ),
 )
 
 Row = dict[str, Any]
@@ -65,21 +57,22 @@ def main() -> None:
   options = parser.parse_args()
   found = machine.describe()
   rounds = 4 if options.quick else 20
-  rows = [measure(rounds)]
+  rows = [measure(fragments, rounds) for fragments in (1, 4)]
   rich.console.Console().print(table(rows))
   if options.json:
     text = json.dumps(dict(machine=found, rows=rows), indent=1)
     pathlib.Path(options.json).write_text(text + "\n")
 
 
-def measure(rounds: int) -> Row:
-  """Trains for so many rounds, beside another island."""
+def measure(fragments: int, rounds: int) -> Row:
+  """Trains for so many rounds of all fragments, beside another island."""
   train_core, exchange_core = sorted(os.sched_getaffinity(0))[:2]
+  settings = _settings(fragments)
   with contextlib.ExitStack() as stack:
     folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
     stack.callback(os.sched_setaffinity, 0, os.sched_getaffinity(0))
     os.sched_setaffinity(0, {exchange_core})  # what is started inherits it
-    parts = swarm.Swarm(folder, 1, _flags(_SETTINGS))
+    parts = swarm.Swarm(folder, 1, _flags(settings))
     stack.enter_context(parts)
     description = describe([parts.address], rpc.LOOPBACK, patience=60.0)
     config = config_lib.load(_CONFIG)
@@ -100,12 +93,25 @@ def measure(rounds: int) -> Row:
     os.sched_setaffinity(0, {train_core})
     beside, without = _times(mesh, step, rounds)
   row = dict(
+    fragments=fragments,
     steps_beside=len(beside),
     steps_without=len(without),
     beside=statistics.median(beside),
     without=statistics.median(without),
   )
   return row | dict(ratio=row["beside"] / row["without"])
+
+
+def _settings(fragments: int) -> dict[str, Any]:
+  outer = dict(
+    inner_steps=_STEPS,
+    fragments=fragments,
+    overlap_steps=1,
+    merge_alpha=0.5,
+    max_ahead_steps=_STEPS,
+  )
+  settings = dict(tokens=10**9, evaluation=dict(sequences=0), outer=outer)
+  return settings | _RUN
 
 
 def _flags(settings: dict[str, Any], path: str = "run") -> list[str]:
@@ -125,7 +131,7 @@ def _times(
   times: dict[bool, list[float]] = {True: [], False: []}
   state, first, last = mesh.state, True, None
   for batch in mesh.batches():
-    flies = mesh._windows.proposed
+    flies = bool(mesh._windows.proposed)
     begin = time.perf_counter()
     state, metrics = step(state, batch, mesh.schedule())
     jax.block_until_ready(state)
@@ -137,7 +143,7 @@ def _times(
     state = mesh.after_step(state, metrics)
     first = before != (mesh.record, mesh._windows.proposed)
     if last is None and mesh.record and first:  # all is compiled by then
-      last = mesh.record + rounds + 1
+      last = mesh.record + (rounds + 1) * len(mesh._windows.parts)
     if last is not None and mesh.record >= last:
       mesh.stop()
   return times[True], times[False]
@@ -145,10 +151,11 @@ def _times(
 
 def table(rows: list[Row]) -> rich.table.Table:
   result = rich.table.Table(title="an inner step beside an exchange")
-  for column in ("ms beside", "steps", "ms without", "steps", "x"):
+  for column in ("fragments", "ms beside", "steps", "ms without", "steps", "x"):
     result.add_column(column, justify="right")
   for row in rows:
     result.add_row(
+      str(row["fragments"]),
       f"{1e3 * row['beside']:.1f}",
       str(row["steps_beside"]),
       f"{1e3 * row['without']:.1f}",

@@ -128,6 +128,9 @@ def run_config() -> ml_collections.ConfigDict:
       # alpha: x <- alpha x + (1 - alpha) theta at a merge. With overlap 0.5 [S];
       # 0 throws away the steps of the overlap [P 8].
       merge_alpha=0.0,
+      # P: parts of the model that are exchanged one after the other, H / P steps
+      # apart; 1: all of it at once [S].
+      fragments=1,
       max_carry=1,  # records that left-out work is carried over [P 3]
       # x the median norm of a delta per inner step, beyond which one is scaled
       # down; 0: none is [P 3]

@@ -188,6 +188,13 @@ def validate_run(run: ConfigDict) -> None:
     outer.overlap_steps,
     f"not negative, and below run.outer.inner_steps={outer.inner_steps}",
   )
+  most = min(outer.inner_steps, model.layers)
+  _require(
+    1 <= outer.fragments <= most,
+    "run.outer.fragments",
+    outer.fragments,
+    f"from 1 to {most}: each has a layer, and a step of run.outer.inner_steps",
+  )
   _require(
     0 <= outer.merge_alpha < 1,
     "run.outer.merge_alpha",
@@ -295,6 +302,12 @@ def _validate_sparse(outer: ConfigDict) -> None:
     outer.merge_alpha,
     "0 with run.outer.codec=sparse2, whose error feedback has what was not sent:"
     " in x it would count twice",
+  )
+  _require(
+    outer.fragments == 1,
+    "run.outer.fragments",
+    outer.fragments,
+    "1 with run.outer.codec=sparse2",
   )
   _require(
     0 <= outer.feedback <= 1,

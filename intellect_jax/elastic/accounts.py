@@ -25,6 +25,8 @@ from intellect_jax.elastic.samples import (
 
 Leases = dict[Holder, list[Interval]]
 
+_UNKNOWN = "given up, and no ledger says why"
+
 
 @dataclasses.dataclass(frozen=True)
 class _Departure:
@@ -194,6 +196,7 @@ class Accounts:
       lost[loss.island, loss.incarnation, loss.cause] -= loss.tokens
     for (island, incarnation, cause), tokens in owed.items():
       tokens = min(tokens, lost[island, incarnation, cause])
+      self._take_back(island, incarnation, tokens, _UNKNOWN)  # now it is known
       self._lose(island, incarnation, tokens, cause)
 
   def correct(self, members: Iterable[Member]) -> None:
@@ -203,11 +206,14 @@ class Accounts:
         excess = self.settled(member) - member.heartbeat.tokens_trained
         self._take_back(member.island, member.incarnation, excess)
 
-  def _take_back(self, island: str, incarnation: int, tokens: int) -> None:
-    """Some of what was counted as lost was not."""
+  def _take_back(
+    self, island: str, incarnation: int, tokens: int, cause: str = ""
+  ) -> None:
+    """Some of what was counted as lost was not; or not for this cause."""
     before = tokens
     for loss in reversed(self.losses):
-      if (loss.island, loss.incarnation) == (island, incarnation):
+      who = loss.island, loss.incarnation
+      if who == (island, incarnation) and cause in ("", loss.cause):
         found = max(0, min(tokens, loss.tokens))
         loss.tokens -= found
         tokens -= found
@@ -231,8 +237,8 @@ class Accounts:
     """
     if not any(each.member is member for each in self._unsettled):
       who = member.island, member.incarnation
-      cause = "given up, and no ledger says why"
-      self._lose(*who, trained - open_ - self.settled(member), cause)
+      given_up = trained - open_ - self.settled(member)
+      self._lose(*who, given_up, _UNKNOWN)
 
   def depart(self, member: Member, cause: str) -> None:
     """An incarnation is out, with all that is leased to it now."""

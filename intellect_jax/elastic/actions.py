@@ -129,12 +129,15 @@ class Gather:
   attempt: bytes
   shares: list[pb.Share]
   holders: list[str]  # addresses that may have shares besides their owners
+  fragment: int = 0
   late: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Cancel:
-  """Stop working for any open attempt; means of records are still needed."""
+  """Stop working for a fragment's open attempt; means of records are needed."""
+
+  fragment: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,6 +175,7 @@ class HandIn:
   """Propose what is trained, after the step that is under way."""
 
   number: int  # of the record that it may be in
+  fragment: int = 0
 
 
 IslandAction = (

@@ -185,7 +185,7 @@ class Agent:
     proposal.tokens_trained = self.news.heartbeat.tokens_trained
 
     def step() -> None:
-      self._hands.serves_delta(proposal.delta.id)
+      self._hands.serves_delta(proposal.fragment, proposal.delta.id)
       self._carry_out(self._round.propose(proposal))
 
     self._inbox.put(step)
@@ -237,7 +237,7 @@ class Agent:
 
     def step() -> None:
       self._carry_out(self._round.withdraw())
-      self._hands.withdraw_delta()
+      self._hands.withdraw_deltas()
 
     self._inbox.put(step)
 
@@ -338,7 +338,7 @@ class Agent:
     if welcome.evicted:
       self._introduction.leases_ended()
       self._carry_out(self._round.withdraw())
-      self._hands.withdraw_delta()
+      self._hands.withdraw_deltas()
     record = self._round.record
     if welcome.start == pb.Welcome.START_GO_ON and record is not None:
       if welcome.head > record:
@@ -359,7 +359,7 @@ class Agent:
   def _forget_state(self) -> None:
     """What this island stands at is of no use; a Restore follows."""
     self._carry_out(self._round.withdraw())
-    self._hands.withdraw_delta()
+    self._hands.withdraw_deltas()
     self._round.forget()
     with self.news.changed:
       self.news.adopted.clear()
@@ -458,8 +458,8 @@ class Agent:
       match action:
         case round_lib.Send(message):
           self._send(message)
-        case round_lib.Cancel():
-          self._hands.cancel()
+        case round_lib.Cancel(fragment):
+          self._hands.cancel(fragment)
         case round_lib.Reduce(plan, index):
           self._hands.reduce(plan, index)
         case round_lib.Gather():
@@ -468,9 +468,9 @@ class Agent:
           self._adopt(record, sealed)
         case round_lib.ReadLog(start):
           self._read_log(start)
-        case round_lib.HandIn(number):
+        case round_lib.HandIn(number, fragment):
           with self.news.changed:
-            self.news.hand_in = number
+            self.news.hand_in[fragment] = number
             self.news.changed.notify_all()
         case round_lib.Keep(sealed):
           self._write(lambda s=sealed: self._crew.write([s]))
@@ -501,7 +501,7 @@ class Agent:
   def _adopt(self, record: pb.Record, sealed: pb.SealedRecord) -> None:
     self._write(lambda: self._crew.adopt(sealed))
     if record.HasField("step"):  # else it is proposed again
-      self._hands.withdraw_delta()
+      self._hands.withdraw_delta(record.step.fragment)
     self._introduction.decided(record)
     with self.news.changed:
       self.news.adopted.append(record)

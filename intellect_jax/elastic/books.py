@@ -95,8 +95,9 @@ class Books:
   def append(self, record: pb.Record, now: float) -> None:
     """Completes a record, makes it durable, then announces it."""
     record.islands = max(1, len(self._members.inside()))
+    commits = record.HasField("step") and not record.step.fragment
     record.final = record.total_tokens >= self.run.tokens or (
-      record.HasField("step") and self.steering.finish
+      commits and self.steering.finish
     )
     sealed = self.chain.link(record, self.term)
     self._keep(record, sealed, now)

@@ -53,13 +53,34 @@ class Chain:
     """The number, or -1 if that record is annulled, or unknown."""
     return number if any(r.number == number for r in self.effective) else -1
 
+  def moved(self, fragment: int) -> int:
+    """Number of the newest record that a fragment of theta and b stands at.
+
+    An annulment moves all of them.
+    """
+    for record in reversed(self.effective):
+      if moves(record, fragment):
+        return record.number
+    return -1
+
   def state_at(self, number: int) -> bytes:
-    """The hash of theta and b at a record that counts; empty: not known yet."""
+    """The hash of theta and b at a record that counts; empty: not known yet.
+
+    Of several fragments nobody names the hash of all.
+    """
     steps = [r for r in self.effective if r.HasField("step")]
     later = (record.step for record in steps if record.number > number)
     if (step := next(later, None)) is not None:
-      return step.base_state
+      return b"" if step.blocks else step.base_state
     return b"" if steps or not self.records else self.records[0].genesis.state
+
+  def fragment_at(self, number: int, fragment: int) -> bytes:
+    """The hash of one of several fragments, likewise."""
+    for record in self.effective:
+      step = record.step if record.HasField("step") else None
+      if record.number > number and step and step.fragment == fragment:
+        return step.base_state
+    return b""
 
   def has(self, number: int, digest: bytes) -> bool:
     """Whether this very record is in the chain."""
@@ -101,6 +122,13 @@ def continuation(
     found.append((record, sealed))
     before, tip = record, sealed.hash
   return found
+
+
+def moves(record: pb.Record, fragment: int) -> bool:
+  """Whether a record makes a fragment of theta and b what it is."""
+  if record.HasField("step"):
+    return record.step.fragment == fragment
+  return record.HasField("genesis") or record.HasField("annulment")
 
 
 def effective(records: Sequence[pb.Record]) -> list[pb.Record]:

@@ -355,7 +355,8 @@ class Coordinator:
 
   def _repair(self, member: Member) -> None:
     """A member's state is not the run's: its log may mend it."""
-    if not self._ties.ask(member.island):  # it was asked, and could not
+    several = self.books.run.outer.fragments > 1  # their hashes prove no replay
+    if several or not self._ties.ask(member.island):  # or it could not
       self._give_state(member)
       return
     text = f"{member.island} diverged at record {self.head.number}"

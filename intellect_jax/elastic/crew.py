@@ -26,7 +26,7 @@ from intellect_jax.elastic.part import Part
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.elastic.protocol import island_pb2 as ipb
 from intellect_jax.elastic.protocol import island_pb2_grpc as ipb_grpc
-from intellect_jax.elastic.replica import DELTA, Replica
+from intellect_jax.elastic.replica import Replica, delta_name
 
 _NEVER = threading.Event()
 _LOOK = 0.1  # seconds between two looks at whether work was cancelled
@@ -111,16 +111,20 @@ class Crew:
 
   # -------------------------------------------------------------- deltas, means
 
-  def propose_delta(self, keep_x: bool) -> tuple[pb.Blob, float]:
+  def propose_delta(
+    self, keep_x: bool, fragment: int = 0
+  ) -> tuple[pb.Blob, float]:
     """Encodes theta - x once, and serves it until it is withdrawn.
 
     Args:
       keep_x: steps will go on from here before the record comes.
+      fragment: of which.
 
     Returns:
       The blob, and the norm of the decoded delta.
     """
-    reports = self.order(ipb.Order(freeze=ipb.Freeze(keep_x=keep_x)))
+    freeze = ipb.Freeze(keep_x=keep_x, fragment=fragment)
+    reports = self.order(ipb.Order(freeze=freeze))
     states = {report.state_hash for report in reports}
     if len(states) > 1:
       raise RuntimeError(
@@ -128,7 +132,8 @@ class Crew:
         " has to be started again; if it comes back, test the hosts' memory."
       )
     norm = math.sqrt(sum(r.squared_norms[0] for r in reports))
-    return self._serve(DELTA, self._part.mean_bytes, reports), norm
+    length = self._part.mean_bytes[fragment]
+    return self._serve(delta_name(fragment), length, reports, fragment), norm
 
   def reduce(
     self, plan: pb.Plan, index: int, cancelled: threading.Event
@@ -142,17 +147,17 @@ class Crew:
     return pb.ShareReduced(
       attempt=plan.attempt,
       share=index,
-      mean=self._serve(plan.attempt, length, reports),
+      mean=self._serve(plan.attempt, length, reports, plan.fragment),
       squared_norms=[sum(parts) for parts in squares],
       mean_squared_norm=sum(r.mean_squared_norm for r in reports),
     )
 
   def _serve(
-    self, kept: bytes, length: int, reports: list[ipb.Report]
+    self, kept: bytes, length: int, reports: list[ipb.Report], fragment: int
   ) -> pb.Blob:
     """Serves what the processes have kept as one blob in parts."""
     hashes = b"".join(report.hashes for report in reports)
-    manifest = blobs.Manifest(length, self._part.chunk, hashes)
+    manifest = blobs.Manifest(length, self._part.chunk(fragment), hashes)
     serve = ipb.Serve(kept=kept, id=manifest.id, manifest=manifest.pack())
     served = self.do(ipb.Task(serve=serve))
     parts = [part for report in served for part in report.blob.parts]
@@ -169,10 +174,14 @@ class Crew:
       attempt=action.attempt,
       shares=action.shares,
       holders=action.holders,
+      fragment=action.fragment,
     )
     self._bring(gather.id, ipb.Task(gather=gather), cancelled)
     shelve = ipb.Shelve(
-      id=gather.id, attempt=action.attempt, shares=action.shares
+      id=gather.id,
+      attempt=action.attempt,
+      shares=action.shares,
+      fragment=action.fragment,
     )
     self.do(ipb.Task(shelve=shelve), cancelled)
 
@@ -222,7 +231,9 @@ class Crew:
     for report in others:
       if report.blob.id == own.blob.id:  # else it is about to move theta
         own.blob.parts.extend(report.blob.parts)
-    return pb.StateReady(record=own.record, state=own.blob)
+    return pb.StateReady(
+      record=own.record, state=own.blob, fragments=own.fragments
+    )
 
   def addresses(self) -> list[str]:
     """Where others reach this island."""

@@ -166,7 +166,7 @@ class Diary:
       tokens_trained=windows.tokens_trained,
       tokens_committed=windows.tokens_committed,
       tokens_lost=windows.tokens_lost,
-      theta_hash={self._island: held.state_hash().hex()},
+      theta_hash={self._island: held.whole_hash().hex()},
       bytes_sent={self._island: sent},
       bytes_relayed={self._island: relayed},
       bytes_received={self._island: received},

@@ -43,7 +43,8 @@ class Evaluation:
     that of the final record.
     """
     evaluate, record = self._evaluate, self._held.record
-    turn = whose_turn(record.number, record.final, self._every, members)
+    turns = record.number // len(self._held.fragments)
+    turn = whose_turn(turns, record.final, self._every, members)
     busy = self._running is not None and not self._running.done()
     if evaluate is None or turn != self._island or (busy and not record.final):
       return

@@ -11,7 +11,7 @@ import numpy as np
 
 from intellect_jax.elastic.means import Mean
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
-from intellect_jax.elastic.state import PIECE, OuterState, pieces
+from intellect_jax.elastic.state import PIECE, OuterState, pieces, runs_of
 from intellect_jax.outer import kernels, merge, nesterov
 from intellect_jax.outer.codec import Codec
 
@@ -58,7 +58,7 @@ def direction(
     state: stands at `record`.
     record: the step.
     mean: its mean.
-    before: that of the step before; None: it is not here any more.
+    before: that of the fragment's step before; None: it is not here any more.
     codec: of both.
 
   Returns:
@@ -66,7 +66,8 @@ def direction(
   """
   along = square = across = square_before = 0.0
   buffers = np.empty((3, PIECE), np.float32)
-  for place, codes in pieces(len(state.momentum), codec):
+  runs = runs_of(record.step, len(state.momentum), codec)
+  for place, codes in pieces(runs, codec):
     momentum, now, then = buffers[:, : place.stop - place.start]
     if not state.read_momentum(record.number, place, momentum):
       return None

@@ -58,26 +58,54 @@ class Follower:
     self._evaluation = evaluation
     self._initialise = initialise
     self._steering = Steering()
-    self._outer = run.outer  # as it was at the newest proposal
+    # By fragment, the outer settings as they were at its newest proposal.
+    self._rules = [run.outer] * len(windows.parts)
     self._lease_seconds = run.elastic.lease_seconds
 
-  def propose(self) -> None:
-    """Freezes the delta, encodes it once, publishes and proposes it."""
+  # ------------------------------------------------------------ proposals
+
+  @property
+  def asked(self) -> list[int]:
+    """Fragments that had better be proposed now: all, before leaving."""
+    parts, hand_in = self._windows.parts, self._news.hand_in
+    return self._windows.before(
+      lambda f: self.stopping or hand_in.get(f, 0) > parts[f].moved
+    )
+
+  def hand_in(self) -> None:
+    """Proposes the fragments that are asked for, or whose turn it is."""
+    windows = self._windows
+    if windows.open is not None and windows.at_turn and not self.stopping:
+      self._wait(lambda: bool(windows.turns))
+      first = windows.turns[:1]
+    else:
+      first = []
+    for fragment in self.asked or first:
+      if windows.parts[fragment].steps:
+        self._propose(fragment)
+    self.catch_up()
+    if self.stopping:
+      windows.end()
+
+  def _propose(self, fragment: int) -> None:
+    """Freezes a delta, encodes it once, publishes and proposes it."""
     held, began = self._held, time.monotonic()
-    self._outer = outer = self.run.outer
+    self._rules[fragment] = outer = self.run.outer
     keep_x = overlap.most_ahead(outer) > 0 and not overlap.blends(outer)
     with self._news.busy("encoding", held.slow_seconds):
-      delta, norm = self._crew.propose_delta(keep_x)
+      delta, norm = self._crew.propose_delta(keep_x, fragment)
     self._diary.hand_in_seconds = time.monotonic() - began
-    self._agent.propose(
-      pb.Proposal(
-        base=held.record.number,
-        windows=self._windows.propose(),
-        delta=delta,
-        norm=norm,
-        base_state=held.state_hash(),
-      )
-    )
+    proposal = self._windows.propose(fragment)
+    proposal.base = held.record.number
+    proposal.delta.CopyFrom(delta)
+    proposal.norm = norm
+    proposal.base_state = held.state_hash(fragment)
+    if len(held.fragments) > 1:
+      for start, stop in held.fragments[fragment].runs:
+        proposal.blocks.add(start=start, stop=stop)
+    self._agent.propose(proposal)
+
+  # ------------------------------------------------------------- records
 
   @property
   def due(self) -> bool:
@@ -86,22 +114,35 @@ class Follower:
     return news.diverted or (bool(news.adopted) and not self._overlaps)
 
   @property
-  def far_ahead(self) -> bool:
-    """Whether training has to wait for the record."""
-    windows, most = self._windows, overlap.most_ahead(self._outer)
-    return windows.proposed and windows.ahead >= most
+  def _overlaps(self) -> bool:
+    """Whether the next record is merged later: tau is a minimum."""
+    record = self._news.adopted[0]
+    part = self._windows.parts[record.step.fragment]
+    tau = self._rules[record.step.fragment].overlap_steps
+    early = record.HasField("step") and part.proposed and part.ahead < tau
+    return bool(early) and not (self.stopping or record.final)
 
   @property
-  def _overlaps(self) -> bool:
-    """Whether a record that is there is merged later: tau is a minimum."""
-    windows = self._windows
-    early = windows.proposed and windows.ahead < self._outer.overlap_steps
-    return early and not (self.stopping or self._news.adopted[-1].final)
+  def far_ahead(self) -> bool:
+    """Whether training has to wait for a record."""
+    return any(
+      self._windows.parts[fragment].ahead
+      >= overlap.most_ahead(self._rules[fragment])
+      for fragment in self._windows.proposed
+    )
 
-  def await_record(self) -> None:
-    """Waits until the proposal is decided, if there is one."""
+  def catch_up(self) -> None:
+    """Waits until training may go on, and before leaving for all records."""
+    windows = self._windows
+    if self.stopping:
+      self._wait(lambda: not windows.proposed)
+    else:
+      self._wait(lambda: not self.far_ahead)
+
+  def _wait(self, enough: Callable[[], bool]) -> None:
+    """Merges what comes until it is enough."""
     news = self._news
-    while self._windows.proposed and not news.finished:
+    while not enough() and not news.finished:
       stopping = self.stopping
 
       def heard(stopping=stopping) -> bool:
@@ -116,15 +157,18 @@ class Follower:
         break
       self.merge_news()
 
-  def merge_news(self) -> None:
-    """Merges all records that have come; gives up what is void."""
+  def merge_news(self, early: bool = True) -> None:
+    """Merges the records that have come; gives up what is void.
+
+    `early`: also those that would be merged later if training went on.
+    """
     news = self._news
     if news.annulled is not None:
       self._go_back()
     if news.initialise and not self._agent.standing:
       self._initialise()
       self._give_up("its state was lost")
-    while news.adopted:
+    while news.adopted and (early or news.diverted or not self._overlaps):
       self._merge(news.adopted.popleft())
     while news.restores:  # its own state is void, or too far behind
       offer = news.restores.popleft()
@@ -160,48 +204,69 @@ class Follower:
 
   def _merge(self, record: pb.Record) -> None:
     """Applies a record to theta and b, and what follows from it to x."""
-    held, windows = self._held, self._windows
+    held = self._held
     if record.number <= held.record.number:
       return  # of before the state that it was restored to
     if not record.HasField("step"):
       self._crew.order(ipb.Order(merge=ipb.Merge(record=record)))
       self.steer()
       return
-    included, lost = self._is_in(record), False
+    fragment, included = record.step.fragment, self._is_in(record)
     held.decide(record, included)
-    anchor, alpha = ipb.Merge.ANCHOR_X, 0.0
-    if included:
-      self._diary.meter.exchanged(record.step, self._island)
-      windows.commit()
-      if overlap.blends(self._outer):
-        alpha = self._outer.merge_alpha
-      elif windows.ahead:
-        anchor = ipb.Merge.ANCHOR_FROZEN
-    else:
-      lost = windows.carry()
-      if windows.tokens_uncommitted and not lost:
-        anchor = ipb.Merge.ANCHOR_THETA
-    merge = ipb.Merge(record=record, anchor=anchor, alpha=alpha)
+    merge, lost = self._decide(record, included)
     with self._news.busy("merging", held.slow_seconds):
       self._crew.order(ipb.Order(merge=merge))
-    if included and overlap.blends(self._outer) and not alpha:
-      self._throw_away()
+    self._windows.parts[fragment].moved = record.number
+    blends = overlap.blends(self._rules[fragment])
+    if included and blends and not merge.alpha:
+      self._throw_away(fragment)
     self._obey()
     if lost:
-      self._give_up("left out of too many records")
+      self._lose(fragment)
     self._diary.recorded(record, included)
-    self._evaluation.take_turn([m.island for m in record.step.members])
+    if not fragment:
+      self._evaluation.take_turn([m.island for m in record.step.members])
     if held.saves.is_due(record):
       with self._news.busy("saving", held.slow_seconds):
         self._crew.order(ipb.Order(save=ipb.Save()))
 
-  def _throw_away(self) -> None:
+  def _decide(
+    self, record: pb.Record, included: bool
+  ) -> tuple[ipb.Merge, bool]:
+    """How a record is merged into x, and whether work is lost by it."""
+    fragment, windows = record.step.fragment, self._windows
+    part, rule = windows.parts[fragment], self._rules[fragment]
+    merge, lost = ipb.Merge(record=record, anchor=ipb.Merge.ANCHOR_X), False
+    if included:
+      self._diary.meter.exchanged(record.step, self._island)
+      windows.commit(fragment)
+      if overlap.blends(rule):
+        merge.alpha = rule.merge_alpha
+      elif part.steps:
+        merge.anchor = ipb.Merge.ANCHOR_FROZEN
+    else:
+      lost = windows.carry(fragment)
+      if part.steps and not lost:
+        merge.anchor = ipb.Merge.ANCHOR_THETA
+    return merge, lost
+
+  def _throw_away(self, fragment: int) -> None:
     """x is theta, and no step ahead of it is left."""
-    dropped = self._windows.drop_open()
+    dropped = self._windows.throw_away(fragment)
     if dropped:
       cause = "thrown away at a merge: run.outer.merge_alpha is 0"
       self._agent.drop(dropped, cause)
       self._diary.note("lost", cause=cause)
+
+  def _lose(self, fragment: int) -> None:
+    """What was left out too often is lost; tokens go with fragment 0."""
+    cause = "left out of too many records"
+    if fragment:
+      self._windows.parts[fragment].drop()
+      self._crew.order(ipb.Order(revert=ipb.Revert(fragment=fragment)))
+      self._diary.note("lost", cause=f"fragment {fragment}: {cause}")
+    else:
+      self._give_up(cause)
 
   def _go_back(self) -> None:
     """Where it stood was annulled: to its own state from before that."""
@@ -253,7 +318,7 @@ class Follower:
         included = self._is_in(record)
         self._held.decide(record, included)
         if included:
-          self._windows.commit()
+          self._windows.commit(record.step.fragment)
     self._held.agree(chain.effective(records))
     self._held.saves.forget_annulled()
     self.steer()
@@ -262,7 +327,12 @@ class Follower:
 
   def steer(self) -> None:
     """Hears what an operator changed, from the log up to here."""
-    self._steering = Steering.of(chain.effective(self._held.log.records()))
+    newest = self._held.record.number
+    records = chain.effective(self._held.log.records())
+    self._steering = Steering.of(records)
+    for fragment, part in enumerate(self._windows.parts):
+      moved = (r.number for r in records if chain.moves(r, fragment))
+      part.moved = max((n for n in moved if n <= newest), default=-1)
     self._obey()
 
   def _obey(self) -> None:
@@ -277,6 +347,6 @@ class Follower:
 
   def _is_in(self, record: pb.Record) -> bool:
     """Whether the record includes what this island has proposed."""
-    return self._windows.included(
-      list(record.step.members), self._island, self._incarnation
+    return record.HasField("step") and self._windows.includes(
+      record.step, self._island, self._incarnation
     )

@@ -119,10 +119,14 @@ def _moment(
   number, manifest = state.manifest()
   sealed = log.record(number + 1)
   following = pb.Record.FromString(sealed.body if sealed else b"")
-  told = following.HasField("step") and following.step.base == number
-  if told and following.step.base_state != manifest.id:
+  told, step, found = following.HasField("step"), following.step, manifest.id
+  if step.blocks:
+    block = make_codec(step.codec).block
+    places = [(run.start * block, run.stop * block) for run in step.blocks]
+    found = state.fragment_hash(places)
+  if told and step.base_state != found:
     raise UserError(
-      f"The state rebuilt at record {number} hashes to {manifest.id.hex()},"
+      f"The state rebuilt at record {number} hashes to {found.hex()},"
       f" but record {number + 1} names {following.step.base_state.hex()}: the"
       " checkpoint or the log is damaged."
     )

@@ -24,6 +24,7 @@ from intellect_jax.inner.step import TrainState, TrainStep
 from intellect_jax.model.huggingface import tensor_names
 from intellect_jax.outer.codec import make_codec
 from intellect_jax.outer.feedback import ErrorFeedback
+from intellect_jax.outer.fragments import partition
 from intellect_jax.outer.layout import Layout
 from intellect_jax.version import version
 
@@ -37,6 +38,8 @@ class Holdings:
   """The durable and the common part of an island; x is not in it.
 
   Attributes:
+    fragments: of the canonical vector.
+    mean_bytes: of an encoded mean of each of them.
     outer: theta and b.
     feedback: what the codes of this island have left out, if the codec is
       sparse; it is in its checkpoints, and no other island has it.
@@ -77,7 +80,10 @@ class Holdings:
     params = train_step.abstract_state.params
     self.codec = make_codec(run.outer.codec)
     self.layout = Layout.of(params, tensor_names(params), self.codec.block)
-    self.mean_bytes = self.layout.blocks * self.codec.block_bytes
+    self.fragments = partition(self.layout, run.outer.fragments)
+    self.mean_bytes = [
+      f.blocks * self.codec.block_bytes for f in self.fragments
+    ]
     self.outer = OuterState(self.layout.size)
     self.feedback: ErrorFeedback | None = None
     if self.codec.sparse:
@@ -113,15 +119,16 @@ class Holdings:
       self.log,
       self.shelf,
       self._state_bytes,
-      self.mean_bytes,
+      max(self.mean_bytes),
       team.leads,
     )
     self.fetcher = blobs.Fetcher(
       credentials, run.elastic.fetch_patience, island.download_mbit
     )
-    self._last_steps: tuple[int, int] = (0, 0)  # records; 0: before a start
+    # By fragment, records; 0: before a start.
+    self._last_steps: dict[int, tuple[int, int]] = {}
     self._hasher = concurrent.futures.ThreadPoolExecutor(1, "state-hash")
-    self._hash: concurrent.futures.Future[bytes] | None = None
+    self._hashes: dict[int, concurrent.futures.Future[bytes]] = {}
     self._closing = threading.Event()
     self._loader = threading.Thread(
       target=self.shelf.load, args=(self._closing,), name="shelf", daemon=True
@@ -146,8 +153,8 @@ class Holdings:
   def stand_at(self, record: pb.Record, both: np.ndarray) -> None:
     """Takes over theta and b, float32 [2 * size], as they are at a record."""
     self.outer.replace(both, record.number)
-    self._last_steps = 0, 0
-    self._moved(record)
+    self._last_steps.clear()
+    self._moved(record, [fragment.index for fragment in self.fragments])
 
   def apply(self, record: pb.Record) -> None:
     """Moves theta and b by the next record, whose mean the log has."""
@@ -155,22 +162,43 @@ class Holdings:
       mean = self.log.mean(record.number)
       assert mean is not None, f"record {record.number} was adopted without it"
       self.outer.apply(record, mean, self.codec)
-      self._last_steps = self._last_steps[1], record.number
+      fragment = record.step.fragment
+      _, before = self._last_steps.get(fragment, (0, 0))
+      self._last_steps[fragment] = before, record.number
+      self._moved(record, [fragment])
     else:
       self.outer.advance(record.number)
-    self._moved(record)
+      self.record = record
 
-  def _moved(self, record: pb.Record) -> None:
+  def _moved(self, record: pb.Record, fragments: list[int]) -> None:
     self.record = record
-    if self._hash is not None:
-      self._hash.cancel()  # of a state that is gone, as in a replay
-    # Off the training thread: nobody needs it before the next proposal.
-    self._hash = self._hasher.submit(lambda: self.outer.manifest()[1].id)
+    for fragment in fragments:
+      if fragment in self._hashes:  # of a state that is gone, as in a replay
+        self._hashes[fragment].cancel()
+      places = self.places[fragment]
+      # Off the training thread: nobody needs it before the next proposal.
+      self._hashes[fragment] = self._hasher.submit(
+        self.outer.fragment_hash, places
+      )
 
-  def state_hash(self) -> bytes:
-    """The hash of theta and b, as it will stand in the next record."""
-    assert self._hash is not None
-    return self._hash.result()
+  @property
+  def places(self) -> list[list[tuple[int, int]]]:
+    """[start, stop) in values of each fragment's runs."""
+    block = self.layout.block
+    return [
+      [(start * block, stop * block) for start, stop in fragment.runs]
+      for fragment in self.fragments
+    ]
+
+  def state_hash(self, fragment: int = 0) -> bytes:
+    """The hash of a fragment of theta and b, as its next record will have it."""
+    return self._hashes[fragment].result()
+
+  def whole_hash(self) -> bytes:
+    """The hash of all of theta and b."""
+    if len(self.fragments) == 1:
+      return self.state_hash()
+    return self.outer.manifest()[1].id
 
   def actual_hash(self) -> bytes:
     """The hash of theta and b as they are in memory now."""
@@ -183,9 +211,10 @@ class Holdings:
 
     Nothing is told if theta moves on before that is known.
     """
-    before, newest = map(self._mean, self._last_steps)
     record = self.record
-    assert newest is not None and self._last_steps[1] == record.number
+    steps = self._last_steps[record.step.fragment]
+    before, newest = map(self._mean, steps)
+    assert newest is not None and steps[1] == record.number
 
     def look() -> None:
       found = figures.direction(self.outer, record, newest, before, self.codec)
@@ -327,8 +356,11 @@ class Holdings:
 
   def offer(self) -> pb.StateReady:
     """Serves a copy of theta and b to whoever joins."""
-    record, manifest, data = self.outer.snapshot()
+    snapshot = self.outer.snapshot()
     self.store.withdraw(self._offered)
-    self._offered = manifest.id
-    state = self.store.publish_hashed(manifest, data)
-    return pb.StateReady(record=record, state=state)
+    self._offered = snapshot.manifest.id
+    state = self.store.publish_hashed(snapshot.manifest, snapshot.data)
+    ready = pb.StateReady(record=snapshot.record, state=state)
+    if len(self.fragments) > 1:
+      ready.fragments.extend(map(snapshot.fragment_hash, self.places))
+    return ready

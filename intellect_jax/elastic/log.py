@@ -2,7 +2,8 @@
 
 Who is late replays it and ends on the same bits. Files, in one folder:
 
-    attempt-3f2a….mean    the mean of an attempt that is not committed yet
+    attempt-0-3f2a….mean  the mean of an attempt that is not committed yet, of
+                          fragment 0
     000000012.mean        the mean of record 12
     000000012.record      record 12 as the coordinator sealed it
 
@@ -44,15 +45,17 @@ class RecordLog:
     # Whether that process came to sync them is not known.
     self._unsynced = {int(p.stem) for p in self._folder.glob("*.record")}
 
-  def _forget_attempts(self) -> None:
-    for path in self._folder.glob("attempt-*"):
+  def _forget_attempts(self, fragment: int | str = "*") -> None:
+    for path in self._folder.glob(f"attempt-{fragment}-*"):
       path.unlink()
 
   # ------------------------------------------------------------- to write
 
-  def open_mean(self, attempt: bytes, length: int) -> np.memmap:
+  def open_mean(
+    self, attempt: bytes, length: int, fragment: int = 0
+  ) -> np.memmap:
     """Returns writable uint8 [length], the mean of an attempt."""
-    path = self._attempt_path(attempt)
+    path = self._attempt_path(attempt, fragment)
     with open(path, "ab") as file:  # never shrinks what is mapped already
       # A full disk is an error here; in a sparse map it would end the process.
       os.posix_fallocate(file.fileno(), 0, length)
@@ -61,10 +64,12 @@ class RecordLog:
   def adopt(self, sealed: pb.SealedRecord) -> pb.Record:
     """Adds a committed record; the mean of its attempt becomes its own."""
     record = pb.Record.FromString(sealed.body)
-    attempt = self._attempt_path(record.step.attempt)
-    if record.HasField("step") and attempt.exists():
-      attempt.rename(self._path(record.number, "mean"))
-    self._forget_attempts()
+    if record.HasField("step"):
+      fragment = record.step.fragment
+      attempt = self._attempt_path(record.step.attempt, fragment)
+      if attempt.exists():
+        attempt.rename(self._path(record.number, "mean"))
+      self._forget_attempts(fragment)
     self.keep(sealed)
     return record
 
@@ -194,8 +199,8 @@ class RecordLog:
   def _path(self, number: int, kind: str) -> pathlib.Path:
     return self._folder / f"{number:09d}.{kind}"
 
-  def _attempt_path(self, attempt: bytes) -> pathlib.Path:
-    return self._folder / f"attempt-{attempt.hex()[:32]}.mean"
+  def _attempt_path(self, attempt: bytes, fragment: int) -> pathlib.Path:
+    return self._folder / f"attempt-{fragment}-{attempt.hex()[:32]}.mean"
 
 
 def _flush(path: pathlib.Path) -> None:

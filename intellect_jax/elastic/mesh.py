@@ -113,7 +113,10 @@ class ElasticDeviceMesh:
     mates = self._team.each(self._host.inner.address)[1:]
     self._crew = Crew(self._host.part, self._host.replica, mates, credentials)
     self._windows = Windows(
-      run.inner.batch_size, run.data.sequence_length, run.outer.max_carry
+      run.inner.batch_size,
+      run.data.sequence_length,
+      run.outer.max_carry,
+      run.outer.fragments,
     )
     self._moments_are_new = False  # since it joined a run under way
     self._news = News()
@@ -280,7 +283,7 @@ class ElasticDeviceMesh:
       if not came:
         now = time.monotonic()
         warning = pursuit.warning(
-          newest(), news.head, now, self._held.mean_bytes
+          newest(), news.head, now, max(self._held.mean_bytes)
         )
         if warning:
           logging.warning("%s", warning)
@@ -389,37 +392,31 @@ class ElasticDeviceMesh:
     Returns:
       The state to go on from; `state` itself unless a record was merged.
     """
-    follower, windows = self._follower, self._windows
-    steps = self._count(metrics)
-    asked = self._news.hand_in > self.record and not windows.proposed
-    done = steps == windows.length or asked or follower.stopping
-    wait = done or follower.far_ahead
-    if not (wait or follower.due):
+    follower = self._follower
+    self._count(metrics)
+    turn = self._windows.at_turn or follower.stopping or follower.asked
+    if not (turn or follower.far_ahead or follower.due):
       return state
     jax.block_until_ready(state)
     self._diary.step_done()
     self._meter.trained()
     replica = self._crew.replica
     replica.state = state
-    follower.merge_news()
-    if wait:
-      follower.await_record()
-    if done and windows.open is not None and not self._over():
-      follower.propose()
-      if follower.far_ahead or follower.stopping:
-        follower.await_record()
+    follower.merge_news(early=False)
+    follower.catch_up()
+    if turn and not self._over():
+      follower.hand_in()
     self._meter.blocked()
     return replica.state
 
-  def _count(self, metrics: dict[str, jax.Array]) -> int:
-    """Counts a step of the open window; returns the window's steps."""
+  def _count(self, metrics: dict[str, jax.Array]) -> None:
+    """Counts a step of the open window."""
     self._diary.step_done()  # the step before: it is done, this costs no wait
     where = self.schedule().position
     steps = self._windows.step()
     self._diary.step(metrics, where)
     if steps == max(1, self._windows.length // 2):
       self._request_lease(self._windows.next)
-    return steps
 
   def _request_lease(self, window: int) -> None:
     steps = self._island.inner.window_steps

@@ -48,7 +48,7 @@ class Meter:
     """
     lengths = {share.owner: share.mean.length for share in step.shares}
     own = lengths.get(island, 0)
-    self.rounds += 1
+    self.rounds += not step.fragment  # the others are parts of it
     self.most_members = max(self.most_members, len(step.members))
     if not make_codec(step.codec).sparse:
       self.codec_bytes += sum(lengths.values()) - own

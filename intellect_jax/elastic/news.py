@@ -18,7 +18,8 @@ class News:
     welcome: the newest one.
     head: number of the newest record heard of.
     evicted: since the training thread last looked.
-    hand_in: record that what is trained had better be proposed for.
+    hand_in: by fragment, the record that what is trained had better be
+      proposed for.
     restores: states that others offer.
     initialise: it is to make the initial state.
     recheck: it is to replay its log, and to compare.
@@ -39,7 +40,7 @@ class News:
     self.welcome: pb.Welcome | None = None
     self.head = 0
     self.evicted = False
-    self.hand_in = 0
+    self.hand_in: dict[int, int] = {}
     self.restores: collections.deque[pb.Restore] = collections.deque()
     self.initialise = False
     self.recheck: pb.Recheck | None = None

@@ -8,7 +8,7 @@ What is fetched comes in two legs: each process fetches its part from other
 islands, then the parts are swapped inside, and every process has the whole.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import concurrent.futures
 import contextlib
 import dataclasses
@@ -46,9 +46,9 @@ class Part:
   """Carries out tasks (island.proto), in any thread.
 
   Attributes:
-    mean_bytes: length of an encoded delta, and of an encoded mean.
+    mean_bytes: length of an encoded delta, and of an encoded mean, of each
+      fragment.
     block_bytes: of an encoded codec block.
-    chunk: bytes of their chunks.
   """
 
   def __init__(
@@ -56,7 +56,7 @@ class Part:
     exchange: reduce.Exchange,
     shelf: MeanShelf,
     log: RecordLog,
-    mean_bytes: int,
+    mean_bytes: Sequence[int],
     inner: InnerNetwork,
     offer: Callable[[], pb.StateReady],
   ):
@@ -66,7 +66,8 @@ class Part:
       exchange: with other islands, of what is served and can be fetched.
       shelf: where gathered means go.
       log: of the records.
-      mean_bytes: length of an encoded delta, and of an encoded mean.
+      mean_bytes: length of an encoded delta, and of an encoded mean, of each
+        fragment.
       inner: the network inside the island.
       offer: snapshots and publishes theta and b.
     """
@@ -75,12 +76,13 @@ class Part:
     self._records = log
     self.mean_bytes = mean_bytes
     self.block_bytes = exchange.codec.block_bytes
-    self.chunk = blobs.chunk_bytes(mean_bytes, self.block_bytes)
     self._inner = inner
     self._offer_state = offer
-    self._kept: dict[bytes, tuple[int, np.ndarray]] = {}  # start, encoded part
+    # Fragment, start and encoded part.
+    self._kept: dict[bytes, tuple[int, int, np.ndarray]] = {}
     self._coming: dict[bytes, _Coming] = {}
-    self._ahead: Ahead | reduce.Collected | None = None  # of the newest attempt
+    # By fragment, of its newest attempt.
+    self._ahead: dict[int, Ahead | reduce.Collected] = {}
     self._state: StateFetch | None = None
     self._threads = concurrent.futures.ThreadPoolExecutor(
       _GATHERERS, thread_name_prefix="gather"
@@ -122,19 +124,27 @@ class Part:
 
   # ------------------------------------------------ deltas and shares, outward
 
-  def delta_cut(self) -> tuple[int, int]:
+  def chunk(self, fragment: int) -> int:
+    """Bytes of the chunks of a fragment's deltas and means."""
+    return blobs.chunk_bytes(self.mean_bytes[fragment], self.block_bytes)
+
+  def _cuts(self, fragment: int) -> list[tuple[int, int]]:
+    """[start, stop) in bytes of each process's part of them."""
+    return self._inner.cut(self.mean_bytes[fragment], self.chunk(fragment))
+
+  def delta_cut(self, fragment: int) -> tuple[int, int]:
     """[start, stop) in bytes: the part of an encoded delta that is ours."""
-    return self._inner.cut(self.mean_bytes, self.chunk)[self._inner.process]
+    return self._cuts(fragment)[self._inner.process]
 
   def keep(
-    self, name: bytes, start: int, encoded: reduce.Encoded
+    self, name: bytes, start: int, encoded: reduce.Encoded, fragment: int
   ) -> ipb.Report:
     """Keeps an encoded part, which begins at byte `start`, until it is served.
 
     Returns:
       What process 0 needs to know, to make one blob of all parts.
     """
-    self._kept[name] = start, encoded.codes
+    self._kept[name] = fragment, start, encoded.codes
     return ipb.Report(hashes=encoded.hashes, squared_norms=encoded.squares)
 
   def _reduce(
@@ -143,19 +153,20 @@ class Part:
     if self._exchange.codec.sparse:
       return self._collect(work, cancelled)
     plan, share = work.plan, work.plan.shares[work.share]
+    fragment = plan.fragment
     if self._inner.processes == 1:
-      self._ahead = Ahead(
+      self._ahead[fragment] = Ahead(
         self._exchange.fetcher,
         plan,
         work.share,
         self.block_bytes,
-        self._shelf.open(plan.attempt, self.mean_bytes),
+        self._shelf.open(plan.attempt, self.mean_bytes[fragment], fragment),
         cancelled,
       )
     length = (share.stop - share.start) * self.block_bytes
-    part = self._inner.cut(length, self.chunk)[self._inner.process]
+    part = self._inner.cut(length, self.chunk(fragment))[self._inner.process]
     mean = self._exchange.reduce_share(plan, work.share, cancelled, part)
-    report = self.keep(plan.attempt, part[0], mean)
+    report = self.keep(plan.attempt, part[0], mean, fragment)
     report.mean_squared_norm = self._exchange.codec.squared_norm(mean.codes)
     return report
 
@@ -167,18 +178,18 @@ class Part:
     The norms are of the same part of the vector that would be our share.
     """
     plan, exchange = work.plan, self._exchange
-    length = self.mean_bytes * len(plan.members)
-    data = self._shelf.open(plan.attempt, length)
+    fragment, size = plan.fragment, self.mean_bytes[plan.fragment]
+    data = self._shelf.open(plan.attempt, size * len(plan.members), fragment)
     collected = exchange.collect(plan, data, cancelled, self._threads.submit)
-    self._ahead = collected
-    first = work.share * self.mean_bytes
+    self._ahead[fragment] = collected
+    first = work.share * size
     own = reduce.Encoded(
-      data[first : first + self.mean_bytes],
+      data[first : first + size],
       collected.take(work.share).hashes,
       [],
     )
-    report = self.keep(plan.attempt, 0, own)
-    cuts = blobs.cuts(self.mean_bytes, self.block_bytes, len(plan.members))
+    report = self.keep(plan.attempt, 0, own, fragment)
+    cuts = blobs.cuts(size, self.block_bytes, len(plan.members))
     squares, mean_square = exchange.measure(plan, data, *cuts[work.share])
     report.squared_norms[:] = squares
     report.mean_squared_norm = mean_square
@@ -187,7 +198,7 @@ class Part:
   def _serve(self, work: ipb.Serve, cancelled: threading.Event) -> ipb.Report:
     if work.kept not in self._kept:
       raise blobs.Cancelled  # a record has come meanwhile
-    start, codes = self._kept.pop(work.kept)
+    _, start, codes = self._kept.pop(work.kept)
     manifest = blobs.Manifest.unpack(work.manifest, work.id)
     store = self._exchange.store
     return ipb.Report(blob=store.publish_hashed(manifest, codes, start))
@@ -200,20 +211,22 @@ class Part:
     self, offer: pb.OfferState, cancelled: threading.Event
   ) -> ipb.Report:
     ready = self._offer_state()
-    return ipb.Report(record=ready.record, blob=ready.state)
+    return ipb.Report(
+      record=ready.record, blob=ready.state, fragments=ready.fragments
+    )
 
   # ----------------------------------------------------- means and states, here
 
   def _gather(
     self, work: ipb.GatherPart, cancelled: threading.Event
   ) -> ipb.Report:
-    length = means.length(work.shares)
-    cuts = self._inner.cut(length, self.chunk)
-    ahead, self._ahead = self._ahead, None
+    length, fragment = means.length(work.shares), work.fragment
+    cuts = self._inner.cut(length, self.chunk(fragment))
+    ahead = self._ahead.pop(fragment, None)
     if ahead is not None and ahead.attempt != work.attempt:
       ahead = None
     if ahead is None:
-      data = self._shelf.open(work.attempt, length)
+      data = self._shelf.open(work.attempt, length, fragment)
     else:
       data = ahead.data
     wanted = Gather(work.attempt, list(work.shares), list(work.holders))
@@ -221,7 +234,7 @@ class Part:
     manifests = self._exchange.gather(
       wanted, data, cancelled, self._threads.submit, part, ahead
     )
-    report = self._came(work.id, data, cuts, self.chunk)
+    report = self._came(work.id, data, cuts, self.chunk(fragment))
     self._coming[work.id].manifests = manifests
     return report
 
@@ -279,8 +292,10 @@ class Part:
     for share in work.shares:
       if share.mean.id not in manifests:  # it came inside the island alone
         part = data[share.start * size : share.stop * size]
-        manifests[share.mean.id] = blobs.Manifest.of(part, self.chunk)
-    self._shelf.put(work.attempt, list(work.shares), data, manifests)
+        chunk = self.chunk(work.fragment)
+        manifests[share.mean.id] = blobs.Manifest.of(part, chunk)
+    shares = list(work.shares)
+    self._shelf.put(work.attempt, shares, data, manifests, work.fragment)
     return ipb.Report()
 
   def take(self, name: bytes) -> np.ndarray:
@@ -302,10 +317,14 @@ class Part:
     self, sealed: pb.SealedRecord, cancelled: threading.Event
   ) -> ipb.Report:
     record = self._shelf.adopt(sealed)
-    self._kept.clear()  # of attempts that came to nothing
-    self._ahead = None  # its file is gone, or is the record's
-    self._exchange.store.rate.round_over()
-    self._exchange.fetcher.rate.round_over()
+    if record.HasField("step"):
+      fragment = record.step.fragment
+      for name, (of, *_) in list(self._kept.items()):
+        if of == fragment:  # of attempts that came to nothing
+          self._kept.pop(name, None)
+      self._ahead.pop(fragment, None)  # its file is gone, or is the record's
+      self._exchange.store.rate.round_over()
+      self._exchange.fetcher.rate.round_over()
     self._threads.submit(self._records.sync, record.number)
     return ipb.Report()
 

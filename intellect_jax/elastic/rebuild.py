@@ -54,7 +54,8 @@ def _agreed(counting: list[pb.Record], number: int, island: str) -> bytes:
   for record in steps:
     if record.number > number:
       others = {member.island for member in record.step.members} - {island}
-      return record.step.base_state if others else b""
+      whole = others and not record.step.blocks  # and not a fragment's
+      return record.step.base_state if whole else b""
   return b"" if steps else counting[0].genesis.state
 
 

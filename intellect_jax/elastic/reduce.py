@@ -115,7 +115,8 @@ class Exchange:
     self.codec = codec
     self.store = store
     self.fetcher = fetcher
-    self._grows = b""  # name of the share that is reduced, or was last
+    # Name of the share that is reduced, or was last, by fragment.
+    self._grows: dict[int, bytes] = {}
 
   def reduce_share(
     self,
@@ -141,10 +142,10 @@ class Exchange:
     if part is not None:
       start, stop = start + part[0], start + part[1]
     mean = np.empty(stop - start, np.uint8)
-    self.store.cut(self._grows)
-    self._grows = name_of(plan.attempt, index)
+    self.store.cut(self._grows.get(plan.fragment, b""))
+    self._grows[plan.fragment] = name = name_of(plan.attempt, index)
     size = blobs.chunk_bytes(plan.members[0].delta.length, codec.block_bytes)
-    growing = self.store.grow(self._grows, mean, size)
+    growing = self.store.grow(name, mean, size)
     try:
       return self._reduce(plan, start, mean, size, growing, cancelled)
     except BaseException:

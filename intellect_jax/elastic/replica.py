@@ -6,7 +6,7 @@ with x needs all devices of the island: every process carries out the same
 orders one after the other, each in its training thread.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -22,14 +22,18 @@ from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.elastic.protocol import island_pb2 as ipb
 from intellect_jax.errors import UserError
 from intellect_jax.inner.step import TrainState, TrainStep
-from intellect_jax.outer import overlap
 from intellect_jax.outer.delta import delta
 from intellect_jax.outer.device_codec import DeltaEncoder
+from intellect_jax.outer.excerpt import Excerpt
+from intellect_jax.outer.fragments import Fragment
 from intellect_jax.outer.schedule import Schedule
 
-DELTA = b"delta"  # the name of an encoded delta, until it is served
-
 Params = Any  # a tree of arrays on the island's devices
+
+
+def delta_name(fragment: int) -> bytes:
+  """Of an encoded delta, until it is served."""
+  return b"delta %d" % fragment
 
 
 class Replica:
@@ -71,9 +75,10 @@ class Replica:
     self._encoder = encoder
     self._theta: Params | None = None  # on the devices, to encode from
     self._batches: Iterator[dict[str, np.ndarray]] = iter(())
-    self._frozen: Params | None = None  # x at the proposal, if steps go on
-    self._rebase = jax.jit(overlap.rebase, donate_argnums=0)
-    self._blend = jax.jit(overlap.blend, donate_argnums=0)
+    shardings = train_step.state_shardings.params
+    self._excerpts = [Excerpt(f, shardings) for f in held.fragments]
+    # By fragment: x at the proposal, if steps go on.
+    self._frozen: dict[int, list[jax.Array]] = {}
 
   def do(self, order: ipb.Order) -> ipb.Report:
     """Carries out an order."""
@@ -142,31 +147,37 @@ class Replica:
   # ------------------------------------------------------- proposals and records
 
   def _freeze(self, order: ipb.Freeze) -> ipb.Report:
-    """Encodes this process's part of theta - x."""
+    """Encodes this process's part of theta - x of a fragment."""
     encode = self._encode if self._encoder is None else self._encode_on_device
-    start, stop = self._part.delta_cut()
-    encoded = encode(start, stop)
+    number = order.fragment
+    fragment, chunk = self._held.fragments[number], self._part.chunk(number)
+    start, stop = self._part.delta_cut(number)
+    encoded = encode(fragment, start, stop, chunk)
     if order.keep_x:
-      self._frozen = self._train_step.place(self.state.params)
-    report = self._part.keep(DELTA, start, encoded)
-    report.state_hash = self._held.state_hash()
+      self._frozen[number] = self._excerpts[number].copy(self.state.params)
+    report = self._part.keep(delta_name(number), start, encoded, number)
+    report.state_hash = self._held.state_hash(number)
     return report
 
-  def _encode_on_device(self, start: int, stop: int) -> reduce.Encoded:
+  def _encode_on_device(
+    self, fragment: Fragment, start: int, stop: int, chunk: int
+  ) -> reduce.Encoded:
     assert self._encoder is not None and self._theta is not None
-    codes = np.empty(stop - start, np.uint8)
-    self._encoder.encode(self._theta, self.state.params, codes, start)
-    return reduce.Encoded.of(self._held.codec, codes, self._part.chunk)
+    codes, x = np.empty(stop - start, np.uint8), self.state.params
+    self._encoder.encode(self._theta, x, codes, start, fragment.tensors)
+    return reduce.Encoded.of(self._held.codec, codes, chunk)
 
-  def _encode(self, start: int, stop: int) -> reduce.Encoded:
+  def _encode(
+    self, fragment: Fragment, start: int, stop: int, chunk: int
+  ) -> reduce.Encoded:
     held, codec, feedback = self._held, self._held.codec, self._held.feedback
     first, last = (
       at // codec.block_bytes * codec.block for at in (start, stop)
     )
-    tensors = held.layout.overlapping(first, last)
-    origin = tensors[0].start if tensors else 0
-    values = np.empty(tensors[-1].stop - origin if tensors else 0, np.float32)
-    delta(held.outer.theta, self.state.params, held.layout, values, tensors)
+    tensors, origin = fragment.overlapping(first, last)
+    values = np.empty(sum(t.stop - t.start for t in tensors), np.float32)
+    theta, x = held.outer.theta, self.state.params
+    delta(theta, x, held.layout, values, tensors, fragment.tensors)
     values = values[first - origin : last - origin]
 
     def pieces() -> Iterator[np.ndarray]:
@@ -176,7 +187,7 @@ class Replica:
           feedback.add_to(piece, first + at)
         yield piece
 
-    encoded = reduce.encode(codec, pieces(), stop - start, self._part.chunk)
+    encoded = reduce.encode(codec, pieces(), stop - start, chunk)
     if feedback is not None:
       codec.accumulate(values, encoded.codes, -1.0)  # leaves what is left out
       feedback.propose(values)
@@ -184,6 +195,8 @@ class Replica:
 
   def _merge(self, order: ipb.Merge) -> None:
     """Applies a record, whose mean is on the shelf: docs/protocol.md, 3.
+
+    Of the fragment that it moves,
 
       x <- theta_new + (x - anchor)
 
@@ -196,23 +209,30 @@ class Replica:
     if not order.record.HasField("step"):
       held.apply(order.record)  # theta stays
       return
-    anchors: dict[int, Callable[[], Params | None]] = {
-      ipb.Merge.ANCHOR_X: lambda: None,
-      ipb.Merge.ANCHOR_FROZEN: lambda: self._frozen,
-      ipb.Merge.ANCHOR_THETA: held.place_theta,
-    }
-    anchor = anchors[order.anchor]()
-    self._frozen = None
+    number = order.record.step.fragment
+    excerpt, x = self._excerpts[number], self.state.params
+    anchor = self._frozen.pop(number, None)
+    if order.anchor == ipb.Merge.ANCHOR_THETA:
+      anchor = excerpt.place(held.outer.theta)
     held.apply(order.record)
-    params = held.place_theta()
-    self._keep_theta(params)
+    theta = excerpt.place(held.outer.theta)
     if order.alpha:
-      params = self._blend(self.state.params, params, order.alpha)
-    elif anchor is not None:
-      params = self._rebase(self.state.params, anchor, params)
-    self.state = self.state._replace(params=params)
+      x = excerpt.blend(x, theta, order.alpha)
+    elif order.anchor == ipb.Merge.ANCHOR_X or anchor is None:
+      x = excerpt.set(x, theta)
+    else:
+      x = excerpt.rebase(x, anchor, theta)
+    self.state = self.state._replace(params=jax.block_until_ready(x))
+    if self._theta is not None:
+      self._theta = excerpt.set(self._theta, theta)
 
   def _revert(self, order: ipb.Revert) -> None:
+    if order.HasField("fragment"):
+      excerpt = self._excerpts[order.fragment]
+      theta = excerpt.place(self._held.outer.theta)
+      params = excerpt.set(self.state.params, theta)
+      self.state = self.state._replace(params=jax.block_until_ready(params))
+      return
     self.state = self.state._replace(params=self._held.place_theta())
     self._keep_theta(self.state.params)
 

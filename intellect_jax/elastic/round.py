@@ -54,7 +54,7 @@ Outgoing = list[tuple[str, pb.ToIsland]]
 
 
 class CoordinatorRound:
-  """The round that is open, as the coordinator sees it."""
+  """The round of a fragment that is open, as the coordinator sees it."""
 
   def __init__(self, codec: Codec):
     self._codec = codec
@@ -65,7 +65,7 @@ class CoordinatorRound:
     self.planned = False  # further attempts wait for nobody
     self._reduced: dict[int, pb.ShareReduced] = {}
     self._fix: pb.Fix | None = None  # from then on the mean cannot change
-    self._base_state = b""  # of all members
+    self._first = pb.Proposal()  # of the members; they have one base
     self._prepared: set[str] = set()
     self._absent: set[str] = set()  # members that left the attempt
     self._claims: dict[str, float] = {}  # norms, of the plan's members
@@ -75,23 +75,27 @@ class CoordinatorRound:
     self, island: str, incarnation: int, proposal: pb.Proposal
   ) -> str:
     """Takes a proposal, again too. Returns why not, or an empty string."""
-    tokens = sum(window.tokens for window in proposal.windows)
     if not math.isfinite(proposal.norm):
       return f"the norm of its delta is {proposal.norm}"
-    if tokens <= 0:
+    if proposal.fragment and proposal.windows:
+      return "windows are committed by fragment 0"
+    if _tokens(proposal) <= 0:
       return "it has no tokens"
     if proposal.delta.length % self._block_bytes:
       return "its delta is not whole codec blocks"
-    lengths = {p.delta.length for p in self.proposals.values()}
-    if lengths - {proposal.delta.length}:
-      return "its delta has another length than those of others"
+    for other in self.proposals.values():
+      if other.delta.length != proposal.delta.length:
+        return "its delta has another length than those of others"
+      if other.blocks != proposal.blocks:
+        return "its fragment is another one than those of others"
     self.proposals[island] = proposal
     self._incarnations[island] = incarnation
     return ""
 
   def contradicted_by(self, proposal: pb.Proposal) -> bool:
     """Whether it starts from another state than the open attempt."""
-    return self.plan is not None and proposal.base_state != self._base_state
+    first = self._first.base_state
+    return self.plan is not None and proposal.base_state != first
 
   def start(
     self,
@@ -113,8 +117,7 @@ class CoordinatorRound:
     self._fix = None
     self._claims = {island: self.proposals[island].norm for island in members}
     proposals = [self.proposals[island] for island in members]
-    first = proposals[0]
-    self._base_state = first.base_state
+    self._first = first = proposals[0]
     plan = pb.Plan(
       term=term,
       serial=serial,
@@ -124,7 +127,7 @@ class CoordinatorRound:
     )
     clips = clip_factors(
       [proposal.norm for proposal in proposals],
-      [sum(window.steps for window in p.windows) for p in proposals],
+      [_steps(proposal) for proposal in proposals],
       clip_ratio,
     )
     for island, proposal, clip in zip(members, proposals, clips, strict=True):
@@ -132,9 +135,10 @@ class CoordinatorRound:
         island=island,
         incarnation=self._incarnations[island],
         windows=proposal.windows,
-        weight=sum(window.tokens for window in proposal.windows),
+        weight=_tokens(proposal),
         clip=clip,
         delta=proposal.delta,
+        serial=proposal.serial,
       )
     if weights is None:
       weights = [capacity(proposal.delta) for proposal in proposals]
@@ -251,7 +255,8 @@ class CoordinatorRound:
       codec=self._codec.name,
       learning_rate=eta,
       momentum=mu,
-      base_state=self._base_state,
+      base_state=self._first.base_state,
+      blocks=self._first.blocks,
       scale=1.0,
       mean_norm=self._mean_norm(),
     )
@@ -315,6 +320,17 @@ class CoordinatorRound:
     return "gathering, waiting for " + ", ".join(sorted(missing))
 
 
+def _tokens(proposal: pb.Proposal) -> int:
+  """Its weight: of its windows, or of the steps that it says."""
+  windows = proposal.windows
+  return sum(w.tokens for w in windows) if windows else proposal.tokens
+
+
+def _steps(proposal: pb.Proposal) -> int:
+  windows = proposal.windows
+  return sum(w.steps for w in windows) if windows else proposal.steps
+
+
 # ------------------------------------------------------------------ island
 
 
@@ -327,28 +343,63 @@ class _Tip:
   term: int = 0
 
 
+@dataclasses.dataclass
+class _Open:
+  """The open round of a fragment, as its island sees it."""
+
+  moved_at: int  # newest record that moved the fragment here
+  proposal: pb.Proposal | None = None
+  plan: pb.Plan | None = None
+  fix: pb.Fix | None = None
+  # In this attempt, to say again.
+  said: list[pb.FromIsland] = dataclasses.field(default_factory=list)
+  # Attempts whose mean is here.
+  gathered: set[bytes] = dataclasses.field(default_factory=set)
+
+  def say(self, message: pb.FromIsland) -> Send:
+    self.said.append(message)
+    return Send(message)
+
+  def end_attempt(self) -> list[Action]:
+    plan, self.plan, self.fix = self.plan, None, None
+    self.said.clear()
+    return [Cancel(plan.fragment)] if plan is not None else []
+
+
+def _order(plan: pb.Plan) -> tuple[int, int]:
+  return plan.term, plan.serial
+
+
 class IslandRound:
-  """One island's side of its rounds."""
+  """One island's side of its rounds: one at most of each fragment."""
 
   def __init__(self, island: str, record: int | None):
     self.island = island
     self.record = record  # newest adopted; None: no state to stand on yet
-    self._proposal: pb.Proposal | None = None
-    self._plan: pb.Plan | None = None
-    self._fix: pb.Fix | None = None
-    self._said: list[pb.FromIsland] = []  # in this attempt, to say again
-    self._gathered: set[bytes] = set()  # attempts whose mean is here
+    self._tip = _Tip(-1 if record is None else record)
+    self._open: dict[int, _Open] = {}  # by fragment
     # Committed, not adopted.
     self._waiting: dict[int, tuple[pb.Record, pb.SealedRecord]] = {}
-    self._tip = _Tip(-1 if record is None else record)
-    self._moved_at = self._tip.number  # newest record that moved theta here
+    self._stood_at = self._tip.number  # of no fragment is more known before
     self._void: set[int] = set()  # numbers of annulled records
     self._fetching = 0  # number of the record whose mean is being fetched
+
+  def _of(self, fragment: int) -> _Open:
+    return self._open.setdefault(fragment, _Open(self._stood_at))
+
+  def _with(self, attempt: bytes) -> _Open | None:
+    """The open round whose attempt this is."""
+    for open_ in self._open.values():
+      if open_.plan is not None and open_.plan.attempt == attempt:
+        return open_
+    return None
 
   def stand(self, record: int) -> list[Action]:
     """The island holds the state of `record`; -1: it is about to make it."""
     if self.record is None or record > self.record:
-      self.record = self._moved_at = record
+      self.record = self._stood_at = record
+      for open_ in self._open.values():
+        open_.moved_at = record
       self._tip = _Tip(record)
     return self._adopt()
 
@@ -361,76 +412,89 @@ class IslandRound:
     self._waiting.clear()
 
   def propose(self, proposal: pb.Proposal) -> list[Action]:
-    if self.record is not None and proposal.base >= self._moved_at:
-      proposal.base = self.record  # what came since did not move theta
-    self._proposal = proposal
+    open_ = self._of(proposal.fragment)
+    if self.record is not None and proposal.base >= open_.moved_at:
+      proposal.base = self.record  # what came since did not move the fragment
+    open_.proposal = proposal
     return [Send(pb.FromIsland(proposal=proposal))]
 
   def closing(self, closing: pb.Closing) -> list[Action]:
     """A round is planned soon; who has not proposed had better do it now."""
-    past = self.record is None or closing.number <= self.record
-    if past or self._proposal is not None:
+    open_ = self._of(closing.fragment)
+    past = self.record is None or closing.number <= open_.moved_at
+    if past or open_.proposal is not None:
       return []
-    return [HandIn(closing.number)]
+    return [HandIn(closing.number, closing.fragment)]
 
   def reconnected(self) -> list[Action]:
     """Says again what the coordinator may not have heard."""
-    said = list(self._said)
-    if self._proposal is not None:
-      said.insert(0, pb.FromIsland(proposal=self._proposal))
-    return [Send(message) for message in said]
+    actions: list[Action] = []
+    for open_ in self._open.values():
+      if open_.proposal is not None:
+        actions.append(Send(pb.FromIsland(proposal=open_.proposal)))
+      actions += [Send(message) for message in open_.said]
+    return actions
 
   def withdraw(self) -> list[Action]:
-    """The windows behind the proposal are void."""
-    self._proposal = None
-    return self._end_attempt()
+    """The work behind all proposals is void."""
+    actions: list[Action] = []
+    for open_ in self._open.values():
+      open_.proposal = None
+      actions += open_.end_attempt()
+    return actions
 
   def plan(self, plan: pb.Plan) -> list[Action]:
-    if self.record is None or plan.number <= self.record:
+    open_ = self._of(plan.fragment)
+    if self.record is None or plan.number <= open_.moved_at:
       return []
-    if self._plan is not None and plan.attempt == self._plan.attempt:
-      return [Send(message) for message in self._said]
-    actions = self._end_attempt()
+    if open_.plan is not None and plan.attempt == open_.plan.attempt:
+      return [Send(message) for message in open_.said]
+    if open_.plan is not None and _order(plan) < _order(open_.plan):
+      return []  # it came late, by a stream that has been replaced
+    actions = open_.end_attempt()
     owners = [share.owner for share in plan.shares]
     if self.island in owners:
-      self._plan = plan
+      open_.plan = plan
       actions.append(Reduce(plan, owners.index(self.island)))
     return actions
 
   def reduced(self, report: pb.ShareReduced) -> list[Action]:
-    if self._plan is None or report.attempt != self._plan.attempt:
+    open_ = self._with(report.attempt)
+    if open_ is None:
       return []
-    return [self._say(pb.FromIsland(share_reduced=report))]
+    return [open_.say(pb.FromIsland(share_reduced=report))]
 
   def fix(self, fix: pb.Fix) -> list[Action]:
-    plan = self._plan
-    if plan is None or fix.attempt != plan.attempt:
+    open_ = self._with(fix.attempt)
+    if open_ is None or open_.plan is None:
       return []
-    if self._fix is not None:
-      return [Send(message) for message in self._said]
-    self._fix = fix
+    if open_.fix is not None:
+      return [Send(message) for message in open_.said]
+    open_.fix, plan = fix, open_.plan
     shares = [
       pb.Share(start=s.start, stop=s.stop, owner=s.owner, mean=mean)
       for s, mean in zip(plan.shares, fix.means, strict=True)
     ]
     holders = [a for m in plan.members for a in addresses(m.delta)]
-    return [Gather(plan.attempt, shares, holders)]
+    return [Gather(plan.attempt, shares, holders, plan.fragment)]
 
-  def gathered(self, attempt: bytes) -> list[Action]:
+  def gathered(self, attempt: bytes, fragment: int = 0) -> list[Action]:
     """The mean of `attempt` is here and verified."""
-    self._gathered.add(attempt)
+    open_ = self._of(fragment)
+    open_.gathered.add(attempt)
     actions: list[Action] = []
-    if self._plan is not None and self._plan.attempt == attempt:
+    if open_.plan is not None and open_.plan.attempt == attempt:
       said = pb.FromIsland(prepared=pb.Prepared(attempt=attempt))
-      actions.append(self._say(said))
+      actions.append(open_.say(said))
     return actions + self._adopt()
 
   def failed(self, attempt: bytes, peer: str, reason: str) -> list[Action]:
     """`peer` did not deliver what `attempt` needs."""
-    if self._plan is None or self._plan.attempt != attempt:
+    open_ = self._with(attempt)
+    if open_ is None:
       return []
     report = pb.FetchFailed(attempt=attempt, peer=peer, reason=reason)
-    return [self._say(pb.FromIsland(fetch_failed=report))]
+    return [open_.say(pb.FromIsland(fetch_failed=report))]
 
   def late_fetch_failed(self, number: int) -> list[Action]:
     """Nobody delivered the mean of a committed record.
@@ -448,6 +512,7 @@ class IslandRound:
     """Records, announced or read from the log; in any order, also twice."""
     if self.record is None:
       return []  # it reads the log from where it comes to stand
+    again: list[Action] = []
     for sealed in log:
       record = chain.opened(sealed)
       if record is None:
@@ -457,10 +522,13 @@ class IslandRound:
           return [self._diverged()]
         if not self._tip.hash:
           self._tip = _Tip(record.number, sealed.hash, record.term)
+        elif self._tip.hash == sealed.hash:
+          # Who says it may have come to it just now, and heard nobody before.
+          again = self.reconnected()
       self._waiting[record.number] = record, sealed
       if record.HasField("annulment"):
         self._void.update(range(record.annulment.to + 1, record.number))
-    return self._adopt()
+    return again + self._adopt()
 
   def _lost_to(self, record: pb.Record, tip: bytes) -> bool:
     """Whether a record shows that this island's chain has lost."""
@@ -491,11 +559,12 @@ class IslandRound:
         break
       step = record.step if record.HasField("step") else None
       void = number in self._void
-      if step and not void and step.attempt not in self._gathered:
+      if step and not void and not self._has_mean(step):
         if self._fetching != number:
           self._fetching = number
           shares, holders = list(step.shares), list(sealed.holders)
-          actions.append(Gather(step.attempt, shares, holders, late=number))
+          gather = Gather(step.attempt, shares, holders, step.fragment, number)
+          actions.append(gather)
         return actions
       self._tip = _Tip(number, sealed.hash, record.term)
       if void:
@@ -508,28 +577,25 @@ class IslandRound:
       actions.append(ReadLog(self._tip.number + 1))
     return actions
 
+  def _has_mean(self, step: pb.OuterStep) -> bool:
+    return step.attempt in self._of(step.fragment).gathered
+
   def _adopt_one(
     self, record: pb.Record, sealed: pb.SealedRecord
   ) -> list[Action]:
-    actions: list[Action] = []
     self.record = record.number
-    if self._plan is not None and self._plan.number <= record.number:
-      actions += self._end_attempt()
+    if record.HasField("step"):
+      open_ = self._of(record.step.fragment)
+      actions = open_.end_attempt()
+      open_.moved_at, open_.proposal = record.number, None
+      open_.gathered.clear()
+      return [*actions, Adopt(record, sealed)]
+    actions: list[Action] = []
+    for open_ in self._open.values():  # what was planned before is planned anew
+      if open_.plan is not None and open_.plan.number <= record.number:
+        actions += open_.end_attempt()
     actions.append(Adopt(record, sealed))
-    if record.HasField("step") or record.HasField("genesis"):
-      self._moved_at = record.number
-      self._proposal = None
-      self._gathered.clear()
-    elif self._proposal is not None:  # theta stays, and so does the delta
-      actions += self.propose(self._proposal)
+    for open_ in self._open.values():
+      if open_.proposal is not None:  # theta stays, and so does the delta
+        actions += self.propose(open_.proposal)
     return actions
-
-  def _say(self, message: pb.FromIsland) -> Send:
-    self._said.append(message)
-    return Send(message)
-
-  def _end_attempt(self) -> list[Action]:
-    ended = self._plan is not None
-    self._plan = self._fix = None
-    self._said.clear()
-    return [Cancel()] if ended else []

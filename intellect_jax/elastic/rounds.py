@@ -1,4 +1,4 @@
-"""The coordinator's rounds, one after the other. No I/O.
+"""The coordinator's rounds: of each fragment, one after the other. No I/O.
 
 `round.py` has what an attempt at a round is; here stands when it is made: who
 is waited for and how long, who must be there, when members' states disagree,
@@ -7,10 +7,12 @@ and what becomes a record.
 
 import collections
 from collections.abc import Callable
+import dataclasses
 import statistics
 
 from intellect_jax.elastic.balance import Balance, Link
 from intellect_jax.elastic.books import Books
+from intellect_jax.elastic.chain import moves
 from intellect_jax.elastic.membership import Member, Membership, State
 from intellect_jax.elastic.outbox import Outbox
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
@@ -27,8 +29,20 @@ _HAND_IN_TICK = 0.2  # seconds that a word may need to get there
 _HAND_IN_SLACK = 1.25  # x what an island needs from a word to a proposal
 
 
+@dataclasses.dataclass
+class _Open:
+  """The open round of a fragment."""
+
+  round: CoordinatorRound
+  base: int  # record that moved the fragment last
+  since: float  # when that was written
+  awaited: set[str]
+  proposed_after: dict[str, float] = dataclasses.field(default_factory=dict)
+  closing_told: set[str] = dataclasses.field(default_factory=set)
+
+
 class Rounds:
-  """The round that may become the next record, and the pace of those before."""
+  """The rounds that may become records, and the pace of those before."""
 
   def __init__(
     self,
@@ -41,7 +55,7 @@ class Rounds:
     repair: Callable[[Member], None],
     now: float,
   ):
-    """Opens the first round.
+    """Opens the first rounds.
 
     Args:
       repair: called with a member whose state is not the run's.
@@ -60,14 +74,30 @@ class Rounds:
     self._window_seconds: collections.deque[float] = collections.deque(
       maxlen=_WINDOWS_REMEMBERED
     )
-    self._open()
+    self._seen = len(books.chain.records)  # that the rounds stand on
+    self._open = [self._new(f, now) for f in range(books.run.outer.fragments)]
 
-  def _open(self) -> None:
-    self.number = len(self._books.chain.records)  # that it may become
-    self.round = CoordinatorRound(self._codec)
-    self._proposed_after: dict[str, float] = {}  # seconds
-    self._closing_told: set[str] = set()
-    self._awaited = self._known()
+  @property
+  def round(self) -> CoordinatorRound:
+    """The open one of fragment 0, which commits windows."""
+    return self._open[0].round
+
+  def _new(self, fragment: int, now: float) -> _Open:
+    base = self._books.chain.moved(fragment)
+    round_ = CoordinatorRound(self._codec)
+    return _Open(round_, base, now, self._known())
+
+  def _follow_chain(self, now: float) -> None:
+    """Opens anew the rounds of fragments that records have moved."""
+    records = self._books.chain.records
+    for record in records[self._seen :]:
+      for fragment, open_ in enumerate(self._open):
+        if record.final or moves(record, fragment):
+          self._open[fragment] = self._new(fragment, now)
+        elif not record.HasField("step"):  # other settings: planned anew
+          open_.round.abandon()
+          open_.round.planned = False
+    self._seen = len(records)
 
   def _known(self) -> set[str]:
     """Who is waited for: others than newcomers, for whom nobody stops."""
@@ -80,8 +110,13 @@ class Rounds:
   def on_proposal(
     self, member: Member, proposal: pb.Proposal, now: float
   ) -> None:
-    if proposal.base != self._books.head.number or self._books.head.final:
-      return  # it has not heard of the newest record; the record is on its way
+    if proposal.fragment >= len(self._open):
+      self._outbox.refuse(member, f"it has a fragment {proposal.fragment}")
+      return
+    open_ = self._open[proposal.fragment]
+    head = self._books.head
+    if head.final or not open_.base <= proposal.base <= head.number:
+      return  # it lacks a record, which is on its way; or we do
     if self._transfers.waits(member.island):
       return
     if member.state not in (State.JOINING, State.IN):
@@ -93,25 +128,29 @@ class Rounds:
       self._void_windows(member)
       return
     proposed = sum(window.tokens for window in proposal.windows)
-    if not self.uses(member.island, member.incarnation):
+    used = self.uses(member.island, member.incarnation)
+    if proposal.fragment == 0 and not used:  # the others have no windows
       accounts.compare(member, proposal.tokens_trained, proposed)
     known = accounts.settled(member) + proposed
     beat.tokens_trained = max(beat.tokens_trained, known)
     member.state, member.hung = State.IN, False
     self._transfers.has_one(member.island)
     member.record = max(member.record, proposal.base)
-    refusal = self.round.propose(member.island, member.incarnation, proposal)
+    proposal.base = open_.base  # what came since did not move the fragment
+    refusal = open_.round.propose(member.island, member.incarnation, proposal)
     if refusal:
       self._outbox.refuse(member, f"its proposal was refused: {refusal}")
       return
-    self._ties.claim(member.island, proposal.base, proposal.base_state)
-    if self.round.contradicted_by(proposal):
-      self.round.abandon()
-    self._proposed_after[member.island] = now - self._books.appended_at
+    if self._single:
+      self._ties.claim(member.island, proposal.base, proposal.base_state)
+    if open_.round.contradicted_by(proposal):
+      open_.round.abandon()
+    open_.proposed_after[member.island] = now - open_.since
 
   def _void_windows(self, member: Member) -> None:
     """It was evicted before a restart of this coordinator, and not told."""
     self._books.accounts.depart(member, "its leases had ended")
+    self.gone(member.island)  # it withdraws from the other fragments' rounds
     welcome = pb.Welcome(
       run_id=self._books.run_id,
       evicted=True,
@@ -120,70 +159,92 @@ class Rounds:
     )
     self._outbox.tell(member.island, pb.ToIsland(welcome=welcome))
 
+  def _with(self, attempt: bytes) -> CoordinatorRound | None:
+    """The round whose attempt this is."""
+    for open_ in self._open:
+      plan = open_.round.plan
+      if plan is not None and plan.attempt == attempt:
+        return open_.round
+    return None
+
   def on_share_reduced(self, member: Member, report: pb.ShareReduced) -> None:
-    fix = self.round.share_reduced(member.island, report)
-    liars = self.round.liars() if fix else []
+    round_ = self._with(report.attempt)
+    if round_ is None:
+      return
+    fix = round_.share_reduced(member.island, report)
+    liars = round_.liars() if fix else []
     for island in liars:
-      self.round.proposals.pop(island, None)
+      round_.proposals.pop(island, None)
       reason = "the norm of its delta is not what it claimed"
       self._outbox.refuse(self._members.members[island], reason)
     if liars:
-      self.round.abandon()
+      round_.abandon()
     else:
       self._outbox.tell_each(fix)
 
   def on_prepared(self, member: Member, prepared: pb.Prepared) -> None:
-    self.round.prepared(member.island, prepared.attempt)
+    round_ = self._with(prepared.attempt)
+    if round_ is not None:
+      round_.prepared(member.island, prepared.attempt)
 
   def on_fetch_failed(
     self, member: Member, report: pb.FetchFailed, now: float
   ) -> None:
     """Two members cannot reach each other."""
-    if self.round.fetch_failed(member.island, report):
+    round_ = self._with(report.attempt)
+    if round_ is not None and round_.fetch_failed(member.island, report):
       self._forgive_at = now + self._books.elastic.fetch_patience
-      self.round.abandon()
+      round_.abandon()
 
   def dropped(self, member: Member) -> None:
     """What it has proposed is void, by its own word."""
-    self.round.proposals.pop(member.island, None)
+    for open_ in self._open:
+      open_.round.proposals.pop(member.island, None)
 
   def excuse(self, island: str) -> None:
     """Its state was wrong, and its proposal with it: nobody waits for it."""
-    self.round.proposals.pop(island, None)
-    self._awaited.discard(island)
+    for open_ in self._open:
+      open_.round.proposals.pop(island, None)
+      open_.awaited.discard(island)
 
   def doubt(self) -> None:
-    """Whether its members hold the run's state is not settled after all."""
-    self.round.abandon()
+    """Whether members hold the run's state is not settled after all."""
+    for open_ in self._open:
+      open_.round.abandon()
 
   def gone(self, island: str) -> None:
     """A member cannot be heard, or is out of the run."""
-    if self.round.gone(island):
-      self.round.abandon()
+    for open_ in self._open:
+      if open_.round.gone(island):
+        open_.round.abandon()
 
   def say_again(self, island: str) -> None:
     """What it may have missed while its stream was broken."""
-    self._outbox.tell_each(self.round.again(island))
+    for open_ in self._open:
+      self._outbox.tell_each(open_.round.again(island))
 
   # ------------------------------------------------------- time passes
 
   def advance(self, now: float) -> None:
     """Does what can be done by now: commits, opens, plans."""
-    if self.number != len(self._books.chain.records):
-      self._open()  # an operator's record has come between
-    if self.round.plan is not None and self.round.complete():
-      self._commit(now)
-      self._open()
-    self._try_to_plan(now)
+    self._follow_chain(now)
+    for fragment in range(len(self._open)):
+      round_ = self._open[fragment].round
+      if round_.plan is not None and round_.complete():
+        self._commit(fragment, now)
+        self._follow_chain(now)
+    for open_ in self._open:
+      self._try_to_plan(open_, now)
+    self._follow_chain(now)  # they may have disagreed
 
-  def late(self) -> list[str]:
+  def _late(self, open_: _Open) -> list[str]:
     """Members that have not proposed, newcomers since the last record apart."""
     inside = {m.island for m in self._members.inside()}
     first = not self._books.chain.last_step.step.members
-    awaited = inside if first else inside & self._awaited or inside
-    return sorted(awaited - set(self.round.proposals))
+    awaited = inside if first else inside & open_.awaited or inside
+    return sorted(awaited - set(open_.round.proposals))
 
-  def deadline(self) -> float:
+  def _deadline(self, open_: _Open) -> float:
     """When the round is planned without those who are late."""
     elastic = self._books.elastic
     if not elastic.deadline or not self._window_seconds:
@@ -192,50 +253,59 @@ class Rounds:
     median = statistics.median(seconds)
     mad = statistics.median([abs(s - median) for s in seconds])
     slack = elastic.deadline_deviations * _MAD_TO_SIGMA * mad
-    return self._books.appended_at + min(
+    return open_.since + min(
       max(elastic.deadline_ratio * median, median + slack),
       median + elastic.deadline_cap,
     )
 
   def announce_closing(self, now: float) -> None:
-    """Tells the slow in time when the round will be planned without them."""
-    deadline = self.deadline()
-    if self.round.planned or self._books.head.final or now > deadline:
-      return
-    for island in self.late():
-      needs = self._members.members[island].heartbeat.hand_in_seconds
-      told_at = deadline - _HAND_IN_SLACK * needs - _HAND_IN_TICK
-      if island not in self._closing_told and now >= told_at:
-        self._closing_told.add(island)
-        closing = pb.Closing(number=self.number)
-        self._outbox.tell(island, pb.ToIsland(closing=closing))
+    """Tells the slow in time when a round will be planned without them."""
+    for fragment, open_ in enumerate(self._open):
+      deadline = self._deadline(open_)
+      if open_.round.planned or self._books.head.final or now > deadline:
+        continue
+      closing = pb.Closing(number=self._number, fragment=fragment)
+      for island in self._late(open_):
+        needs = self._members.members[island].heartbeat.hand_in_seconds
+        told_at = deadline - _HAND_IN_SLACK * needs - _HAND_IN_TICK
+        if island not in open_.closing_told and now >= told_at:
+          open_.closing_told.add(island)
+          self._outbox.tell(island, pb.ToIsland(closing=closing))
+
+  @property
+  def _number(self) -> int:
+    """Of the next record."""
+    return len(self._books.chain.records)
 
   # ---------------------------------------------------- plan and commit
 
-  def _try_to_plan(self, now: float) -> None:
+  def _try_to_plan(self, open_: _Open, now: float) -> None:
     """Starts an attempt, if none is open and all that must be there are."""
-    if self.round.plan is not None or not self._may_plan(now):
+    round_ = open_.round
+    if round_.plan is not None or not self._may_plan(open_, now):
       return
-    if not self._agree(now):
+    if not self._agree(open_, now):
       return
-    ready = set(self.round.proposals) & self._members.reachable()
+    ready = set(round_.proposals) & self._members.reachable()
     needed = self._quorum.needed(now)
     if len(ready) < needed:
       return
-    members = ready - self.round.left_out()
+    members = ready - round_.left_out()
     if len(members) < needed:  # void; all of it is carried
       if now < self._forgive_at:
         return
-      self.round.forgive()
+      round_.forgive()
       members = ready
     self._attempts += 1
     term, serial = self._books.term, self._attempts
     clip, names = self._books.run.outer.clip_ratio, sorted(members)
-    weights = self._weights(names)
-    plan = self.round.start(self.number, names, term, serial, clip, weights)
+    weights = self._weights(round_, names)
+    plan = round_.start(self._number, names, term, serial, clip, weights)
     self._outbox.tell_each(plan)
 
-  def _weights(self, names: list[str]) -> list[int] | None:
+  def _weights(
+    self, round_: CoordinatorRound, names: list[str]
+  ) -> list[int] | None:
     """Of the shares, as the members' links stand; None: links do not count."""
     elastic = self._books.elastic
     if elastic.share_by == "equal":
@@ -243,7 +313,7 @@ class Rounds:
     links = {}
     for name in names:
       beat = self._members.members[name].heartbeat
-      delta = self.round.proposals[name].delta
+      delta = round_.proposals[name].delta
       links[name] = Link(
         beat.upload_rate,
         beat.download_rate,
@@ -252,7 +322,7 @@ class Rounds:
       )
     return self._balance.weights(links, elastic.share_gain)
 
-  def _may_plan(self, now: float) -> bool:
+  def _may_plan(self, open_: _Open, now: float) -> bool:
     """Whether it is time: nobody is waited for any more."""
     books = self._books
     if not books.chain.records or books.head.final or books.steering.paused:
@@ -260,40 +330,69 @@ class Rounds:
     inside = len(self._members.inside())
     if books.head.number == 0 and inside < books.elastic.start_islands:
       return False
-    return self.round.planned or not self.late() or now >= self.deadline()
+    late = self._late(open_) and now < self._deadline(open_)
+    return open_.round.planned or not late
 
-  def _agree(self, now: float) -> bool:
-    """Whether it is settled which state is the run's; others are repaired."""
-    right = self._ties.right(not self.late())
+  @property
+  def _single(self) -> bool:
+    """Whether there is one fragment, all of theta and b."""
+    return len(self._open) == 1
+
+  def _agree(self, open_: _Open, now: float) -> bool:
+    """Whether it is settled which state is the run's; others are repaired.
+
+    Of several fragments, the state of this one is what most hold.
+    """
+    proposals, why = open_.round.proposals, ""
+    right = b""
+    if self._single:
+      right = self._ties.right(not self._late(open_))
+      why = "" if right else self._ties.hopeless()
+    else:
+      states = collections.Counter(p.base_state for p in proposals.values())
+      ranked = states.most_common()
+      if len(ranked) == 1 or (ranked and ranked[0][1] > ranked[1][1]):
+        right = ranked[0][0]
+      elif ranked and not self._late(open_):
+        why = (
+          f"islands disagree on fragment {self._open.index(open_)} of the state"
+          f" at record {open_.base}: "
+          + "; ".join(
+            f"{island} has {proposal.base_state.hex()[:16]}"
+            for island, proposal in sorted(proposals.items())
+          )
+          + ". Evict who is wrong, or roll back, and resume"
+        )
     if right:
-      for island, proposal in list(self.round.proposals.items()):
+      for island, proposal in list(proposals.items()):
         if proposal.base_state != right:
           self._repair(self._members.members[island])
-    elif reason := self._ties.hopeless():
-      self._outbox.warn(f"The run is paused: {reason}.")
+    elif why:
+      self._outbox.warn(f"The run is paused: {why}.")
       pause = pb.Settings.PAUSE_BEGIN
-      self._books.change(pb.Settings(pause=pause, reason=reason), now)
-      self._open()
+      self._books.change(pb.Settings(pause=pause, reason=why), now)
     return bool(right)
 
-  def _commit(self, now: float) -> None:
+  def _commit(self, fragment: int, now: float) -> None:
     """Writes the record: every member that still lives is prepared."""
-    books = self._books
-    step = self.round.step(books.run, books.head.total_tokens)
+    books, open_, number = self._books, self._open[fragment], self._number
+    step = open_.round.step(books.run, books.head.total_tokens)
     step.minority = len(step.members) < self._quorum.half()
     if step.minority:
       members = ", ".join(member.island for member in step.members)
       self._outbox.warn(
-        f"Record {self.number} is that of a minority ({members}): the others"
+        f"Record {number} is that of a minority ({members}): the others"
         " have been away too long, and may be going on elsewhere."
       )
-    for island in self.round.holders():
-      self._members.members[island].record = self.number
-    self._window_seconds.extend(self._proposed_after.values())
-    self._books.commit(step, now)
+    for island in open_.round.holders():
+      member = self._members.members[island]
+      if member.record >= books.chain.state:  # else it lacks a mean before
+        member.record = number
+    self._window_seconds.extend(open_.proposed_after.values())
+    books.commit(step, now)
 
   def uses(self, island: str, incarnation: int) -> bool:
-    """Whether the open attempt may commit the work of an incarnation."""
+    """Whether an open attempt may commit the windows of an incarnation."""
     return self.round.uses(island, incarnation)
 
   def describe(self) -> str:
@@ -306,4 +405,7 @@ class Rounds:
     missing = books.elastic.start_islands - len(self._members.inside())
     if books.head.number == 0 and missing > 0:
       return f"waiting for {missing} more of start_islands"
-    return self.round.describe(self.late())
+    phases = [open_.round.describe(self._late(open_)) for open_ in self._open]
+    if len(phases) == 1:
+      return phases[0]
+    return "; ".join(f"fragment {f}: {phase}" for f, phase in enumerate(phases))

@@ -4,7 +4,7 @@ A gathered mean is served from then on, for members that are slower; once its
 record is committed, for islands that are late, as long as the log keeps it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import threading
 
 import numpy as np
@@ -18,20 +18,25 @@ class MeanShelf:
   """Means by attempt, as blobs of one share each. Safe from any thread."""
 
   def __init__(
-    self, store: blobs.BlobStore, log: RecordLog, block_bytes: int, length: int
+    self,
+    store: blobs.BlobStore,
+    log: RecordLog,
+    block_bytes: int,
+    lengths: Sequence[int],
   ):
-    """`length`: of an encoded delta."""
+    """`lengths`: of an encoded delta of each fragment, in bytes."""
     self._store = store
     self._log = log
     self._block_bytes = block_bytes
-    self._chunk = blobs.chunk_bytes(length, block_bytes)
+    self._chunks = [blobs.chunk_bytes(n, block_bytes) for n in lengths]
     self._lock = threading.Lock()
-    self._attempts: dict[bytes, list[bytes]] = {}  # blob ids, not committed
+    # Blob ids of what is not committed, by fragment and attempt.
+    self._attempts: dict[tuple[int, bytes], list[bytes]] = {}
     self._records: dict[int, list[bytes]] = {}  # blob ids, committed
 
-  def open(self, attempt: bytes, length: int) -> np.ndarray:
+  def open(self, attempt: bytes, length: int, fragment: int = 0) -> np.ndarray:
     """Returns writable uint8, on the disk, for the mean of an attempt."""
-    return self._log.open_mean(attempt, length)
+    return self._log.open_mean(attempt, length, fragment)
 
   def put(
     self,
@@ -39,6 +44,7 @@ class MeanShelf:
     shares: list[pb.Share],
     mean: np.ndarray,
     manifests: dict[bytes, blobs.Manifest],
+    fragment: int = 0,
   ) -> None:
     """Serves the mean of an attempt; it is whole and verified."""
     ids = [share.mean.id for share in shares]
@@ -46,16 +52,19 @@ class MeanShelf:
       self._store.publish_hashed(manifests[blob_id], part)
     with self._lock:
       # The same attempt may have been gathered twice, for itself and late.
-      ids += self._attempts.pop(attempt, [])
-      self._attempts[attempt] = ids
+      ids += self._attempts.pop((fragment, attempt), [])
+      self._attempts[fragment, attempt] = ids
 
   def adopt(self, sealed: pb.SealedRecord) -> pb.Record:
-    """A record is committed: its mean stays, those of other attempts go."""
+    """A record is committed: its mean stays, other attempts at it go."""
     record = self._log.adopt(sealed)
+    if not record.HasField("step"):
+      return record
+    fragment = record.step.fragment
     with self._lock:
-      kept = self._attempts.pop(record.step.attempt, [])
-      dropped = [i for ids in self._attempts.values() for i in ids]
-      self._attempts.clear()
+      kept = self._attempts.pop((fragment, record.step.attempt), [])
+      others = [key for key in self._attempts if key[0] == fragment]
+      dropped = [i for key in others for i in self._attempts.pop(key)]
       self._records.setdefault(record.number, kept)  # adopted again: as it is
     self._withdraw(dropped)
     return record
@@ -72,8 +81,9 @@ class MeanShelf:
         return
       if mean is None or len(mean) != means.length(shares):
         continue
+      chunk = self._chunks[record.step.fragment]
       parts = self._parts(shares, mean)
-      ids = [self._store.publish(part, self._chunk).id for part in parts]
+      ids = [self._store.publish(part, chunk).id for part in parts]
       with self._lock:
         damaged = ids != [share.mean.id for share in shares]
         known = record.number in self._records

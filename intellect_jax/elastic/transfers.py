@@ -89,6 +89,16 @@ class Transfers:
     if member.session is None:
       self.has_one(member.island)  # if not, it says so again
 
+  def _is_wrong(self, ready: pb.StateReady) -> bool:
+    """Whether a state is not the run's, as far as that is known."""
+    if self._ties.wrong(ready.record, ready.state.id):
+      return True
+    chain = self._books.chain
+    return any(
+      chain.fragment_at(ready.record, fragment) not in (b"", state)
+      for fragment, state in enumerate(ready.fragments)
+    )
+
   # ------------------------------------------------------ the first state
 
   def initialiser(self) -> Member | None:
@@ -136,7 +146,7 @@ class Transfers:
       patience = _OFFER_SLACK + (now - asked_at) / 2
       self._offer_by = min(self._offer_by, now + patience)
     self._ties.claim(member.island, ready.record, state.id)
-    if self._ties.wrong(ready.record, state.id):
+    if self._is_wrong(ready):
       self._offers.pop(member.island, None)
       self._repair(member)
     elif state.parts:
@@ -168,7 +178,7 @@ class Transfers:
       old = chain.head.number - ready.record > _OFFER_AGE
       if old or chain.counting(ready.record) < 0:
         del self._offers[donor]
-      elif self._ties.wrong(ready.record, ready.state.id):
+      elif self._is_wrong(ready):
         del self._offers[donor]
         self._repair(self._members.members[donor])
 

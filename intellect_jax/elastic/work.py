@@ -46,10 +46,12 @@ class ExchangeWork:
     self._crew = crew
     self._tell = tell
     self._fail = fail
-    self._cancelled = threading.Event()  # of the open attempt
     self._closing = threading.Event()
-    self._delta = b""  # id of the delta that is served
-    self._share = b""  # id of the share that was reduced last
+    # By fragment: of the open attempt; ids of the delta that is served, and of
+    # the share that was reduced last.
+    self._cancelled: dict[int, threading.Event] = {}
+    self._deltas: dict[int, bytes] = {}
+    self._shares: dict[int, bytes] = {}
     self._workers = concurrent.futures.ThreadPoolExecutor(
       threads, thread_name_prefix="exchange"
     )
@@ -58,43 +60,47 @@ class ExchangeWork:
     """Any other work, in one of these threads."""
     self._workers.submit(work, *arguments)
 
-  def cancel(self) -> None:
+  def cancel(self, fragment: int) -> None:
     """Ends what is under way for an attempt; late means go on."""
-    self._cancelled.set()
-    self._cancelled = threading.Event()
+    self._end_of(fragment).set()
+    del self._cancelled[fragment]
+
+  def _end_of(self, fragment: int) -> threading.Event:
+    """Set when the open attempt is over."""
+    return self._cancelled.setdefault(fragment, threading.Event())
 
   def close(self) -> None:
     self._closing.set()
-    self._cancelled.set()
+    for cancelled in list(self._cancelled.values()):
+      cancelled.set()
     self._workers.shutdown(wait=False, cancel_futures=True)
 
   # ---------------------------------------------- in the agent's thread
 
   def reduce(self, plan: pb.Plan, index: int) -> None:
     """Starts to reduce the plan's share `index`."""
-    self._withdraw_share()
-    self._workers.submit(self._reduce, plan, index, self._cancelled)
+    if share := self._shares.pop(plan.fragment, b""):
+      self._crew.withdraw(share)  # who needs it has the whole mean
+    cancelled = self._end_of(plan.fragment)
+    self._workers.submit(self._reduce, plan, index, cancelled)
 
   def gather(self, action: round_lib.Gather) -> None:
     """Starts to bring a whole mean here."""
-    end = self._closing if action.late else self._cancelled
+    end = self._closing if action.late else self._end_of(action.fragment)
     self._workers.submit(self._gather, action, end)
 
-  def serves_delta(self, blob_id: bytes) -> None:
+  def serves_delta(self, fragment: int, blob_id: bytes) -> None:
     """This delta is served from now on, and the one before no longer."""
-    self.withdraw_delta()
-    self._delta = blob_id
+    self.withdraw_delta(fragment)
+    self._deltas[fragment] = blob_id
 
-  def withdraw_delta(self) -> None:
-    if self._delta:
-      self._crew.withdraw(self._delta)
-    self._delta = b""
+  def withdraw_delta(self, fragment: int) -> None:
+    if blob_id := self._deltas.pop(fragment, b""):
+      self._crew.withdraw(blob_id)
 
-  def _withdraw_share(self) -> None:
-    """The share of the attempt before: who needs it has the whole mean."""
-    if self._share:
-      self._crew.withdraw(self._share)
-    self._share = b""
+  def withdraw_deltas(self) -> None:
+    for fragment in list(self._deltas):
+      self.withdraw_delta(fragment)
 
   # ------------------------------------------------- in threads of its own
 
@@ -103,7 +109,7 @@ class ExchangeWork:
   ) -> None:
     try:
       report = self._crew.reduce(plan, index, cancelled)
-      self._share = report.mean.id
+      self._shares[plan.fragment] = report.mean.id
       self._tell(lambda round: round.reduced(report))
     except Exception as error:
       self._not_done(error, plan.attempt)
@@ -113,7 +119,7 @@ class ExchangeWork:
   ) -> None:
     try:
       self._crew.gather(action, cancelled)
-      self._tell(lambda round: round.gathered(action.attempt))
+      self._tell(lambda round: round.gathered(action.attempt, action.fragment))
     except Exception as error:
       if action.late and not isinstance(error, blobs.Cancelled):
         logging.info("Record %d has no mean yet: %s", action.late, error)

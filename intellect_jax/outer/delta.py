@@ -14,6 +14,7 @@ def delta(
   layout: Layout,
   out: np.ndarray,
   tensors: Sequence[Tensor] | None = None,
+  together: Sequence[Tensor] | None = None,
 ) -> None:
   """Writes theta - x to `out`: how far the inner steps moved, sign reversed.
 
@@ -26,16 +27,21 @@ def delta(
     params: x, the island's parameters, tree of jax or numpy arrays.
     layout: of `params`.
     out: float32, as long as `tensors`; overwritten, zero in the padding.
-    tensors: neighbours in the layout; None: all.
+    tensors: some of the layout, which stand in `out` one after the other;
+      None: all.
+    together: what all processes want between them; None: all of the layout.
   """
   tensors = layout.tensors if tensors is None else tensors
-  origin = tensors[0].start if tensors else 0
-  size = tensors[-1].stop - origin if tensors else 0
+  origins, size = {}, 0  # of `out`, in the layout's floats
+  for tensor in tensors:
+    origins[tensor.name] = tensor.start - size
+    size += tensor.stop - tensor.start
   chex.assert_shape(theta, (layout.size,))
   chex.assert_shape(out, (size,))
   chex.assert_type([theta, out], np.float32)
-  for tensor, index, values in layout.pieces(params, tensors):
-    before, after = tensor.of(theta), tensor.of(out, origin)
+  for tensor, index, values in layout.pieces(params, tensors, together):
+    before, after = tensor.of(theta), tensor.of(out, origins[tensor.name])
     np.subtract(before[index], values, out=after[index])
   for tensor in tensors:
+    origin = origins[tensor.name]
     out[tensor.start + tensor.size - origin : tensor.stop - origin] = 0

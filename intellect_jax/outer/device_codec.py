@@ -7,7 +7,7 @@ same. That is allowed: what an island encoded is the wire value, and only what
 is done with it must have the same bits everywhere.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import math
 
 import jax
@@ -18,7 +18,7 @@ import numpy as np
 
 from intellect_jax.outer import kernels
 from intellect_jax.outer.codec import Codec, NotFiniteError
-from intellect_jax.outer.layout import Layout, Params
+from intellect_jax.outer.layout import Layout, Params, Tensor
 
 # float32 [n * 256], all finite, to uint8 [n * block_bytes].
 Encoder = Callable[[jax.Array], jax.Array]
@@ -116,7 +116,12 @@ class DeltaEncoder:
     )
 
   def encode(
-    self, theta: Params, params: Params, out: np.ndarray, at: int
+    self,
+    theta: Params,
+    params: Params,
+    out: np.ndarray,
+    at: int,
+    tensors: Sequence[Tensor] | None = None,
   ) -> None:
     """Writes to `out` what the encoded delta has from byte `at` on.
 
@@ -128,21 +133,23 @@ class DeltaEncoder:
       params: x, the island's parameters, on the mesh.
       out: uint8, whole blocks.
       at: where a block begins.
+      tensors: whose delta it is, one after the other; None: all.
 
     Raises:
       NotFiniteError: naming the index in the vector.
     """
-    codec, refused = self._codec, None
-    for tensor in self._layout.tensors:
+    codec, refused, place = self._codec, None, 0
+    for tensor in self._layout.tensors if tensors is None else tensors:
       codes, index, value = self._of_tensor(
         tensor.leaf(theta),
         tensor.leaf(params),
         tensor.layer,
         padding=tensor.stop - tensor.start - tensor.size,
       )
+      origin, place = place, place + tensor.stop - tensor.start
       start, stop = (
-        place // codec.block * codec.block_bytes - at
-        for place in (tensor.start, tensor.stop)
+        floats // codec.block * codec.block_bytes - at
+        for floats in (origin, place)
       )
       first, last = max(start, 0), min(stop, len(out))
       if first >= last:
@@ -152,7 +159,7 @@ class DeltaEncoder:
       ]
       value = float(value.addressable_data(0))
       if refused is None and not math.isfinite(value):
-        index = tensor.start + int(index.addressable_data(0))
+        index = origin + int(index.addressable_data(0))
         refused = NotFiniteError(index, value)
     if refused is not None:  # not before: the others need this process to here
       raise refused

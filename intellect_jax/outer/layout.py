@@ -109,7 +109,10 @@ class Layout:
     )
 
   def pieces(
-    self, params: Params, wanted: Iterable[Tensor] | None = None
+    self,
+    params: Params,
+    wanted: Iterable[Tensor] | None = None,
+    together: Iterable[Tensor] | None = None,
   ) -> Iterator[tuple[Tensor, Any, np.ndarray]]:
     """Yields (tensor, index, values): each tensor in the parts devices hold.
 
@@ -124,13 +127,14 @@ class Layout:
     Args:
       params: arrays of numpy or jax.
       wanted: by this process; None: all.
+      together: wanted by any process; None: all.
     """
     wanted = self.tensors if wanted is None else wanted
     names = {tensor.name for tensor in wanted}
-    for tensor in self.tensors:
+    for tensor in self.tensors if together is None else together:
       leaf = tensor.leaf(params)
-      together = isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
-      gathered = _gather(leaf, tensor.layer) if together else None
+      spread = isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
+      gathered = _gather(leaf, tensor.layer) if spread else None
       if tensor.name not in names:
         continue
       if gathered is not None:

@@ -2,7 +2,7 @@
 
   make chaos                    # 60 faults, 8 minutes
   make chaos ARGS=--quick       # three, in a minute
-  make chaos ARGS=--overlap     # with steps beside the exchange
+  make chaos ARGS=--overlap     # with two fragments in flight, and overlap
   make soak                     # eight islands, a fault every 30 s
 
 Steps are paced, so that the cores are mostly idle and what is timed is the
@@ -301,9 +301,7 @@ def main() -> None:
   parser.add_argument("--rounds", type=int, default=4, help="of all faults")
   parser.add_argument("--quick", action="store_true", help="three faults")
   parser.add_argument(
-    "--overlap",
-    action="store_true",
-    help="steps beside the exchange; not with --soak",
+    "--overlap", action="store_true", help="two fragments in flight; no soak"
   )
   parser.add_argument("--only", action="append", help="this fault alone")
   parser.add_argument("--soak", type=float, metavar="MINUTES")

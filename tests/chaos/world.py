@@ -29,9 +29,9 @@ def flags(pace: float, tokens: int, overlap: bool = False) -> list[str]:
   Args:
     pace: seconds a step.
     tokens: of the run.
-    overlap: with steps beside the exchange.
+    overlap: two fragments in flight, and steps beside their exchange.
   """
-  outer = ("overlap_steps=2", "merge_alpha=0.5")
+  outer = ("fragments=2", "overlap_steps=2", "merge_alpha=0.5")
   return [
     "--config=configs/tiny.py",
     *(f"--config.run.outer.{setting}" for setting in outer if overlap),

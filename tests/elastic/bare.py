@@ -27,9 +27,9 @@ def bare_agent(
   codec = make_codec("int8")
   part = Part(
     reduce.Exchange(codec, store, blobs.Fetcher(rpc.LOOPBACK, 1)),
-    MeanShelf(store, log, codec.block_bytes, codec.block_bytes),
+    MeanShelf(store, log, codec.block_bytes, [codec.block_bytes]),
     log,
-    codec.block_bytes,
+    [codec.block_bytes],
     InnerNetwork(),
     pb.StateReady,
   )

@@ -9,7 +9,7 @@ import pytest
 
 from intellect_jax.elastic import blobs, reduce, rpc, shares
 from intellect_jax.elastic.actions import Gather
-from intellect_jax.elastic.crew import DELTA, Crew
+from intellect_jax.elastic.crew import Crew
 from intellect_jax.elastic.inner import InnerNetwork
 from intellect_jax.elastic.log import RecordLog
 from intellect_jax.elastic.mate import Mate
@@ -49,9 +49,9 @@ class Island:
       fetcher = blobs.Fetcher(rpc.LOOPBACK, patience=5)
       mate.part = Part(
         reduce.Exchange(codec, store, fetcher),
-        MeanShelf(store, log, codec.block_bytes, self.length),
+        MeanShelf(store, log, codec.block_bytes, [self.length]),
         log,
-        self.length,
+        [self.length],
         inner,
         lambda store=store: pb.StateReady(state=store.publish(STATE, 1024)),
       )
@@ -73,14 +73,14 @@ class Island:
     """As `Crew.propose_delta`, but there are no devices to freeze."""
     codec, reports = self.codec, []
     for part in self._parts:
-      start, stop = part.delta_cut()
+      start, stop = part.delta_cut(0)
       first, last = (
         at // codec.block_bytes * codec.block for at in (start, stop)
       )
       pieces = [self.values[first:last]]
-      encoded = reduce.encode(codec, pieces, stop - start, part.chunk)
-      reports.append(part.keep(DELTA, start, encoded))
-    return self.crew._serve(DELTA, self.length, reports)
+      encoded = reduce.encode(codec, pieces, stop - start, part.chunk(0))
+      reports.append(part.keep(b"delta", start, encoded, 0))
+    return self.crew._serve(b"delta", self.length, reports, 0)
 
   def mean(self, process: int, attempt: bytes, members: int = 1) -> bytes:
     """What lies on the shelf of a process: as much as so many deltas."""

@@ -67,11 +67,35 @@ def test_a_piece_of_b_is_copied_only_while_it_stands():
 @pytest.mark.parametrize("size", [256, 512 * 256, SIZE])
 def test_pieces_tile_values_and_codes(size):
   codec = make_codec("int8")
-  values, codes = zip(*pieces(size, codec), strict=True)
+  values, codes = zip(*pieces([(0, size // 256)], codec), strict=True)
   for tiles, end in ((values, size), (codes, size // 256 * 260)):
     edges = [0, *(piece.stop for piece in tiles)]
     assert [piece.start for piece in tiles] == edges[:-1]
     assert edges[-1] == end
+
+
+def test_a_step_of_a_fragment_moves_its_runs_and_nothing_else():
+  codec, rng = make_codec("int8"), np.random.default_rng(0)
+  runs = [(1, 3), (700, 2000)]  # one longer than a piece
+  index = np.r_[256:768, 700 * 256 : 2000 * 256]
+  both = rng.standard_normal(2 * SIZE).astype(np.float32)
+  mean = encoded(codec, both[: len(index)])
+  part = OuterState(len(index))
+  part.replace(np.concatenate([both[index], both[SIZE + index]]), 0)
+  whole = OuterState(SIZE)
+  whole.replace(both, 0)
+  places = [(start * 256, stop * 256) for start, stop in runs]
+  assert whole.fragment_hash(places) == part.manifest()[1].id
+  step = pb.OuterStep(learning_rate=0.5, momentum=0.9)
+  part.apply(pb.Record(number=1, step=step), mean, codec)
+  for start, stop in runs:
+    step.blocks.add(start=start, stop=stop)
+  whole.apply(pb.Record(number=1, step=step), mean, codec)
+  assert whole.fragment_hash(places) == part.manifest()[1].id
+  still = np.delete(np.arange(SIZE), index)
+  np.testing.assert_array_equal(whole.theta[still], both[still])
+  np.testing.assert_array_equal(whole.momentum[still], both[SIZE + still])
+  assert whole.fragment_hash([(0, SIZE)]) == whole.manifest()[1].id
 
 
 def test_a_snapshot_stays_as_it_was():

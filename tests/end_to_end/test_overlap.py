@@ -1,4 +1,4 @@
-"""Islands that train on while their deltas are exchanged."""
+"""Islands that train on while fragments of their deltas are exchanged."""
 
 import concurrent.futures
 import contextlib
@@ -16,8 +16,13 @@ from intellect_jax.elastic.identity import Identity
 from intellect_jax.elastic.mesh import ElasticDeviceMesh
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.elastic.service import CoordinatorService
-from intellect_jax.inner.step import TrainStep
+from intellect_jax.elastic.state import OuterState
+from intellect_jax.inner.step import TrainState, TrainStep
 from intellect_jax.model import sharding
+from intellect_jax.model.huggingface import tensor_names
+from intellect_jax.outer.codec import make_codec
+from intellect_jax.outer.fragments import partition
+from intellect_jax.outer.layout import Layout
 from intellect_jax.replay import replay
 
 STEPS = 4  # a window
@@ -135,8 +140,62 @@ def test_without_alpha_the_overlap_is_thrown_away_with_a_word(parts, tmp_path):
   assert summary["tokens_committed"] == status.total_tokens
 
 
-def test_islands_agree_though_they_train_on(parts, tmp_path):
-  outer = dict(overlap_steps=3, merge_alpha=0.5, codec="int8")
+def test_fragments_in_turn_are_streaming_diloco(parts, tmp_path):
+  """Bit for bit, by the algorithm as it is written down, without overlap."""
+  with Run(parts, tmp_path, fragments=2, codec="int8") as run:
+    _, summary = run.train("ada")
+    run.end()
+  _, *records = run.records()
+  assert [r.step.fragment for r in records] == ROUNDS * [1, 0]
+  assert [bool(r.step.members[0].windows) for r in records] == (
+    ROUNDS * [False, True]
+  )
+  hashes, whole = streaming(run, records)
+  assert [record.step.base_state for record in records] == hashes
+  assert summary["theta_hash"] == {"ada": whole.hex()}
+
+
+def streaming(run: Run, records: list[pb.Record]) -> tuple[list[bytes], bytes]:
+  """A fragment's hash before each record, and the hash of all at the end."""
+  inner, tokens, total = run.run.inner, 0, 0
+  codec = make_codec("int8")
+  state = run.step.init(jax.random.key(run.run.seed))
+  layout = Layout.of(state.params, tensor_names(state.params))
+  fragments = partition(layout, 2)
+  outer, x = OuterState(layout.size), layout.flatten(state.params)
+  outer.replace(np.concatenate([x, np.zeros_like(x)]), 0)
+  hashes, due = [], iter(records)
+  samples = [(0, ROUNDS * STEPS * inner.batch_size)]
+  batches = run.index.batches(samples, inner.batch_size)
+  for number, batch in enumerate(batches, start=1):
+    state, _ = run.step(state, batch, total + tokens)
+    tokens += batch["tokens"].size
+    if number % (STEPS // 2):
+      continue
+    record, x = next(due), layout.flatten(state.params)
+    fragment = fragments[record.step.fragment]
+    places = [(a * 256, b * 256) for a, b in fragment.runs]
+    hashes.append(outer.fragment_hash(places))
+    index = np.concatenate([np.arange(a, b) for a, b in places])
+    codes = np.empty(fragment.blocks * codec.block_bytes, np.uint8)
+    weight, mean = (
+      record.step.members[0].weight,
+      np.zeros(len(index), np.float32),
+    )
+    codec.encode(outer.theta[index] - x[index], codes)
+    codec.accumulate(mean, codes, weight)
+    codec.encode(mean / np.float32(weight), codes)
+    outer.apply(record, codes, codec)
+    x[index] = outer.theta[index]
+    state = TrainState(layout.unflatten(x), state.opt_state)
+    state = state._replace(params=run.step.place(state.params))
+    if record.step.fragment == 0:
+      total, tokens = record.total_tokens, 0
+  return hashes, outer.manifest()[1].id
+
+
+def test_islands_agree_with_two_fragments_in_flight(parts, tmp_path):
+  outer = dict(fragments=2, overlap_steps=3, merge_alpha=0.5, codec="int8")
   with (
     Run(parts, tmp_path, islands=2, **outer) as run,
     concurrent.futures.ThreadPoolExecutor(2) as pool,
@@ -152,7 +211,8 @@ def test_islands_agree_though_they_train_on(parts, tmp_path):
     assert {replayed.manifest()[1].id.hex()} == hashes
   records = run.records()
   steps = [record.step for record in records if record.HasField("step")]
-  assert any(len(step.members) == 2 for step in steps)
+  assert {step.fragment for step in steps} == {0, 1}
+  assert any(len(step.members) == 2 for step in steps if step.fragment)
   tokens = sum(w.tokens for s in steps for m in s.members for w in m.windows)
   assert records[-1].final and records[-1].total_tokens == tokens
   assert status.tokens_trained == sum(s["tokens_trained"] for s in summaries)

@@ -174,7 +174,8 @@ class Invariants:
     means = [share.mean.id for share in step.shares]
     assert means == self._fixed.get(step.attempt), "it was never fixed"
     assert set(means) <= held, "committed before anyone held the mean"
-    assert step.base == record.number - 1
+    moved = [x.record for x in before.effective]
+    assert step.base == max(r.number for r in moved if chain.moves(r, 0))
     if self._sparse:
       left = self._check_feedback(step, before)
       link = dataclasses.replace(link, left=before.left | left)

@@ -147,7 +147,7 @@ def plan_on_an_old_base():
   on_proposal = rounds.Rounds.on_proposal
 
   def lenient(self, member, proposal: pb.Proposal, now: float) -> None:
-    proposal.base = self.number - 1
+    proposal.base = self._books.head.number
     on_proposal(self, member, proposal, now)
 
   return mock.patch.object(rounds.Rounds, "on_proposal", lenient)

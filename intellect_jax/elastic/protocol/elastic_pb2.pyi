@@ -106,7 +106,7 @@ class Blob(_message.Message):
     def __init__(self, id: _Optional[bytes] = ..., length: _Optional[int] = ..., parts: _Optional[_Iterable[_Union[Part, _Mapping]]] = ...) -> None: ...
 
 class Member(_message.Message):
-    __slots__ = ("island", "incarnation", "windows", "weight", "clip", "delta", "norm")
+    __slots__ = ("island", "incarnation", "windows", "weight", "clip", "delta", "norm", "serial")
     ISLAND_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     WINDOWS_FIELD_NUMBER: _ClassVar[int]
@@ -114,6 +114,7 @@ class Member(_message.Message):
     CLIP_FIELD_NUMBER: _ClassVar[int]
     DELTA_FIELD_NUMBER: _ClassVar[int]
     NORM_FIELD_NUMBER: _ClassVar[int]
+    SERIAL_FIELD_NUMBER: _ClassVar[int]
     island: str
     incarnation: int
     windows: _containers.RepeatedCompositeFieldContainer[Window]
@@ -121,7 +122,8 @@ class Member(_message.Message):
     clip: float
     delta: Blob
     norm: float
-    def __init__(self, island: _Optional[str] = ..., incarnation: _Optional[int] = ..., windows: _Optional[_Iterable[_Union[Window, _Mapping]]] = ..., weight: _Optional[float] = ..., clip: _Optional[float] = ..., delta: _Optional[_Union[Blob, _Mapping]] = ..., norm: _Optional[float] = ...) -> None: ...
+    serial: int
+    def __init__(self, island: _Optional[str] = ..., incarnation: _Optional[int] = ..., windows: _Optional[_Iterable[_Union[Window, _Mapping]]] = ..., weight: _Optional[float] = ..., clip: _Optional[float] = ..., delta: _Optional[_Union[Blob, _Mapping]] = ..., norm: _Optional[float] = ..., serial: _Optional[int] = ...) -> None: ...
 
 class Share(_message.Message):
     __slots__ = ("start", "stop", "owner", "mean")
@@ -160,7 +162,7 @@ class Record(_message.Message):
     def __init__(self, number: _Optional[int] = ..., term: _Optional[int] = ..., previous: _Optional[bytes] = ..., total_tokens: _Optional[int] = ..., islands: _Optional[int] = ..., final: _Optional[bool] = ..., step: _Optional[_Union[OuterStep, _Mapping]] = ..., annulment: _Optional[_Union[Annulment, _Mapping]] = ..., genesis: _Optional[_Union[Genesis, _Mapping]] = ..., settings: _Optional[_Union[Settings, _Mapping]] = ...) -> None: ...
 
 class OuterStep(_message.Message):
-    __slots__ = ("attempt", "fragment", "base", "members", "shares", "codec", "learning_rate", "momentum", "base_state", "minority", "scale", "mean_norm")
+    __slots__ = ("attempt", "fragment", "base", "members", "shares", "codec", "learning_rate", "momentum", "base_state", "minority", "scale", "mean_norm", "blocks")
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     FRAGMENT_FIELD_NUMBER: _ClassVar[int]
     BASE_FIELD_NUMBER: _ClassVar[int]
@@ -173,6 +175,7 @@ class OuterStep(_message.Message):
     MINORITY_FIELD_NUMBER: _ClassVar[int]
     SCALE_FIELD_NUMBER: _ClassVar[int]
     MEAN_NORM_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
     attempt: bytes
     fragment: int
     base: int
@@ -185,7 +188,8 @@ class OuterStep(_message.Message):
     minority: bool
     scale: float
     mean_norm: float
-    def __init__(self, attempt: _Optional[bytes] = ..., fragment: _Optional[int] = ..., base: _Optional[int] = ..., members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., shares: _Optional[_Iterable[_Union[Share, _Mapping]]] = ..., codec: _Optional[str] = ..., learning_rate: _Optional[float] = ..., momentum: _Optional[float] = ..., base_state: _Optional[bytes] = ..., minority: _Optional[bool] = ..., scale: _Optional[float] = ..., mean_norm: _Optional[float] = ...) -> None: ...
+    blocks: _containers.RepeatedCompositeFieldContainer[Interval]
+    def __init__(self, attempt: _Optional[bytes] = ..., fragment: _Optional[int] = ..., base: _Optional[int] = ..., members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., shares: _Optional[_Iterable[_Union[Share, _Mapping]]] = ..., codec: _Optional[str] = ..., learning_rate: _Optional[float] = ..., momentum: _Optional[float] = ..., base_state: _Optional[bytes] = ..., minority: _Optional[bool] = ..., scale: _Optional[float] = ..., mean_norm: _Optional[float] = ..., blocks: _Optional[_Iterable[_Union[Interval, _Mapping]]] = ...) -> None: ...
 
 class Settings(_message.Message):
     __slots__ = ("values", "at_record", "pause", "finish", "evicted", "reason")
@@ -397,12 +401,14 @@ class Evaluation(_message.Message):
     def __init__(self, record: _Optional[int] = ..., loss: _Optional[float] = ...) -> None: ...
 
 class StateReady(_message.Message):
-    __slots__ = ("record", "state")
+    __slots__ = ("record", "state", "fragments")
     RECORD_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
+    FRAGMENTS_FIELD_NUMBER: _ClassVar[int]
     record: int
     state: Blob
-    def __init__(self, record: _Optional[int] = ..., state: _Optional[_Union[Blob, _Mapping]] = ...) -> None: ...
+    fragments: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, record: _Optional[int] = ..., state: _Optional[_Union[Blob, _Mapping]] = ..., fragments: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class Ready(_message.Message):
     __slots__ = ("record",)
@@ -419,7 +425,7 @@ class LeaseRequest(_message.Message):
     def __init__(self, window: _Optional[int] = ..., samples: _Optional[int] = ...) -> None: ...
 
 class Proposal(_message.Message):
-    __slots__ = ("fragment", "base", "windows", "delta", "norm", "base_state", "tokens_trained")
+    __slots__ = ("fragment", "base", "windows", "delta", "norm", "base_state", "tokens_trained", "serial", "steps", "tokens", "blocks")
     FRAGMENT_FIELD_NUMBER: _ClassVar[int]
     BASE_FIELD_NUMBER: _ClassVar[int]
     WINDOWS_FIELD_NUMBER: _ClassVar[int]
@@ -427,6 +433,10 @@ class Proposal(_message.Message):
     NORM_FIELD_NUMBER: _ClassVar[int]
     BASE_STATE_FIELD_NUMBER: _ClassVar[int]
     TOKENS_TRAINED_FIELD_NUMBER: _ClassVar[int]
+    SERIAL_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
     fragment: int
     base: int
     windows: _containers.RepeatedCompositeFieldContainer[Window]
@@ -434,7 +444,11 @@ class Proposal(_message.Message):
     norm: float
     base_state: bytes
     tokens_trained: int
-    def __init__(self, fragment: _Optional[int] = ..., base: _Optional[int] = ..., windows: _Optional[_Iterable[_Union[Window, _Mapping]]] = ..., delta: _Optional[_Union[Blob, _Mapping]] = ..., norm: _Optional[float] = ..., base_state: _Optional[bytes] = ..., tokens_trained: _Optional[int] = ...) -> None: ...
+    serial: int
+    steps: int
+    tokens: int
+    blocks: _containers.RepeatedCompositeFieldContainer[Interval]
+    def __init__(self, fragment: _Optional[int] = ..., base: _Optional[int] = ..., windows: _Optional[_Iterable[_Union[Window, _Mapping]]] = ..., delta: _Optional[_Union[Blob, _Mapping]] = ..., norm: _Optional[float] = ..., base_state: _Optional[bytes] = ..., tokens_trained: _Optional[int] = ..., serial: _Optional[int] = ..., steps: _Optional[int] = ..., tokens: _Optional[int] = ..., blocks: _Optional[_Iterable[_Union[Interval, _Mapping]]] = ...) -> None: ...
 
 class ShareReduced(_message.Message):
     __slots__ = ("attempt", "share", "mean", "squared_norms", "mean_squared_norm")
@@ -571,10 +585,12 @@ class AskRecords(_message.Message):
     def __init__(self, start: _Optional[int] = ...) -> None: ...
 
 class Closing(_message.Message):
-    __slots__ = ("number",)
+    __slots__ = ("number", "fragment")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
+    FRAGMENT_FIELD_NUMBER: _ClassVar[int]
     number: int
-    def __init__(self, number: _Optional[int] = ...) -> None: ...
+    fragment: int
+    def __init__(self, number: _Optional[int] = ..., fragment: _Optional[int] = ...) -> None: ...
 
 class OfferState(_message.Message):
     __slots__ = ()

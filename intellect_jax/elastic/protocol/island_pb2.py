@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from intellect_jax.elastic.protocol import elastic_pb2 as intellect__jax_dot_elastic_dot_protocol_dot_elastic__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+intellect_jax/elastic/protocol/island.proto\x12\x0cintellect.v1\x1a,intellect_jax/elastic/protocol/elastic.proto\"\xec\x03\n\x04Task\x12 \n\x03\x61sk\x18\x01 \x01(\x0b\x32\x11.intellect.v1.AskH\x00\x12*\n\x06reduce\x18\x02 \x01(\x0b\x32\x18.intellect.v1.ReducePartH\x00\x12$\n\x05serve\x18\x03 \x01(\x0b\x32\x13.intellect.v1.ServeH\x00\x12\x12\n\x08withdraw\x18\x04 \x01(\x0cH\x00\x12*\n\x06gather\x18\x05 \x01(\x0b\x32\x18.intellect.v1.GatherPartH\x00\x12(\n\x05\x66\x65tch\x18\x06 \x01(\x0b\x32\x17.intellect.v1.FetchPartH\x00\x12\"\n\x04swap\x18\x07 \x01(\x0b\x32\x12.intellect.v1.SwapH\x00\x12&\n\x06shelve\x18\x08 \x01(\x0b\x32\x14.intellect.v1.ShelveH\x00\x12+\n\x05\x61\x64opt\x18\t \x01(\x0b\x32\x1a.intellect.v1.SealedRecordH\x00\x12$\n\x03log\x18\n \x01(\x0b\x32\x15.intellect.v1.RecordsH\x00\x12)\n\x05offer\x18\x0b \x01(\x0b\x32\x18.intellect.v1.OfferStateH\x00\x12$\n\x05\x63ount\x18\x0c \x01(\x0b\x32\x13.intellect.v1.CountH\x00\x12\x0e\n\x04\x64rop\x18\r \x01(\x0cH\x00\x42\x06\n\x04task\"-\n\x03\x41sk\x12\x17\n\ncheckpoint\x18\x01 \x01(\x04H\x00\x88\x01\x01\x42\r\n\x0b_checkpoint\"=\n\nReducePart\x12 \n\x04plan\x18\x01 \x01(\x0b\x32\x12.intellect.v1.Plan\x12\r\n\x05share\x18\x02 \x01(\r\"3\n\x05Serve\x12\x0c\n\x04kept\x18\x01 \x01(\x0c\x12\n\n\x02id\x18\x02 \x01(\x0c\x12\x10\n\x08manifest\x18\x03 \x01(\x0c\"_\n\nGatherPart\x12\n\n\x02id\x18\x01 \x01(\x0c\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x0c\x12#\n\x06shares\x18\x03 \x03(\x0b\x32\x13.intellect.v1.Share\x12\x0f\n\x07holders\x18\x04 \x03(\t\":\n\tFetchPart\x12\n\n\x02id\x18\x01 \x01(\x0c\x12!\n\x05state\x18\x02 \x01(\x0b\x32\x12.intellect.v1.Blob\"5\n\x04Swap\x12\n\n\x02id\x18\x01 \x01(\x0c\x12!\n\x05parts\x18\x02 \x03(\x0b\x32\x12.intellect.v1.Blob\"J\n\x06Shelve\x12\n\n\x02id\x18\x01 \x01(\x0c\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x0c\x12#\n\x06shares\x18\x03 \x03(\x0b\x32\x13.intellect.v1.Share\"\x07\n\x05\x43ount\"\xd0\x03\n\x05Order\x12.\n\ninitialise\x18\x01 \x01(\x0b\x32\x18.intellect.v1.InitialiseH\x00\x12\x32\n\x07restore\x18\x02 \x01(\x0b\x32\x1f.intellect.v1.RestoreCheckpointH\x00\x12$\n\x05stand\x18\x03 \x01(\x0b\x32\x13.intellect.v1.StandH\x00\x12*\n\x06window\x18\x04 \x01(\x0b\x32\x18.intellect.v1.LeaseGrantH\x00\x12\"\n\x04step\x18\x05 \x01(\x0b\x32\x12.intellect.v1.StepH\x00\x12&\n\x06\x66reeze\x18\x06 \x01(\x0b\x32\x14.intellect.v1.FreezeH\x00\x12$\n\x05merge\x18\x07 \x01(\x0b\x32\x13.intellect.v1.MergeH\x00\x12&\n\x06revert\x18\x08 \x01(\x0b\x32\x14.intellect.v1.RevertH\x00\x12\"\n\x04save\x18\t \x01(\x0b\x32\x12.intellect.v1.SaveH\x00\x12 \n\x03\x65nd\x18\n \x01(\x0b\x32\x11.intellect.v1.EndH\x00\x12(\n\x07rebuild\x18\x0b \x01(\x0b\x32\x15.intellect.v1.RebuildH\x00\x42\x07\n\x05order\"\x0c\n\nInitialise\"7\n\x11RestoreCheckpoint\x12\x12\n\ncheckpoint\x18\x01 \x01(\x04\x12\x0e\n\x06record\x18\x02 \x01(\x04\">\n\x05Stand\x12$\n\x06record\x18\x01 \x01(\x0b\x32\x14.intellect.v1.Record\x12\x0f\n\x07\x66\x65tched\x18\x02 \x01(\x0c\"=\n\x04Step\x12\x10\n\x08position\x18\x01 \x01(\x01\x12\x14\n\x0ctotal_tokens\x18\x02 \x01(\x01\x12\r\n\x05scale\x18\x03 \x01(\x01\"\x18\n\x06\x46reeze\x12\x0e\n\x06keep_x\x18\x01 \x01(\x08\"\xa5\x01\n\x05Merge\x12$\n\x06record\x18\x01 \x01(\x0b\x32\x14.intellect.v1.Record\x12*\n\x06\x61nchor\x18\x02 \x01(\x0e\x32\x1a.intellect.v1.Merge.Anchor\x12\r\n\x05\x61lpha\x18\x03 \x01(\x02\";\n\x06\x41nchor\x12\x0c\n\x08\x41NCHOR_X\x10\x00\x12\x11\n\rANCHOR_FROZEN\x10\x01\x12\x10\n\x0c\x41NCHOR_THETA\x10\x02\"\x08\n\x06Revert\"\x06\n\x04Save\"L\n\x07Rebuild\x12\x12\n\ncheckpoint\x18\x01 \x01(\x04\x12\x0e\n\x06record\x18\x02 \x01(\x04\x12\x0e\n\x06\x61greed\x18\x03 \x01(\x0c\x12\r\n\x05right\x18\x04 \x01(\x0c\"\x16\n\x03\x45nd\x12\x0f\n\x07\x66\x61ilure\x18\x01 \x01(\t\"\xd8\x02\n\x06Report\x12\x0f\n\x07\x63ulprit\x18\x01 \x01(\t\x12\x0f\n\x07\x66\x61ilure\x18\x02 \x01(\t\x12\x11\n\tcancelled\x18\x0c \x01(\x08\x12\x11\n\taddresses\x18\x03 \x03(\t\x12\x0e\n\x06hashes\x18\x04 \x01(\x0c\x12\x15\n\rsquared_norms\x18\x05 \x03(\x01\x12\x19\n\x11mean_squared_norm\x18\x0f \x01(\x01\x12 \n\x04\x62lob\x18\x06 \x01(\x0b\x32\x12.intellect.v1.Blob\x12\x0e\n\x06record\x18\x07 \x01(\x04\x12\x12\n\nstate_hash\x18\x08 \x01(\x0c\x12\x0f\n\x07rebuilt\x18\x10 \x01(\x0c\x12\x12\n\nbytes_sent\x18\t \x01(\x04\x12\x15\n\rbytes_relayed\x18\n \x01(\x04\x12\x16\n\x0e\x62ytes_received\x18\x0b \x01(\x04\x12\x13\n\x0bupload_rate\x18\r \x01(\x01\x12\x15\n\rdownload_rate\x18\x0e \x01(\x01\x32p\n\x04Mate\x12\x30\n\x04Work\x12\x12.intellect.v1.Task\x1a\x14.intellect.v1.Report\x12\x36\n\x05Train\x12\x13.intellect.v1.Order\x1a\x14.intellect.v1.Report(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+intellect_jax/elastic/protocol/island.proto\x12\x0cintellect.v1\x1a,intellect_jax/elastic/protocol/elastic.proto\"\xec\x03\n\x04Task\x12 \n\x03\x61sk\x18\x01 \x01(\x0b\x32\x11.intellect.v1.AskH\x00\x12*\n\x06reduce\x18\x02 \x01(\x0b\x32\x18.intellect.v1.ReducePartH\x00\x12$\n\x05serve\x18\x03 \x01(\x0b\x32\x13.intellect.v1.ServeH\x00\x12\x12\n\x08withdraw\x18\x04 \x01(\x0cH\x00\x12*\n\x06gather\x18\x05 \x01(\x0b\x32\x18.intellect.v1.GatherPartH\x00\x12(\n\x05\x66\x65tch\x18\x06 \x01(\x0b\x32\x17.intellect.v1.FetchPartH\x00\x12\"\n\x04swap\x18\x07 \x01(\x0b\x32\x12.intellect.v1.SwapH\x00\x12&\n\x06shelve\x18\x08 \x01(\x0b\x32\x14.intellect.v1.ShelveH\x00\x12+\n\x05\x61\x64opt\x18\t \x01(\x0b\x32\x1a.intellect.v1.SealedRecordH\x00\x12$\n\x03log\x18\n \x01(\x0b\x32\x15.intellect.v1.RecordsH\x00\x12)\n\x05offer\x18\x0b \x01(\x0b\x32\x18.intellect.v1.OfferStateH\x00\x12$\n\x05\x63ount\x18\x0c \x01(\x0b\x32\x13.intellect.v1.CountH\x00\x12\x0e\n\x04\x64rop\x18\r \x01(\x0cH\x00\x42\x06\n\x04task\"-\n\x03\x41sk\x12\x17\n\ncheckpoint\x18\x01 \x01(\x04H\x00\x88\x01\x01\x42\r\n\x0b_checkpoint\"=\n\nReducePart\x12 \n\x04plan\x18\x01 \x01(\x0b\x32\x12.intellect.v1.Plan\x12\r\n\x05share\x18\x02 \x01(\r\"3\n\x05Serve\x12\x0c\n\x04kept\x18\x01 \x01(\x0c\x12\n\n\x02id\x18\x02 \x01(\x0c\x12\x10\n\x08manifest\x18\x03 \x01(\x0c\"q\n\nGatherPart\x12\n\n\x02id\x18\x01 \x01(\x0c\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x0c\x12#\n\x06shares\x18\x03 \x03(\x0b\x32\x13.intellect.v1.Share\x12\x0f\n\x07holders\x18\x04 \x03(\t\x12\x10\n\x08\x66ragment\x18\x05 \x01(\r\":\n\tFetchPart\x12\n\n\x02id\x18\x01 \x01(\x0c\x12!\n\x05state\x18\x02 \x01(\x0b\x32\x12.intellect.v1.Blob\"5\n\x04Swap\x12\n\n\x02id\x18\x01 \x01(\x0c\x12!\n\x05parts\x18\x02 \x03(\x0b\x32\x12.intellect.v1.Blob\"\\\n\x06Shelve\x12\n\n\x02id\x18\x01 \x01(\x0c\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x0c\x12#\n\x06shares\x18\x03 \x03(\x0b\x32\x13.intellect.v1.Share\x12\x10\n\x08\x66ragment\x18\x04 \x01(\r\"\x07\n\x05\x43ount\"\xd0\x03\n\x05Order\x12.\n\ninitialise\x18\x01 \x01(\x0b\x32\x18.intellect.v1.InitialiseH\x00\x12\x32\n\x07restore\x18\x02 \x01(\x0b\x32\x1f.intellect.v1.RestoreCheckpointH\x00\x12$\n\x05stand\x18\x03 \x01(\x0b\x32\x13.intellect.v1.StandH\x00\x12*\n\x06window\x18\x04 \x01(\x0b\x32\x18.intellect.v1.LeaseGrantH\x00\x12\"\n\x04step\x18\x05 \x01(\x0b\x32\x12.intellect.v1.StepH\x00\x12&\n\x06\x66reeze\x18\x06 \x01(\x0b\x32\x14.intellect.v1.FreezeH\x00\x12$\n\x05merge\x18\x07 \x01(\x0b\x32\x13.intellect.v1.MergeH\x00\x12&\n\x06revert\x18\x08 \x01(\x0b\x32\x14.intellect.v1.RevertH\x00\x12\"\n\x04save\x18\t \x01(\x0b\x32\x12.intellect.v1.SaveH\x00\x12 \n\x03\x65nd\x18\n \x01(\x0b\x32\x11.intellect.v1.EndH\x00\x12(\n\x07rebuild\x18\x0b \x01(\x0b\x32\x15.intellect.v1.RebuildH\x00\x42\x07\n\x05order\"\x0c\n\nInitialise\"7\n\x11RestoreCheckpoint\x12\x12\n\ncheckpoint\x18\x01 \x01(\x04\x12\x0e\n\x06record\x18\x02 \x01(\x04\">\n\x05Stand\x12$\n\x06record\x18\x01 \x01(\x0b\x32\x14.intellect.v1.Record\x12\x0f\n\x07\x66\x65tched\x18\x02 \x01(\x0c\"=\n\x04Step\x12\x10\n\x08position\x18\x01 \x01(\x01\x12\x14\n\x0ctotal_tokens\x18\x02 \x01(\x01\x12\r\n\x05scale\x18\x03 \x01(\x01\"*\n\x06\x46reeze\x12\x0e\n\x06keep_x\x18\x01 \x01(\x08\x12\x10\n\x08\x66ragment\x18\x02 \x01(\r\"\xa5\x01\n\x05Merge\x12$\n\x06record\x18\x01 \x01(\x0b\x32\x14.intellect.v1.Record\x12*\n\x06\x61nchor\x18\x02 \x01(\x0e\x32\x1a.intellect.v1.Merge.Anchor\x12\r\n\x05\x61lpha\x18\x03 \x01(\x02\";\n\x06\x41nchor\x12\x0c\n\x08\x41NCHOR_X\x10\x00\x12\x11\n\rANCHOR_FROZEN\x10\x01\x12\x10\n\x0c\x41NCHOR_THETA\x10\x02\",\n\x06Revert\x12\x15\n\x08\x66ragment\x18\x01 \x01(\rH\x00\x88\x01\x01\x42\x0b\n\t_fragment\"\x06\n\x04Save\"L\n\x07Rebuild\x12\x12\n\ncheckpoint\x18\x01 \x01(\x04\x12\x0e\n\x06record\x18\x02 \x01(\x04\x12\x0e\n\x06\x61greed\x18\x03 \x01(\x0c\x12\r\n\x05right\x18\x04 \x01(\x0c\"\x16\n\x03\x45nd\x12\x0f\n\x07\x66\x61ilure\x18\x01 \x01(\t\"\xeb\x02\n\x06Report\x12\x0f\n\x07\x63ulprit\x18\x01 \x01(\t\x12\x0f\n\x07\x66\x61ilure\x18\x02 \x01(\t\x12\x11\n\tcancelled\x18\x0c \x01(\x08\x12\x11\n\taddresses\x18\x03 \x03(\t\x12\x0e\n\x06hashes\x18\x04 \x01(\x0c\x12\x15\n\rsquared_norms\x18\x05 \x03(\x01\x12\x19\n\x11mean_squared_norm\x18\x0f \x01(\x01\x12 \n\x04\x62lob\x18\x06 \x01(\x0b\x32\x12.intellect.v1.Blob\x12\x0e\n\x06record\x18\x07 \x01(\x04\x12\x12\n\nstate_hash\x18\x08 \x01(\x0c\x12\x0f\n\x07rebuilt\x18\x10 \x01(\x0c\x12\x11\n\tfragments\x18\x11 \x03(\x0c\x12\x12\n\nbytes_sent\x18\t \x01(\x04\x12\x15\n\rbytes_relayed\x18\n \x01(\x04\x12\x16\n\x0e\x62ytes_received\x18\x0b \x01(\x04\x12\x13\n\x0bupload_rate\x18\r \x01(\x01\x12\x15\n\rdownload_rate\x18\x0e \x01(\x01\x32p\n\x04Mate\x12\x30\n\x04Work\x12\x12.intellect.v1.Task\x1a\x14.intellect.v1.Report\x12\x36\n\x05Train\x12\x13.intellect.v1.Order\x1a\x14.intellect.v1.Report(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,41 +41,41 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SERVE']._serialized_start=712
   _globals['_SERVE']._serialized_end=763
   _globals['_GATHERPART']._serialized_start=765
-  _globals['_GATHERPART']._serialized_end=860
-  _globals['_FETCHPART']._serialized_start=862
-  _globals['_FETCHPART']._serialized_end=920
-  _globals['_SWAP']._serialized_start=922
-  _globals['_SWAP']._serialized_end=975
-  _globals['_SHELVE']._serialized_start=977
-  _globals['_SHELVE']._serialized_end=1051
-  _globals['_COUNT']._serialized_start=1053
-  _globals['_COUNT']._serialized_end=1060
-  _globals['_ORDER']._serialized_start=1063
-  _globals['_ORDER']._serialized_end=1527
-  _globals['_INITIALISE']._serialized_start=1529
-  _globals['_INITIALISE']._serialized_end=1541
-  _globals['_RESTORECHECKPOINT']._serialized_start=1543
-  _globals['_RESTORECHECKPOINT']._serialized_end=1598
-  _globals['_STAND']._serialized_start=1600
-  _globals['_STAND']._serialized_end=1662
-  _globals['_STEP']._serialized_start=1664
-  _globals['_STEP']._serialized_end=1725
-  _globals['_FREEZE']._serialized_start=1727
-  _globals['_FREEZE']._serialized_end=1751
-  _globals['_MERGE']._serialized_start=1754
-  _globals['_MERGE']._serialized_end=1919
-  _globals['_MERGE_ANCHOR']._serialized_start=1860
-  _globals['_MERGE_ANCHOR']._serialized_end=1919
-  _globals['_REVERT']._serialized_start=1921
-  _globals['_REVERT']._serialized_end=1929
-  _globals['_SAVE']._serialized_start=1931
-  _globals['_SAVE']._serialized_end=1937
-  _globals['_REBUILD']._serialized_start=1939
-  _globals['_REBUILD']._serialized_end=2015
-  _globals['_END']._serialized_start=2017
-  _globals['_END']._serialized_end=2039
-  _globals['_REPORT']._serialized_start=2042
-  _globals['_REPORT']._serialized_end=2386
-  _globals['_MATE']._serialized_start=2388
-  _globals['_MATE']._serialized_end=2500
+  _globals['_GATHERPART']._serialized_end=878
+  _globals['_FETCHPART']._serialized_start=880
+  _globals['_FETCHPART']._serialized_end=938
+  _globals['_SWAP']._serialized_start=940
+  _globals['_SWAP']._serialized_end=993
+  _globals['_SHELVE']._serialized_start=995
+  _globals['_SHELVE']._serialized_end=1087
+  _globals['_COUNT']._serialized_start=1089
+  _globals['_COUNT']._serialized_end=1096
+  _globals['_ORDER']._serialized_start=1099
+  _globals['_ORDER']._serialized_end=1563
+  _globals['_INITIALISE']._serialized_start=1565
+  _globals['_INITIALISE']._serialized_end=1577
+  _globals['_RESTORECHECKPOINT']._serialized_start=1579
+  _globals['_RESTORECHECKPOINT']._serialized_end=1634
+  _globals['_STAND']._serialized_start=1636
+  _globals['_STAND']._serialized_end=1698
+  _globals['_STEP']._serialized_start=1700
+  _globals['_STEP']._serialized_end=1761
+  _globals['_FREEZE']._serialized_start=1763
+  _globals['_FREEZE']._serialized_end=1805
+  _globals['_MERGE']._serialized_start=1808
+  _globals['_MERGE']._serialized_end=1973
+  _globals['_MERGE_ANCHOR']._serialized_start=1914
+  _globals['_MERGE_ANCHOR']._serialized_end=1973
+  _globals['_REVERT']._serialized_start=1975
+  _globals['_REVERT']._serialized_end=2019
+  _globals['_SAVE']._serialized_start=2021
+  _globals['_SAVE']._serialized_end=2027
+  _globals['_REBUILD']._serialized_start=2029
+  _globals['_REBUILD']._serialized_end=2105
+  _globals['_END']._serialized_start=2107
+  _globals['_END']._serialized_end=2129
+  _globals['_REPORT']._serialized_start=2132
+  _globals['_REPORT']._serialized_end=2495
+  _globals['_MATE']._serialized_start=2497
+  _globals['_MATE']._serialized_end=2609
 # @@protoc_insertion_point(module_scope)

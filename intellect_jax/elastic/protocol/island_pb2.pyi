@@ -63,16 +63,18 @@ class Serve(_message.Message):
     def __init__(self, kept: _Optional[bytes] = ..., id: _Optional[bytes] = ..., manifest: _Optional[bytes] = ...) -> None: ...
 
 class GatherPart(_message.Message):
-    __slots__ = ("id", "attempt", "shares", "holders")
+    __slots__ = ("id", "attempt", "shares", "holders", "fragment")
     ID_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     SHARES_FIELD_NUMBER: _ClassVar[int]
     HOLDERS_FIELD_NUMBER: _ClassVar[int]
+    FRAGMENT_FIELD_NUMBER: _ClassVar[int]
     id: bytes
     attempt: bytes
     shares: _containers.RepeatedCompositeFieldContainer[_elastic_pb2.Share]
     holders: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, id: _Optional[bytes] = ..., attempt: _Optional[bytes] = ..., shares: _Optional[_Iterable[_Union[_elastic_pb2.Share, _Mapping]]] = ..., holders: _Optional[_Iterable[str]] = ...) -> None: ...
+    fragment: int
+    def __init__(self, id: _Optional[bytes] = ..., attempt: _Optional[bytes] = ..., shares: _Optional[_Iterable[_Union[_elastic_pb2.Share, _Mapping]]] = ..., holders: _Optional[_Iterable[str]] = ..., fragment: _Optional[int] = ...) -> None: ...
 
 class FetchPart(_message.Message):
     __slots__ = ("id", "state")
@@ -91,14 +93,16 @@ class Swap(_message.Message):
     def __init__(self, id: _Optional[bytes] = ..., parts: _Optional[_Iterable[_Union[_elastic_pb2.Blob, _Mapping]]] = ...) -> None: ...
 
 class Shelve(_message.Message):
-    __slots__ = ("id", "attempt", "shares")
+    __slots__ = ("id", "attempt", "shares", "fragment")
     ID_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     SHARES_FIELD_NUMBER: _ClassVar[int]
+    FRAGMENT_FIELD_NUMBER: _ClassVar[int]
     id: bytes
     attempt: bytes
     shares: _containers.RepeatedCompositeFieldContainer[_elastic_pb2.Share]
-    def __init__(self, id: _Optional[bytes] = ..., attempt: _Optional[bytes] = ..., shares: _Optional[_Iterable[_Union[_elastic_pb2.Share, _Mapping]]] = ...) -> None: ...
+    fragment: int
+    def __init__(self, id: _Optional[bytes] = ..., attempt: _Optional[bytes] = ..., shares: _Optional[_Iterable[_Union[_elastic_pb2.Share, _Mapping]]] = ..., fragment: _Optional[int] = ...) -> None: ...
 
 class Count(_message.Message):
     __slots__ = ()
@@ -161,10 +165,12 @@ class Step(_message.Message):
     def __init__(self, position: _Optional[float] = ..., total_tokens: _Optional[float] = ..., scale: _Optional[float] = ...) -> None: ...
 
 class Freeze(_message.Message):
-    __slots__ = ("keep_x",)
+    __slots__ = ("keep_x", "fragment")
     KEEP_X_FIELD_NUMBER: _ClassVar[int]
+    FRAGMENT_FIELD_NUMBER: _ClassVar[int]
     keep_x: bool
-    def __init__(self, keep_x: _Optional[bool] = ...) -> None: ...
+    fragment: int
+    def __init__(self, keep_x: _Optional[bool] = ..., fragment: _Optional[int] = ...) -> None: ...
 
 class Merge(_message.Message):
     __slots__ = ("record", "anchor", "alpha")
@@ -185,8 +191,10 @@ class Merge(_message.Message):
     def __init__(self, record: _Optional[_Union[_elastic_pb2.Record, _Mapping]] = ..., anchor: _Optional[_Union[Merge.Anchor, str]] = ..., alpha: _Optional[float] = ...) -> None: ...
 
 class Revert(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("fragment",)
+    FRAGMENT_FIELD_NUMBER: _ClassVar[int]
+    fragment: int
+    def __init__(self, fragment: _Optional[int] = ...) -> None: ...
 
 class Save(_message.Message):
     __slots__ = ()
@@ -211,7 +219,7 @@ class End(_message.Message):
     def __init__(self, failure: _Optional[str] = ...) -> None: ...
 
 class Report(_message.Message):
-    __slots__ = ("culprit", "failure", "cancelled", "addresses", "hashes", "squared_norms", "mean_squared_norm", "blob", "record", "state_hash", "rebuilt", "bytes_sent", "bytes_relayed", "bytes_received", "upload_rate", "download_rate")
+    __slots__ = ("culprit", "failure", "cancelled", "addresses", "hashes", "squared_norms", "mean_squared_norm", "blob", "record", "state_hash", "rebuilt", "fragments", "bytes_sent", "bytes_relayed", "bytes_received", "upload_rate", "download_rate")
     CULPRIT_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
     CANCELLED_FIELD_NUMBER: _ClassVar[int]
@@ -223,6 +231,7 @@ class Report(_message.Message):
     RECORD_FIELD_NUMBER: _ClassVar[int]
     STATE_HASH_FIELD_NUMBER: _ClassVar[int]
     REBUILT_FIELD_NUMBER: _ClassVar[int]
+    FRAGMENTS_FIELD_NUMBER: _ClassVar[int]
     BYTES_SENT_FIELD_NUMBER: _ClassVar[int]
     BYTES_RELAYED_FIELD_NUMBER: _ClassVar[int]
     BYTES_RECEIVED_FIELD_NUMBER: _ClassVar[int]
@@ -239,9 +248,10 @@ class Report(_message.Message):
     record: int
     state_hash: bytes
     rebuilt: bytes
+    fragments: _containers.RepeatedScalarFieldContainer[bytes]
     bytes_sent: int
     bytes_relayed: int
     bytes_received: int
     upload_rate: float
     download_rate: float
-    def __init__(self, culprit: _Optional[str] = ..., failure: _Optional[str] = ..., cancelled: _Optional[bool] = ..., addresses: _Optional[_Iterable[str]] = ..., hashes: _Optional[bytes] = ..., squared_norms: _Optional[_Iterable[float]] = ..., mean_squared_norm: _Optional[float] = ..., blob: _Optional[_Union[_elastic_pb2.Blob, _Mapping]] = ..., record: _Optional[int] = ..., state_hash: _Optional[bytes] = ..., rebuilt: _Optional[bytes] = ..., bytes_sent: _Optional[int] = ..., bytes_relayed: _Optional[int] = ..., bytes_received: _Optional[int] = ..., upload_rate: _Optional[float] = ..., download_rate: _Optional[float] = ...) -> None: ...
+    def __init__(self, culprit: _Optional[str] = ..., failure: _Optional[str] = ..., cancelled: _Optional[bool] = ..., addresses: _Optional[_Iterable[str]] = ..., hashes: _Optional[bytes] = ..., squared_norms: _Optional[_Iterable[float]] = ..., mean_squared_norm: _Optional[float] = ..., blob: _Optional[_Union[_elastic_pb2.Blob, _Mapping]] = ..., record: _Optional[int] = ..., state_hash: _Optional[bytes] = ..., rebuilt: _Optional[bytes] = ..., fragments: _Optional[_Iterable[bytes]] = ..., bytes_sent: _Optional[int] = ..., bytes_relayed: _Optional[int] = ..., bytes_received: _Optional[int] = ..., upload_rate: _Optional[float] = ..., download_rate: _Optional[float] = ...) -> None: ...
