@@ -161,11 +161,8 @@ class Admission:
       self._transfers.tell_to_wait(member.island)
     else:
       self._transfers.has_one(member.island)
-    used = self._rounds.uses(member.island, member.incarnation)
-    if hello.HasField("tokens_open") and not used:
-      self._books.accounts.compare(
-        member, hello.tokens_trained, hello.tokens_open
-      )
+    if hello.HasField("tokens_open"):
+      self._rounds.compare(member, hello.tokens_trained, hello.tokens_open)
     welcome = pb.Welcome(
       run_id=self._books.run_id,
       evicted=evicted,

@@ -75,13 +75,10 @@ class Books:
     for island, incarnation in newest.items():
       process = history.processes.get((island, incarnation), b"")
       members.expect(island, incarnation, now, process)
-    leases, older = dict(history.leases), []
-    for holder in history.leases:
-      if holder.incarnation < newest[holder.island]:
-        older.append(holder)
-        del leases[holder]
+    older = [h for h in history.leases if h.incarnation < newest[h.island]]
     if older:  # or the next coordinator would find them beside newer ones
       outbox.add(EndLeases(older, None))
+    leases = {h: i for h, i in history.leases.items() if h not in older}
     self.accounts = Accounts(self.chain, leases, history.losses, outbox)
     self._read_settings()
 

@@ -117,8 +117,8 @@ class Coordinator:
 
   def done(self) -> bool:
     """Whether the run is over and every island has left or is gone."""
-    states = [m.state for m in self._members.members.values()]
-    return self.final and not {State.IN, State.JOINING} & set(states)
+    members = self._members.members.values()
+    return self.final and not any(member.present for member in members)
 
   def status(self, now: float) -> pb.Status:
     """What an operator sees."""
@@ -138,7 +138,7 @@ class Coordinator:
       settings=books.steering.changed(len(self.log)),
     )
     for member in self._members.members.values():
-      if member.state in (State.IN, State.JOINING):
+      if member.present:
         open_tokens += books.accounts.open(member)
       status.islands.add(
         island=member.island,
@@ -418,7 +418,7 @@ class Coordinator:
   def _evict_by_order(self, island: str, reason: str, now: float) -> None:
     """An operator has an island out; a newer process of it may come."""
     member = self._members.members.get(island)
-    if member is None or member.state not in (State.IN, State.JOINING):
+    if member is None or not member.present:
       raise UserError(f"no island {island!r} is in the run")
     who = pb.Eviction(island=island, incarnation=member.incarnation)
     self.books.change(pb.Settings(evicted=who, reason=reason), now)

@@ -46,8 +46,7 @@ class Ending:
       self._finish_without_the_late(now)
 
   def _inside(self) -> list[Member]:
-    states = (State.IN, State.JOINING)
-    return [m for m in self._members.members.values() if m.state in states]
+    return [m for m in self._members.members.values() if m.present]
 
   def _compare(self, now: float) -> None:
     """Whoever is here tells the hash of its final state."""

@@ -53,12 +53,7 @@ def moments(workdir: pathlib.Path) -> Iterator[Moment]:
     state.replace(np.concatenate([outer.theta, outer.momentum]), number)
     yield _moment(log, state, known.get(number, pb.Record()), True)
     for record in log.after(number):
-      if record.HasField("step"):
-        mean = log.mean(record.number)
-        assert mean is not None  # or it would not be among them
-        state.apply(record, mean, make_codec(record.step.codec))
-      else:  # changed settings, which move nothing
-        state.advance(record.number)
+      move(log, state, record)
       yield _moment(log, state, record, False)
     reached = state.record
   if reached < 0:
@@ -66,6 +61,16 @@ def moments(workdir: pathlib.Path) -> Iterator[Moment]:
       f"All checkpoints in {folder} are of records that were rolled back. Start"
       " the island again: it restores what counts."
     )
+
+
+def move(log: RecordLog, state: OuterState, record: pb.Record) -> None:
+  """Moves a state by the next record, whose mean the log has."""
+  if record.HasField("step"):
+    mean = log.mean(record.number)
+    assert mean is not None, f"record {record.number} is here without its mean"
+    state.apply(record, mean, make_codec(record.step.codec))
+  else:  # changed settings, which move nothing
+    state.advance(record.number)
 
 
 def average(

@@ -11,7 +11,7 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from intellect_jax.elastic import blobs, figures, rpc
+from intellect_jax.elastic import blobs, figures, history, rpc
 from intellect_jax.elastic.log import RecordLog
 from intellect_jax.elastic.means import Mean
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
@@ -158,16 +158,13 @@ class Holdings:
 
   def apply(self, record: pb.Record) -> None:
     """Moves theta and b by the next record, whose mean the log has."""
+    history.move(self.log, self.outer, record)
     if record.HasField("step"):
-      mean = self.log.mean(record.number)
-      assert mean is not None, f"record {record.number} was adopted without it"
-      self.outer.apply(record, mean, self.codec)
       fragment = record.step.fragment
       _, before = self._last_steps.get(fragment, (0, 0))
       self._last_steps[fragment] = before, record.number
       self._moved(record, [fragment])
     else:
-      self.outer.advance(record.number)
       self.record = record
 
   def _moved(self, record: pb.Record, fragments: list[int]) -> None:
@@ -198,7 +195,7 @@ class Holdings:
     """The hash of all of theta and b."""
     if len(self.fragments) == 1:
       return self.state_hash()
-    return self.outer.manifest()[1].id
+    return self.actual_hash()
 
   def actual_hash(self) -> bytes:
     """The hash of theta and b as they are in memory now."""
@@ -337,10 +334,7 @@ class Holdings:
     for record in self.log.after(checkpoint):
       if record.number > to:
         break
-      if record.HasField("step"):
-        mean = self.log.mean(record.number)
-        assert mean is not None  # `after` has looked
-        replay.apply(record, mean, self.codec)
+      history.move(self.log, replay, record)
     rebuilt = replay.manifest()[1].id
     sure = agreed or rebuilt == right
     if sure and rebuilt != self.actual_hash():

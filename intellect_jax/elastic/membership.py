@@ -39,6 +39,11 @@ class Member:
   state_record: int = 0
   state_hash: bytes = b""
 
+  @property
+  def present(self) -> bool:
+    """Whether it takes part, or is about to."""
+    return self.state in (State.IN, State.JOINING)
+
 
 class Membership:
   """The members of a run, by island name."""
@@ -127,9 +132,7 @@ class Membership:
   def expired(self, now: float) -> list[Member]:
     """Members whose lease has run out; they are gone from now on."""
     gone = [
-      m
-      for m in self.members.values()
-      if m.state in (State.IN, State.JOINING) and now > m.lease_until
+      m for m in self.members.values() if m.present and now > m.lease_until
     ]
     for member in gone:
       member.state = State.GONE
@@ -152,7 +155,7 @@ class Membership:
   def renew_all(self, now: float) -> None:
     """After a gap of the coordinator's own: nobody could be heard."""
     for member in self.members.values():
-      if member.state in (State.IN, State.JOINING):
+      if member.present:
         member.lease_until = now + self.lease_seconds
         member.progressed = now
 

@@ -297,9 +297,10 @@ class ElasticDeviceMesh:
     self._diary.wait()
     self._held.saves.wait()
     self._agent.beat()
-    self._say_state(self._held.actual_hash())
+    digest = self._held.actual_hash()
+    self._say_state(digest)
     if self._held.record.final:
-      self._await_others()
+      self._await_others(digest)
     final = self._held.record.final
     reason = "the run is final" if final else "it was asked to stop"
     self._agent.say(leave=pb.Leave(reason=reason))
@@ -310,13 +311,13 @@ class ElasticDeviceMesh:
     ready = pb.StateReady(record=self.record, state=pb.Blob(id=digest))
     self._agent.say(state_ready=ready)
 
-  def _await_others(self) -> None:
+  def _await_others(self, digest: bytes) -> None:
     """Stays until all that are here hold the same final state, this one too.
 
     Not without a coordinator: another would have to be started for that.
+    `digest`: of what it holds now.
     """
     news, patience = self._news, self._run.elastic.lease_seconds
-    digest = self._held.actual_hash()
     while self._held.record.final and not news.finished:
       heard = news.wait(lambda: news.any, "the others' final state", patience)
       if not heard and news.silent_since is not None:

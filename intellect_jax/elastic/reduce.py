@@ -9,7 +9,7 @@ Values go through in pieces that stay in a core's cache from the first touch to
 the last: memory, not arithmetic, is what limits a core here.
 """
 
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 import contextlib
 import dataclasses
 import threading
@@ -190,17 +190,32 @@ class Exchange:
     self, plan: pb.Plan, deltas: list[np.ndarray], out: np.ndarray
   ) -> np.ndarray:
     """Encodes the mean of one chunk to `out`; returns the squared norms."""
-    codec, squares = self.codec, np.zeros(len(deltas))
-    total = np.empty(PIECE, np.float32)
-    size = PIECE // codec.block * codec.block_bytes
-    for first in range(0, len(out), size):
-      codes = out[first : first + size]
-      piece = total[: len(codes) // codec.block_bytes * codec.block]
-      parts = [delta[first : first + size] for delta in deltas]
-      means.average(codec, plan.members, parts, piece)
-      squares += [codec.squared_norm(part) for part in parts]
-      codec.encode(piece, codes)
+    squares = np.zeros(len(deltas))
+    for place, piece, norms in self._averages(plan, deltas, 0, len(out)):
+      squares += norms
+      self.codec.encode(piece, out[place])
     return squares
+
+  def _averages(
+    self,
+    plan: pb.Plan,
+    deltas: Sequence[np.ndarray],
+    start: int,
+    stop: int,
+  ) -> Iterator[tuple[slice, np.ndarray, list[float]]]:
+    """Pieces of the members' mean, in [start, stop) bytes of their codes.
+
+    Yields where each is in bytes, its values, which the next piece overwrites,
+    and the squared norms of the deltas there.
+    """
+    codec, total = self.codec, np.empty(PIECE, np.float32)
+    size = PIECE // codec.block * codec.block_bytes
+    for first in range(start, stop, size):
+      place = slice(first, min(first + size, stop))
+      parts = [delta[place] for delta in deltas]
+      piece = total[: len(parts[0]) // codec.block_bytes * codec.block]
+      means.average(codec, plan.members, parts, piece)
+      yield place, piece, [codec.squared_norm(part) for part in parts]
 
   def collect(
     self,
@@ -240,16 +255,10 @@ class Exchange:
       data: uint8, all codes of all members, one behind the other.
       start, stop: in bytes of each.
     """
-    codec, squares, mean_square = self.codec, np.zeros(len(plan.members)), 0.0
+    squares, mean_square = np.zeros(len(plan.members)), 0.0
     vectors = np.split(data, len(plan.members))
-    total = np.empty(PIECE, np.float32)
-    size = PIECE // codec.block * codec.block_bytes
-    for first in range(start, stop, size):
-      last = min(first + size, stop)
-      piece = total[: (last - first) // codec.block_bytes * codec.block]
-      parts = [vector[first:last] for vector in vectors]
-      means.average(codec, plan.members, parts, piece)
-      squares += [codec.squared_norm(part) for part in parts]
+    for _, piece, norms in self._averages(plan, vectors, start, stop):
+      squares += norms
       mean_square += kernels.dot(piece, piece)
     return squares.tolist(), mean_square
 

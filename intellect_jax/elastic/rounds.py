@@ -19,7 +19,7 @@ from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.elastic.quorum import Quorum
 from intellect_jax.elastic.round import CoordinatorRound
 from intellect_jax.elastic.shares import capacity, relayed_only
-from intellect_jax.elastic.tie import Ties
+from intellect_jax.elastic.tie import Ties, disagreement
 from intellect_jax.elastic.transfers import Transfers
 from intellect_jax.outer.codec import make_codec
 
@@ -119,7 +119,7 @@ class Rounds:
       return  # it lacks a record, which is on its way; or we do
     if self._transfers.waits(member.island):
       return
-    if member.state not in (State.JOINING, State.IN):
+    if not member.present:
       return
     beat = member.heartbeat  # may be older than the proposal
     beat.tokens_trained = max(beat.tokens_trained, proposal.tokens_trained)
@@ -128,9 +128,8 @@ class Rounds:
       self._void_windows(member)
       return
     proposed = sum(window.tokens for window in proposal.windows)
-    used = self.uses(member.island, member.incarnation)
-    if proposal.fragment == 0 and not used:  # the others have no windows
-      accounts.compare(member, proposal.tokens_trained, proposed)
+    if proposal.fragment == 0:  # the others have no windows
+      self.compare(member, proposal.tokens_trained, proposed)
     known = accounts.settled(member) + proposed
     beat.tokens_trained = max(beat.tokens_trained, known)
     member.state, member.hung = State.IN, False
@@ -146,6 +145,11 @@ class Rounds:
     if open_.round.contradicted_by(proposal):
       open_.round.abandon()
     open_.proposed_after[member.island] = now - open_.since
+
+  def compare(self, member: Member, trained: int, open_: int) -> None:
+    """As `Accounts.compare`, unless an open attempt may yet commit the work."""
+    if not self.uses(member.island, member.incarnation):
+      self._books.accounts.compare(member, trained, open_)
 
   def _void_windows(self, member: Member) -> None:
     """It was evicted before a restart of this coordinator, and not told."""
@@ -343,26 +347,12 @@ class Rounds:
 
     Of several fragments, the state of this one is what most hold.
     """
-    proposals, why = open_.round.proposals, ""
-    right = b""
+    proposals = open_.round.proposals
     if self._single:
       right = self._ties.right(not self._late(open_))
       why = "" if right else self._ties.hopeless()
     else:
-      states = collections.Counter(p.base_state for p in proposals.values())
-      ranked = states.most_common()
-      if len(ranked) == 1 or (ranked and ranked[0][1] > ranked[1][1]):
-        right = ranked[0][0]
-      elif ranked and not self._late(open_):
-        why = (
-          f"islands disagree on fragment {self._open.index(open_)} of the state"
-          f" at record {open_.base}: "
-          + "; ".join(
-            f"{island} has {proposal.base_state.hex()[:16]}"
-            for island, proposal in sorted(proposals.items())
-          )
-          + ". Evict who is wrong, or roll back, and resume"
-        )
+      right, why = self._most(open_)
     if right:
       for island, proposal in list(proposals.items()):
         if proposal.base_state != right:
@@ -372,6 +362,22 @@ class Rounds:
       pause = pb.Settings.PAUSE_BEGIN
       self._books.change(pb.Settings(pause=pause, reason=why), now)
     return bool(right)
+
+  def _most(self, open_: _Open) -> tuple[bytes, str]:
+    """What most hold of one of several fragments, or why that cannot be told.
+
+    Neither, while somebody may yet decide it.
+    """
+    proposals = open_.round.proposals
+    held = {island: p.base_state for island, p in proposals.items()}
+    ranked = collections.Counter(held.values()).most_common(2)
+    if ranked and (len(ranked) == 1 or ranked[0][1] > ranked[1][1]):
+      return ranked[0][0], ""
+    if not ranked or self._late(open_):
+      return b"", ""
+    number = self._open.index(open_)
+    what = f"fragment {number} of the state at record {open_.base}"
+    return b"", disagreement(what, held)
 
   def _commit(self, fragment: int, now: float) -> None:
     """Writes the record: every member that still lives is prepared."""

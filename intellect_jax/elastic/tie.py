@@ -8,7 +8,7 @@ log, and says what it comes to (rebuild.py).
 """
 
 import collections
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from intellect_jax.elastic.books import Books
 from intellect_jax.elastic.membership import Membership
@@ -160,15 +160,9 @@ class Ties:
     if self._settled or self._asked or not self._answers:
       return ""
     self._answers.clear()
-    said = "; ".join(
-      f"{island} has {state.hex()[:16]}"
-      for island, state in sorted(self._claims.items())
-    )
-    return (
-      f"islands disagree on the state at record {self._books.head.number}, and"
-      f" their logs do not settle it: {said}. Evict who is wrong, or roll back,"
-      " and resume"
-    )
+    record = self._books.head.number
+    what = f"the state at record {record}, and their logs do not settle it"
+    return disagreement(what, self._claims)
 
   def _replayed(self) -> bytes:
     """What those who are here come to; empty: they are still at it."""
@@ -185,6 +179,17 @@ class Ties:
     held = {self._claims[island] for island in here}
     found = _most(self._answers.values())
     return found or (held.pop() if len(held) == 1 else b"")
+
+
+def disagreement(what: str, held: Mapping[str, bytes]) -> str:
+  """For an operator: who holds which state, by its hash."""
+  said = "; ".join(
+    f"{island} has {state.hex()[:16]}" for island, state in sorted(held.items())
+  )
+  return (
+    f"islands disagree on {what}: {said}. Evict who is wrong, or roll back, and"
+    " resume"
+  )
 
 
 def _most(answers: Iterable[pb.Rechecked]) -> bytes:
