@@ -28,7 +28,7 @@ from ml_collections import ConfigDict
 import rich.console
 
 from intellect_jax import command
-from intellect_jax.errors import UserError
+from intellect_jax.errors import UserError, not_installed
 from intellect_jax.evaluation.suites import SUITES, Benchmark
 from intellect_jax.inference.loading import Model, open_model
 
@@ -68,10 +68,7 @@ def main() -> None:
     try:
       evaluate(island, stack)
     except ImportError as error:
-      raise UserError(
-        f"evaluate takes the package {error.name}: pip install"
-        " 'intellect_jax[eval]', from a checkout '.[eval]'."
-      ) from None
+      raise not_installed("evaluate", error.name, "eval") from None
 
 
 def evaluate(island: ConfigDict, stack: contextlib.ExitStack) -> None:

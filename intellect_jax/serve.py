@@ -20,7 +20,7 @@ from absl import flags
 
 from intellect_jax import command
 from intellect_jax.elastic import rpc
-from intellect_jax.errors import UserError
+from intellect_jax.errors import UserError, not_installed
 from intellect_jax.inference.engine import Engine
 from intellect_jax.inference.loading import Model, open_model
 
@@ -52,10 +52,7 @@ def main() -> None:
   try:
     server = Server(model, host, port, SLOTS.value, WAITING.value)
   except ImportError as error:
-    raise UserError(
-      f"serve takes the package {error.name}: pip install"
-      " 'intellect_jax[serve]', from a checkout '.[serve]'."
-    ) from None
+    raise not_installed("serve", error.name, "serve") from None
   for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, lambda *_: server.stop())
   print(

@@ -189,9 +189,7 @@ def check_messages(messages: Any, special: Mapping[str, int]) -> None:
     if not re.fullmatch(r"\w+", message["role"]):
       raise UserError(f"The role of {where} is {message['role']!r}, no word.")
     content = message["content"]
-    if not content.isascii() and any(
-      "\ud800" <= c <= "\udfff" for c in content
-    ):
+    if has_halves(content):
       raise UserError(f"The content of {where} has halves of characters.")
     found = any_of(tuple(special)).search(content) or _MARKS.search(content)
     if found:
@@ -199,6 +197,11 @@ def check_messages(messages: Any, special: Mapping[str, int]) -> None:
         f"The content of {where} has {found.group()!r}, which is no text: it"
         " would become a special token."
       )
+
+
+def has_halves(text: str) -> bool:
+  """Whether a text has surrogates, halves of characters: no UTF-8 has them."""
+  return not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text)
 
 
 def read_template(path: pathlib.Path) -> str:

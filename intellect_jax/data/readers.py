@@ -17,7 +17,7 @@ import numpy as np
 import orjson
 
 from intellect_jax.data.files import File, is_remote, open_file
-from intellect_jax.errors import UserError
+from intellect_jax.errors import UserError, not_installed
 
 # Text, ids without an eos, or the JSON of a conversation.
 Document = str | np.ndarray | dict[str, Any]
@@ -104,10 +104,8 @@ def cut(file: File, kind: str, fields: Fields, target: int) -> list[Piece]:
   try:
     units = FORMATS[kind].units(file, fields)
   except ImportError as error:
-    raise UserError(
-      f"To read {file.url} takes the package {error.name}: pip install"
-      " 'intellect_jax[data]', from a checkout '.[data]'."
-    ) from error
+    what = f"To read {file.url}"
+    raise not_installed(what, error.name, "data") from error
   except UserError:
     raise
   except Exception as error:  # each library has its own

@@ -21,7 +21,7 @@ from intellect_jax.data.tokenizer import (
   ranks_of,
 )
 from intellect_jax.data.tokenizer_json import tokenizer_config
-from intellect_jax.errors import UserError
+from intellect_jax.errors import UserError, not_installed
 
 # Of Llama 3 (github.com/meta-llama/llama3, llama/tokenizer.py): how text is cut
 # into words, and the 256 ids after the ranks.
@@ -61,10 +61,8 @@ def read_tokenizer(path: pathlib.Path, eos: str = "") -> Tokenizer:
       return _llama3(ranks, content, eos)
     return SentencePieceTokenizer(path, content, eos)
   except ImportError as error:
-    raise UserError(
-      f"To read the tokenizer {path} takes the package {error.name}: pip"
-      " install 'intellect_jax[data]', from a checkout '.[data]'."
-    ) from None
+    what = f"To read the tokenizer {path}"
+    raise not_installed(what, error.name, "data") from None
   except UserError:
     raise
   except Exception as error:  # the libraries raise bare Exception

@@ -16,7 +16,7 @@ from intellect_jax import command
 from intellect_jax.data import files, readers
 from intellect_jax.data.readers import Fields
 from intellect_jax.data.tokenizer import BYTES, EOS, PATTERN
-from intellect_jax.errors import UserError
+from intellect_jax.errors import UserError, not_installed
 
 INPUT = command.define_input()
 OUTPUT = command.define_output("File to write.")
@@ -84,10 +84,7 @@ def train(texts: Iterator[str], vocab_size: int, output: pathlib.Path) -> None:
       trainers,
     )
   except ImportError as error:
-    raise UserError(
-      "To train a tokenizer takes the package tokenizers: pip install"
-      " 'intellect_jax[data]', from a checkout '.[data]'."
-    ) from error
+    raise not_installed("To train a tokenizer", error.name, "data") from error
   tokenizer = Tokenizer(models.BPE())
   tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
     [

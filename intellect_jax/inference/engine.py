@@ -18,6 +18,7 @@ import numpy as np
 
 from intellect_jax.errors import UserError
 from intellect_jax.inference.loading import Model
+from intellect_jax.inference.shapes import rounded
 from intellect_jax.inference.trie import common_prefix
 from intellect_jax.model import cache as cache_lib
 from intellect_jax.model.cache import Cache
@@ -221,9 +222,9 @@ class Engine:
 
   def _read(self, reading: list[_Slot]) -> None:
     """The next piece of each of these prompts."""
-    rows = _power(len(reading), self._model.mesh.shape["fsdp"])
+    rows = rounded(len(reading), self._model.mesh.shape["fsdp"])
     longest = max(slot.unread for slot in reading)
-    self._call(reading, rows, min(_power(longest, 8), READ))
+    self._call(reading, rows, min(rounded(longest, 8), READ))
 
   def _write(self) -> None:
     """A token for each text that is read."""
@@ -267,7 +268,7 @@ class Engine:
 
   def _make_room(self, tokens: int) -> None:
     c, mesh = self._model.c, self._model.mesh
-    room = min(_power(tokens, _LEAST_ROOM), self._model.context)
+    room = min(rounded(tokens, _LEAST_ROOM), self._model.context)
     if self._cache is None:
       self._cache = cache_lib.empty(c, self.slots, room, mesh)
     elif room > self._cache.room:
@@ -321,10 +322,3 @@ def _rules(
   if not temperature.any():
     return None
   return temperature, top_k, top_p, seeds, steps
-
-
-def _power(size: int, least: int) -> int:
-  """The least power of two times `least` that is no smaller than `size`."""
-  while least < size:
-    least *= 2
-  return least

@@ -2,9 +2,7 @@
 
 import dataclasses
 import itertools
-import json
 import pathlib
-from typing import Any
 
 from blake3 import blake3
 import jax
@@ -14,6 +12,7 @@ from ml_collections import ConfigDict
 from intellect_jax import config as config_lib
 from intellect_jax.checkpoint import adapters, pretrained
 from intellect_jax.checkpoint.durable import read_outer
+from intellect_jax.checkpoint.tensors import read_json
 from intellect_jax.data import chat
 from intellect_jax.data.tokenizer import (
   Tokenizer,
@@ -24,7 +23,7 @@ from intellect_jax.errors import UserError
 from intellect_jax.model import llama, sharding
 from intellect_jax.model.huggingface import model_fields
 
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model")
+_TOKENIZERS = (pretrained.TOKENIZER, "tokenizer.model")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +106,7 @@ def _from_folder(
   folder: pathlib.Path,
 ) -> tuple[ConfigDict, llama.LlamaConfig, llama.Params, frozenset[int], str]:
   """A run half that says what it is, model, weights, ids that stop, digest."""
-  theirs = _json(folder / pretrained.CONFIG)
+  theirs = read_json(folder / pretrained.CONFIG)
   run = config_lib.base().run
   run.name = ""
   run.model.update(model_fields(theirs))
@@ -130,7 +129,7 @@ def _template(folder: pathlib.Path) -> str:
   if (folder / chat.FILE).is_file():
     return chat.read_template(folder / chat.FILE)
   path = folder / "tokenizer_config.json"
-  if path.is_file() and "chat_template" in _json(path):
+  if path.is_file() and "chat_template" in read_json(path):
     return chat.read_template(path)
   return ""
 
@@ -138,7 +137,7 @@ def _template(folder: pathlib.Path) -> str:
 def _stops(folder: pathlib.Path) -> frozenset[int]:
   """What generation_config.json says ends a text: an id, or several."""
   path = folder / "generation_config.json"
-  told = _json(path).get("eos_token_id") if path.is_file() else None
+  told = read_json(path).get("eos_token_id") if path.is_file() else None
   return frozenset([told] if isinstance(told, int) else told or ())
 
 
@@ -146,7 +145,7 @@ def _bos(tokenizer: pathlib.Path) -> tuple[int, ...]:
   """The ids that a tokenizer.json puts before every text."""
   if not tokenizer.is_file():
     return ()
-  processor = _json(tokenizer).get("post_processor") or {}
+  processor = read_json(tokenizer).get("post_processor") or {}
   for part in processor.get("processors", [processor]):
     pieces = iter(part.get("single", ()))  # of a TemplateProcessing
     names = itertools.takewhile(lambda piece: "SpecialToken" in piece, pieces)
@@ -156,10 +155,3 @@ def _bos(tokenizer: pathlib.Path) -> tuple[int, ...]:
     if ids:
       return tuple(itertools.chain(*ids))
   return ()
-
-
-def _json(path: pathlib.Path) -> dict[str, Any]:
-  try:
-    return json.loads(path.read_text())
-  except ValueError as error:
-    raise UserError(f"{path} is not JSON: {error}.") from None

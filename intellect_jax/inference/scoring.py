@@ -17,6 +17,7 @@ import numpy as np
 from intellect_jax.errors import UserError
 from intellect_jax.inference import trie
 from intellect_jax.inference.loading import Model
+from intellect_jax.inference.shapes import rounded
 from intellect_jax.inference.trie import Row, Text
 from intellect_jax.model import llama, sharding
 
@@ -106,7 +107,7 @@ class Scorer:
       length = steps * step
       size = max(1, self._batch_tokens // length // fsdp) * fsdp
       for batch in _split(rows, size):
-        filled = fsdp * _power(-(-len(batch) // fsdp))
+        filled = fsdp * rounded(-(-len(batch) // fsdp))
         yield batch, length, min(size, filled)
 
   def _start(
@@ -115,8 +116,8 @@ class Scorer:
     """Begins to compute what is asked for; returns arrays of the device."""
     tokens, depths, ends = np.zeros((3, size, length), np.int32)
     asked = [_by_place(row) for row in rows]
-    most = _power(max(map(len, asked)))
-    width = _power(max(len(t) for places in asked for t in places.values()))
+    most = rounded(max(map(len, asked)))
+    width = rounded(max(len(t) for places in asked for t in places.values()))
     places = np.zeros((size, most), np.int32)
     targets = np.zeros((size, most, width), np.int32)
     for i, (row, wanted) in enumerate(zip(rows, asked, strict=True)):
@@ -128,7 +129,7 @@ class Scorer:
         targets[i, k, : len(following)] = list(following)
     self.tokens_read += size * length
     chunk = min(
-      most, _power(max(1, _LOGITS // self._model.c.vocab_size // size))
+      most, rounded(max(1, _LOGITS // self._model.c.vocab_size // size))
     )
     mesh = self._model.mesh
     with jax.set_mesh(mesh):
@@ -220,8 +221,3 @@ def _split(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
   rows = iter(rows)
   while batch := list(itertools.islice(rows, size)):
     yield batch
-
-
-def _power(size: int) -> int:
-  """The least power of two that is no smaller than `size`."""
-  return 1 << (size - 1).bit_length()

@@ -11,6 +11,7 @@ import json
 import secrets
 from typing import Any
 
+from intellect_jax.data.chat import has_halves
 from intellect_jax.errors import UserError
 from intellect_jax.inference.engine import Sampling
 from intellect_jax.inference.loading import Model
@@ -171,7 +172,7 @@ def _prompts(fields: Mapping[str, Any]) -> list[Any]:
 
 def _ids(prompt: Any, model: Model) -> list[int]:
   if isinstance(prompt, str):
-    if any("\ud800" <= c <= "\udfff" for c in prompt):
+    if has_halves(prompt):
       raise UserError("prompt has halves of characters, which are no text.")
     return model.encode(prompt) or [model.tokenizer.eos]
   if (
