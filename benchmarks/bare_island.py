@@ -37,7 +37,7 @@ from typing import Any
 import numpy as np
 
 from intellect_jax import config as config_lib
-from intellect_jax.elastic import blobs, reduce, rpc
+from intellect_jax.elastic import blobs, fetching, reduce, rpc
 from intellect_jax.elastic.actions import Gather
 from intellect_jax.elastic.agent import Agent
 from intellect_jax.elastic.crew import Crew
@@ -174,7 +174,7 @@ class BareIsland:
     store = blobs.BlobStore()
     self._store = store
     self._sent = 0  # bytes, before the step
-    self._fetcher = blobs.Fetcher(credentials, run.elastic.fetch_patience)
+    self._fetcher = fetching.Fetcher(credentials, run.elastic.fetch_patience)
     self._coming = StateFetch(self._fetcher, self._outer.bytes)
     self._reach = Reach(
       store,

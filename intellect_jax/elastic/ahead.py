@@ -11,7 +11,7 @@ import threading
 
 import numpy as np
 
-from intellect_jax.elastic import blobs
+from intellect_jax.elastic import blobs, fetching
 from intellect_jax.elastic.growing import name_of
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.elastic.shares import addresses
@@ -29,7 +29,7 @@ class Ahead:
 
   def __init__(
     self,
-    fetcher: blobs.Fetcher,
+    fetcher: fetching.Fetcher,
     plan: pb.Plan,
     own: int,
     block_bytes: int,
@@ -91,9 +91,9 @@ class Ahead:
           part[done : done + len(chunk)] = np.frombuffer(chunk, np.uint8)
           hashes.append(blobs.chunk_hash(chunk))
           done, pause = done + len(chunk), _RETRY[0]
-      except blobs.Cancelled:
+      except fetching.Cancelled:
         return
-      except blobs.FetchError:
+      except fetching.FetchError:
         if self._fixed.is_set() or self._cancelled.wait(pause):
           return
         pause = min(2 * pause, _RETRY[1])

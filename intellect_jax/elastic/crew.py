@@ -20,7 +20,7 @@ from typing import NoReturn
 
 import grpc
 
-from intellect_jax.elastic import blobs, reduce, rpc
+from intellect_jax.elastic import blobs, fetching, reduce, rpc
 from intellect_jax.elastic.actions import Gather
 from intellect_jax.elastic.part import Part
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
@@ -85,8 +85,8 @@ class Crew:
     Raises:
       reduce.MemberError: another island did not deliver, to any process; or
         a process had to give up, of which the island is the culprit.
-      blobs.FetchError: the same, of a state.
-      blobs.Cancelled: `cancelled` was set.
+      fetching.FetchError: the same, of a state.
+      fetching.Cancelled: `cancelled` was set.
     """
     calls = [mate.start(task) for mate in self._mates]
     try:
@@ -189,14 +189,14 @@ class Crew:
     """Brings theta and b to every process; returns the name they have there.
 
     Raises:
-      blobs.FetchError: if nobody delivers them.
-      blobs.Cancelled: `cancelled` was set.
+      fetching.FetchError: if nobody delivers them.
+      fetching.Cancelled: `cancelled` was set.
     """
     fetch = ipb.FetchPart(id=self._name(), state=state)
     try:
       self._bring(fetch.id, ipb.Task(fetch=fetch), cancelled)
     except reduce.MemberError as error:
-      raise blobs.FetchError(error.island, error.reason) from error
+      raise fetching.FetchError(error.island, error.reason) from error
     return fetch.id
 
   def _name(self) -> bytes:
@@ -326,9 +326,9 @@ def _result(call, cancelled: threading.Event) -> ipb.Report:
       break
     except grpc.FutureTimeoutError:
       if cancelled.is_set():
-        raise blobs.Cancelled from None
+        raise fetching.Cancelled from None
   if report.cancelled:
-    raise blobs.Cancelled
+    raise fetching.Cancelled
   if report.failure:
     raise reduce.MemberError(report.culprit, report.failure)
   return report

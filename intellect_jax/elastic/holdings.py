@@ -11,7 +11,7 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from intellect_jax.elastic import blobs, figures, history, rpc
+from intellect_jax.elastic import blobs, fetching, figures, history, rpc
 from intellect_jax.elastic.log import RecordLog
 from intellect_jax.elastic.means import Mean
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
@@ -122,7 +122,7 @@ class Holdings:
       max(self.mean_bytes),
       team.leads,
     )
-    self.fetcher = blobs.Fetcher(
+    self.fetcher = fetching.Fetcher(
       credentials, run.elastic.fetch_patience, island.download_mbit
     )
     # By fragment, records; 0: before a start.

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import grpc
 import numpy as np
 
-from intellect_jax.elastic import blobs, rpc
+from intellect_jax.elastic import blobs, fetching, rpc
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 
 _SERVE_THREADS = 32  # tasks of mates wait in them for each other's bytes
@@ -47,7 +47,7 @@ class InnerNetwork:
     self.process = process
     self.processes = processes
     self.address = ""
-    self.fetcher = blobs.Fetcher(credentials, patience, connections=1)
+    self.fetcher = fetching.Fetcher(credentials, patience, connections=1)
     self._store = blobs.BlobStore()
     self._server: grpc.Server | None = None
     if processes > 1:

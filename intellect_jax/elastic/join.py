@@ -7,7 +7,7 @@ a new one, if it is the first.
 from absl import logging
 import grpc
 
-from intellect_jax.elastic import blobs, chain
+from intellect_jax.elastic import chain, fetching
 from intellect_jax.elastic.agent import Agent
 from intellect_jax.elastic.crew import Crew
 from intellect_jax.elastic.holdings import Holdings
@@ -70,7 +70,7 @@ def take_over(
     )
   try:
     fetched = crew.fetch(offer.state, agent.closing)
-  except blobs.FetchError as error:
+  except fetching.FetchError as error:
     logging.warning("Could not fetch a state: %s", error)
     failed = pb.FetchFailed(peer=error.peer, reason=error.reason)
     agent.say(fetch_failed=failed)

@@ -6,7 +6,7 @@ import threading
 
 import grpc
 
-from intellect_jax.elastic import blobs, reduce
+from intellect_jax.elastic import fetching, reduce
 from intellect_jax.elastic.crew import end_island
 from intellect_jax.elastic.part import Part
 from intellect_jax.elastic.protocol import island_pb2 as ipb
@@ -48,11 +48,11 @@ class Mate(ipb_grpc.MateServicer):
     assert self.part is not None
     try:
       return self.part.do(request, cancelled)
-    except blobs.Cancelled:
+    except fetching.Cancelled:
       return ipb.Report(cancelled=True)
     except reduce.MemberError as error:
       return ipb.Report(culprit=error.island, failure=error.reason)
-    except blobs.FetchError as error:
+    except fetching.FetchError as error:
       return ipb.Report(culprit=error.peer, failure=error.reason)
     except OSError as error:
       return ipb.Report(culprit=self.island, failure=str(error))

@@ -16,7 +16,7 @@ import threading
 
 import numpy as np
 
-from intellect_jax.elastic import blobs, means, reduce
+from intellect_jax.elastic import blobs, fetching, means, reduce
 from intellect_jax.elastic.actions import Gather
 from intellect_jax.elastic.ahead import Ahead
 from intellect_jax.elastic.inner import InnerNetwork
@@ -93,8 +93,8 @@ class Part:
 
     Raises:
       reduce.MemberError: another island did not deliver what a mean needs.
-      blobs.FetchError: nobody delivered a state.
-      blobs.Cancelled: `cancelled` was set.
+      fetching.FetchError: nobody delivered a state.
+      fetching.Cancelled: `cancelled` was set.
       OSError: the disk is full, for example.
     """
     kind = task.WhichOneof("task")
@@ -197,7 +197,7 @@ class Part:
 
   def _serve(self, work: ipb.Serve, cancelled: threading.Event) -> ipb.Report:
     if work.kept not in self._kept:
-      raise blobs.Cancelled  # a record has come meanwhile
+      raise fetching.Cancelled  # a record has come meanwhile
     _, start, codes = self._kept.pop(work.kept)
     manifest = blobs.Manifest.unpack(work.manifest, work.id)
     store = self._exchange.store
@@ -263,7 +263,7 @@ class Part:
   def _swap(self, work: ipb.Swap, cancelled: threading.Event) -> ipb.Report:
     coming = self._coming.get(work.id)
     if coming is None:
-      raise blobs.Cancelled
+      raise fetching.Cancelled
 
     def fetch(blob: pb.Blob, start: int) -> None:
       for offset, chunk in self._inner.fetcher.fetch(
@@ -286,7 +286,7 @@ class Part:
 
   def _shelve(self, work: ipb.Shelve, cancelled: threading.Event) -> ipb.Report:
     if work.id not in self._coming:
-      raise blobs.Cancelled
+      raise fetching.Cancelled
     manifests = self._coming[work.id].manifests
     data, size = self.take(work.id), self.block_bytes
     for share in work.shares:
@@ -302,12 +302,12 @@ class Part:
     """What has come, whole: uint8. All processes have it too."""
     coming = self._coming.pop(name, None)
     if coming is None:
-      raise blobs.Cancelled
+      raise fetching.Cancelled
     self._inner.withdraw(coming.shared)
     return coming.data
 
   def _drop(self, name: bytes, cancelled: threading.Event) -> ipb.Report:
-    with contextlib.suppress(blobs.Cancelled):
+    with contextlib.suppress(fetching.Cancelled):
       self.take(name)
     return ipb.Report()
 

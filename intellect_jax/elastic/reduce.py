@@ -16,7 +16,7 @@ import threading
 
 import numpy as np
 
-from intellect_jax.elastic import blobs, means
+from intellect_jax.elastic import blobs, fetching, means
 from intellect_jax.elastic.actions import Gather
 from intellect_jax.elastic.ahead import Ahead
 from intellect_jax.elastic.growing import Growing, name_of
@@ -110,7 +110,7 @@ class Exchange:
   """Reduces and gathers with what this island serves and can fetch."""
 
   def __init__(
-    self, codec: Codec, store: blobs.BlobStore, fetcher: blobs.Fetcher
+    self, codec: Codec, store: blobs.BlobStore, fetcher: fetching.Fetcher
   ):
     self.codec = codec
     self.store = store
@@ -134,7 +134,7 @@ class Exchange:
 
     Raises:
       MemberError: if a delta cannot be had.
-      blobs.Cancelled: once `cancelled` is set.
+      fetching.Cancelled: once `cancelled` is set.
     """
     codec, share = self.codec, plan.shares[index]
     start = share.start * codec.block_bytes
@@ -234,7 +234,7 @@ class Exchange:
 
     Raises:
       MemberError: naming the member whose codes cannot be had.
-      blobs.Cancelled: once `cancelled` is set.
+      fetching.Cancelled: once `cancelled` is set.
     """
     shares = [
       pb.Share(start=s.start, stop=s.stop, owner=s.owner, mean=member.delta)
@@ -267,7 +267,7 @@ class Exchange:
   ) -> Generator[tuple[int, bytes | np.ndarray]]:
     try:
       yield from self._chunks(member.delta, start, stop, [], cancelled)
-    except blobs.FetchError as error:
+    except fetching.FetchError as error:
       raise MemberError(member.island, error.reason) from error
 
   def _chunks(
@@ -301,7 +301,7 @@ class Exchange:
         continue
       for offset in range(first, last, chunk):
         if cancelled.is_set():
-          raise blobs.Cancelled
+          raise fetching.Cancelled
         yield offset, here[offset - first : min(offset + chunk, last) - first]
 
   def gather(
@@ -328,7 +328,7 @@ class Exchange:
 
     Raises:
       MemberError: naming the owner of a share that nobody delivers.
-      blobs.Cancelled: once `cancelled` is set.
+      fetching.Cancelled: once `cancelled` is set.
     """
     part = (0, len(into)) if part is None else part
     return self._bring(action, into, cancelled, submit, part, ahead)
@@ -388,6 +388,6 @@ class Exchange:
       ):
         codes = np.frombuffer(chunk, np.uint8)
         into[base + offset : base + offset + len(codes)] = codes
-    except blobs.FetchError as error:
+    except fetching.FetchError as error:
       raise MemberError(share.owner, error.reason) from error
     return heard[0]

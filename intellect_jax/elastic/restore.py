@@ -12,7 +12,7 @@ import threading
 
 import numpy as np
 
-from intellect_jax.elastic import blobs
+from intellect_jax.elastic import blobs, fetching
 
 _PIECE = 8 << 20  # bytes fetched from one donor at a time
 
@@ -22,7 +22,7 @@ class StateFetch:
 
   def __init__(
     self,
-    fetcher: blobs.Fetcher,
+    fetcher: fetching.Fetcher,
     length: int,
     part: tuple[int, int] | None = None,
   ):
@@ -48,8 +48,8 @@ class StateFetch:
       cancelled: ends the work when it is set.
 
     Raises:
-      blobs.FetchError: no donor is left.
-      blobs.Cancelled: once `cancelled` is set.
+      fetching.FetchError: no donor is left.
+      fetching.Cancelled: once `cancelled` is set.
     """
     if blob_id != self._id:
       self._id = blob_id
@@ -59,7 +59,7 @@ class StateFetch:
       ways = [a for a in dict.fromkeys(addresses) if a not in failures]
       if not ways:
         raise next(
-          iter(failures.values()), blobs.FetchError("nobody", "no donor")
+          iter(failures.values()), fetching.FetchError("nobody", "no donor")
         )
       # A relay is a second way to a donor, and not a second donor.
       direct = [way for way in ways if not blobs.is_relayed(way)]
@@ -107,7 +107,7 @@ class StateFetch:
         ):
           values = np.frombuffer(chunk, np.uint8)
           self._data[offset : offset + len(values)] = values
-      except (blobs.FetchError, blobs.Cancelled) as error:
+      except (fetching.FetchError, fetching.Cancelled) as error:
         failures[address] = error
         pieces.put(start)
         return

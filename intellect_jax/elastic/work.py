@@ -9,7 +9,7 @@ import threading
 
 from absl import logging
 
-from intellect_jax.elastic import blobs, reduce
+from intellect_jax.elastic import fetching, reduce
 from intellect_jax.elastic import round as round_lib
 from intellect_jax.elastic.crew import Crew
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
@@ -121,7 +121,7 @@ class ExchangeWork:
       self._crew.gather(action, cancelled)
       self._tell(lambda round: round.gathered(action.attempt, action.fragment))
     except Exception as error:
-      if action.late and not isinstance(error, blobs.Cancelled):
+      if action.late and not isinstance(error, fetching.Cancelled):
         logging.info("Record %d has no mean yet: %s", action.late, error)
         self._closing.wait(_LATE_RETRY)
         self._tell(lambda round: round.late_fetch_failed(action.late))
@@ -130,7 +130,7 @@ class ExchangeWork:
 
   def _not_done(self, error: Exception, attempt: bytes) -> None:
     """Tells the coordinator who did not deliver, unless nobody asks now."""
-    if isinstance(error, blobs.Cancelled) or self._closing.is_set():
+    if isinstance(error, fetching.Cancelled) or self._closing.is_set():
       return
     if isinstance(error, OSError):  # such as a full disk: others go on
       error = reduce.MemberError(self._island, str(error))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks.fault_proxy import FaultProxy
-from intellect_jax.elastic import blobs, rpc
+from intellect_jax.elastic import blobs, fetching, rpc
 
 _METHOD = "/test/Attend"
 _BAR = 3.0  # seconds
@@ -90,7 +90,7 @@ def test_a_fetch_goes_on_elsewhere_within_the_bar():
       store.add_to(server)
       ways.append(rpc.listen(server, "127.0.0.1:0", credentials))
     proxy = stack.enter_context(FaultProxy(ways[0]))
-    fetcher = blobs.Fetcher(credentials, patience=60)
+    fetcher = fetching.Fetcher(credentials, patience=60)
     stack.enter_context(contextlib.closing(fetcher))
     chunks = fetcher.fetch(
       [proxy.address, ways[1]], blob.id, 0, blob.length, threading.Event()

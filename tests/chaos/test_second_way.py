@@ -7,7 +7,7 @@ import time
 import numpy as np
 
 from benchmarks.fault_proxy import FaultProxy
-from intellect_jax.elastic import blobs, rpc
+from intellect_jax.elastic import blobs, fetching, rpc
 from intellect_jax.elastic.reach import Reach
 from intellect_jax.elastic.relay import Relay
 
@@ -26,7 +26,7 @@ def test_a_silent_way_is_waited_for_once_and_then_avoided():
     direct, through = store.addresses
     proxy = stack.enter_context(FaultProxy(direct))
     fetcher = stack.enter_context(
-      contextlib.closing(blobs.Fetcher(rpc.LOOPBACK, PATIENCE))
+      contextlib.closing(fetching.Fetcher(rpc.LOOPBACK, PATIENCE))
     )
 
     def fetch() -> float:

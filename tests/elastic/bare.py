@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from intellect_jax.elastic import blobs, reduce, rpc
+from intellect_jax.elastic import blobs, fetching, reduce, rpc
 from intellect_jax.elastic.agent import Agent
 from intellect_jax.elastic.crew import Crew
 from intellect_jax.elastic.inner import InnerNetwork
@@ -26,7 +26,7 @@ def bare_agent(
   """An agent of one block of values; its arguments are those of Agent."""
   codec = make_codec("int8")
   part = Part(
-    reduce.Exchange(codec, store, blobs.Fetcher(rpc.LOOPBACK, 1)),
+    reduce.Exchange(codec, store, fetching.Fetcher(rpc.LOOPBACK, 1)),
     MeanShelf(store, log, codec.block_bytes, [codec.block_bytes]),
     log,
     [codec.block_bytes],

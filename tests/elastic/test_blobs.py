@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 import pytest
 
-from intellect_jax.elastic import blobs, rates, rpc
+from intellect_jax.elastic import blobs, fetching, rates, rpc
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 
 CHUNK = 1024
@@ -44,7 +44,7 @@ def store():
 
 @pytest.fixture
 def fetcher():
-  fetcher = blobs.Fetcher(rpc.LOOPBACK, PATIENCE)
+  fetcher = fetching.Fetcher(rpc.LOOPBACK, PATIENCE)
   yield fetcher
   fetcher.close()
 
@@ -161,7 +161,9 @@ def test_wrong_bytes_are_refused(store, fetcher):
   corrupted[7 * CHUNK] ^= 1
   store.publish_hashed(manifest, corrupted)
   good = []
-  with pytest.raises(blobs.FetchError, match=f"byte {7 * CHUNK} has a wrong"):
+  with pytest.raises(
+    fetching.FetchError, match=f"byte {7 * CHUNK} has a wrong"
+  ):
     for offset, _ in fetcher.fetch(
       store.addresses, manifest.id, 0, LENGTH, threading.Event()
     ):
@@ -184,14 +186,14 @@ def test_wrong_bytes_from_one_are_fetched_from_another(store, fetcher):
 @pytest.mark.parametrize("stop", [LENGTH + 1, 1 << 40])
 def test_a_blob_that_is_too_short_is_refused(store, fetcher, stop):
   blob = store.publish(some_bytes(), CHUNK)
-  with pytest.raises(blobs.FetchError, match=f"has {LENGTH} bytes"):
+  with pytest.raises(fetching.FetchError, match=f"has {LENGTH} bytes"):
     fetched(fetcher, store.addresses, blob.id, 0, stop)
 
 
 def test_an_unknown_blob_names_peer_and_reason(store, fetcher):
   blob = store.publish(some_bytes(), CHUNK)
   store.withdraw(blob.id)
-  with pytest.raises(blobs.FetchError, match="NOT_FOUND") as caught:
+  with pytest.raises(fetching.FetchError, match="NOT_FOUND") as caught:
     fetched(fetcher, store.addresses, blob.id)
   assert caught.value.peer == store.addresses[0]
 
@@ -204,7 +206,7 @@ def test_a_part_serves_what_it_has_and_no_more(store, fetcher):
   assert (blob.parts[0].start, blob.parts[0].stop) == (start, stop)
   chunks = fetched(fetcher, store.addresses, blob.id, start, stop)
   assert b"".join(frame for _, frame in chunks) == data[start:stop].tobytes()
-  with pytest.raises(blobs.FetchError, match="no such blob here"):
+  with pytest.raises(fetching.FetchError, match="no such blob here"):
     fetched(fetcher, store.addresses, blob.id, start - CHUNK, stop)
   store.publish_hashed(manifest, data)
   whole = fetched(fetcher, store.addresses, blob.id)
@@ -231,7 +233,7 @@ def test_sources_change_where_a_part_ends():
 
 
 def test_a_blob_that_nobody_serves_is_an_error_at_once(fetcher):
-  with pytest.raises(blobs.FetchError, match="no address"):
+  with pytest.raises(fetching.FetchError, match="no address"):
     fetched(fetcher, [], b"id", 0, 1)
 
 
@@ -259,7 +261,7 @@ def test_it_resumes_where_a_source_stopped(fetcher):
 def far(monkeypatch):
   """Whoever has been asked once is far, and on a fast link."""
   monkeypatch.setattr(rates.Rate, "bytes_a_second", 1e9)
-  monkeypatch.setattr(blobs, "_ON_THE_WAY", 1)
+  monkeypatch.setattr(fetching, "_ON_THE_WAY", 1)
 
 
 @pytest.mark.parametrize(
@@ -319,7 +321,7 @@ def test_a_peer_that_stops_sending_is_given_up_within_patience(fetcher):
   with served(Slow(good=3)) as slow:
     blob = slow.publish(some_bytes(), CHUNK)
     start = time.monotonic()
-    with pytest.raises(blobs.FetchError, match="nothing came for"):
+    with pytest.raises(fetching.FetchError, match="nothing came for"):
       fetched(fetcher, slow.addresses, blob.id)
     waited = time.monotonic() - start
     slow.go_on.set()
@@ -327,7 +329,7 @@ def test_a_peer_that_stops_sending_is_given_up_within_patience(fetcher):
 
 
 def test_cancelling_ends_a_fetch_that_waits():
-  patient = blobs.Fetcher(rpc.LOOPBACK, patience=60.0)
+  patient = fetching.Fetcher(rpc.LOOPBACK, patience=60.0)
   cancelled = threading.Event()
   with served(Slow(good=3)) as slow:
     blob = slow.publish(some_bytes(), CHUNK)
@@ -335,7 +337,7 @@ def test_cancelling_ends_a_fetch_that_waits():
     next(chunks)
     cancelled.set()
     start = time.monotonic()
-    with pytest.raises(blobs.Cancelled):
+    with pytest.raises(fetching.Cancelled):
       list(chunks)
     assert time.monotonic() - start < 2.0
     slow.go_on.set()
@@ -364,7 +366,9 @@ def test_a_cap_stretches_a_transfer_in_proportion(capped):
     upload, download = (mbit, 0.0) if capped == "upload" else (0.0, mbit)
     with (
       served(blobs.BlobStore(upload)) as store,
-      contextlib.closing(blobs.Fetcher(rpc.LOOPBACK, 5, download)) as fetcher,
+      contextlib.closing(
+        fetching.Fetcher(rpc.LOOPBACK, 5, download)
+      ) as fetcher,
     ):
       blob = store.publish(some_bytes(length=1_000_000), 16 * CHUNK)
       taken.append(seconds_to_fetch(store, fetcher, blob.id))
@@ -375,7 +379,7 @@ def test_a_cap_stretches_a_transfer_in_proportion(capped):
 def test_all_readers_share_one_cap():
   with (
     served(blobs.BlobStore(upload_mbit=20)) as store,
-    contextlib.closing(blobs.Fetcher(rpc.LOOPBACK, 5)) as fetcher,
+    contextlib.closing(fetching.Fetcher(rpc.LOOPBACK, 5)) as fetcher,
     concurrent.futures.ThreadPoolExecutor(2) as readers,
   ):
     blob = store.publish(some_bytes(length=1_000_000), 16 * CHUNK)

@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pytest
 
-from intellect_jax.elastic import blobs, reduce, rpc, shares
+from intellect_jax.elastic import blobs, fetching, reduce, rpc, shares
 from intellect_jax.elastic.actions import Gather
 from intellect_jax.elastic.crew import Crew
 from intellect_jax.elastic.inner import InnerNetwork
@@ -36,7 +36,7 @@ class Island:
     values = np.random.default_rng(seed).standard_normal(BLOCKS * codec.block)
     self.values = values.astype(np.float32)
     self.servers, self.stores, self.logs, self._parts = [], [], [], []
-    self.fetchers: list[blobs.Fetcher] = []
+    self.fetchers: list[fetching.Fetcher] = []
     self._inner: list[InnerNetwork] = []
     for process in range(processes):
       store, server = blobs.BlobStore(), rpc.server(8)
@@ -46,7 +46,7 @@ class Island:
       log.open()
       mate = Mate("an island")
       inner = InnerNetwork(process, processes, add_services=mate.add_to)
-      fetcher = blobs.Fetcher(rpc.LOOPBACK, patience=5)
+      fetcher = fetching.Fetcher(rpc.LOOPBACK, patience=5)
       mate.part = Part(
         reduce.Exchange(codec, store, fetcher),
         MeanShelf(store, log, codec.block_bytes, [self.length]),
@@ -192,7 +192,7 @@ def test_what_one_process_cannot_have_the_island_has_not(islands):
   with pytest.raises(reduce.MemberError, match="x: no address"):
     two.crew.gather(Gather(b"b" * 32, [lost], []), NEVER)
   for part in two._parts:
-    with pytest.raises(blobs.Cancelled):
+    with pytest.raises(fetching.Cancelled):
       part.take(bytes(8))  # nothing was left lying about
 
 
@@ -200,7 +200,7 @@ def test_cancelling_ends_the_work_of_all(islands):
   _, two = islands(1, 2)
   cancelled = threading.Event()
   cancelled.set()
-  with pytest.raises(blobs.Cancelled):
+  with pytest.raises(fetching.Cancelled):
     two.crew.do(ipb.Task(fetch=ipb.FetchPart(id=b"x", state=_far())), cancelled)
 
 

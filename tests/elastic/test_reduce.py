@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pytest
 
-from intellect_jax.elastic import blobs, reduce, rpc
+from intellect_jax.elastic import blobs, fetching, reduce, rpc
 from intellect_jax.elastic import round as round_lib
 from intellect_jax.elastic.ahead import Ahead
 from intellect_jax.elastic.growing import name_of
@@ -39,7 +39,7 @@ class Islands:
       store.add_to(server)
       store.addresses = [rpc.listen(server, "127.0.0.1:0", rpc.LOOPBACK)]
       self.servers[name] = server
-      fetcher = blobs.Fetcher(rpc.LOOPBACK, patience)
+      fetcher = fetching.Fetcher(rpc.LOOPBACK, patience)
       self.exchanges[name] = reduce.Exchange(self.codec, store, fetcher)
       refusal = self.round.propose(
         name,
@@ -226,7 +226,7 @@ def test_a_cancelled_reduction_stops():
   with contextlib.closing(Islands("int8")) as islands:
     cancelled = threading.Event()
     cancelled.set()
-    with pytest.raises(blobs.Cancelled):
+    with pytest.raises(fetching.Cancelled):
       islands.exchanges["a"].reduce_share(islands.plan, 0, cancelled)
 
 

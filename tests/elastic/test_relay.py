@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from intellect_jax.elastic import blobs, reach, relay, restore, rpc
+from intellect_jax.elastic import blobs, fetching, reach, relay, restore, rpc
 
 CHUNK = 64 << 10
 LENGTH = 100 * CHUNK + 100
@@ -27,7 +27,7 @@ def hub():
 
 @pytest.fixture
 def fetcher():
-  with contextlib.closing(blobs.Fetcher(rpc.LOOPBACK, PATIENCE)) as fetcher:
+  with contextlib.closing(fetching.Fetcher(rpc.LOOPBACK, PATIENCE)) as fetcher:
     yield fetcher
 
 
@@ -136,16 +136,16 @@ def test_a_wrong_chunk_is_found_by_the_reader(hub):
   data[5 * CHUNK] ^= 1
   with (
     behind(hub, "a", store) as addresses,
-    contextlib.closing(blobs.Fetcher(rpc.LOOPBACK, 0.3)) as fetcher,
-    pytest.raises(blobs.FetchError, match="wrong hash"),
+    contextlib.closing(fetching.Fetcher(rpc.LOOPBACK, 0.3)) as fetcher,
+    pytest.raises(fetching.FetchError, match="wrong hash"),
   ):
     fetch(fetcher, addresses, blob)
 
 
 def test_who_keeps_no_stream_open_is_named(hub):
   with (
-    contextlib.closing(blobs.Fetcher(rpc.LOOPBACK, 0.1)) as fetcher,
-    pytest.raises(blobs.FetchError, match="ghost keeps no stream open"),
+    contextlib.closing(fetching.Fetcher(rpc.LOOPBACK, 0.1)) as fetcher,
+    pytest.raises(fetching.FetchError, match="ghost keeps no stream open"),
   ):
     blob = blobs.BlobStore().publish(some_bytes(), CHUNK)
     fetch(fetcher, [blobs.relayed(hub.address, "ghost")], blob)

@@ -6,7 +6,7 @@ import grpc
 import numpy as np
 import pytest
 
-from intellect_jax.elastic import blobs, rpc
+from intellect_jax.elastic import blobs, fetching, rpc
 from intellect_jax.elastic.restore import StateFetch
 
 LENGTH = 40 << 20
@@ -42,7 +42,7 @@ def data() -> np.ndarray:
 
 @pytest.fixture
 def fetcher():
-  fetcher = blobs.Fetcher(rpc.LOOPBACK, patience=0.5)
+  fetcher = fetching.Fetcher(rpc.LOOPBACK, patience=0.5)
   yield fetcher
   fetcher.close()
 
@@ -83,7 +83,7 @@ def test_a_donor_that_goes_leaves_its_pieces_to_the_others(
 def test_what_has_come_is_not_fetched_again(data, donors, fetcher):
   dying, whole = donors(data, 30), donors(data)
   fetch = StateFetch(fetcher, LENGTH)
-  with pytest.raises(blobs.FetchError):
+  with pytest.raises(fetching.FetchError):
     fetch.fetch(dying.blob.id, [dying.address], threading.Event())
   fetched = fetch.fetch(whole.blob.id, [whole.address], threading.Event())
   np.testing.assert_array_equal(fetched, data)
@@ -95,7 +95,7 @@ def test_wrong_bytes_never_become_the_state(data, donors, fetcher):
   other[12345] ^= 1
   wrong = donors(data)
   wrong.store.publish_hashed(blobs.Manifest.of(data, CHUNK), other)
-  with pytest.raises(blobs.FetchError, match="wrong hash"):
+  with pytest.raises(fetching.FetchError, match="wrong hash"):
     StateFetch(fetcher, LENGTH).fetch(
       wrong.blob.id, [wrong.address], threading.Event()
     )
@@ -111,5 +111,5 @@ def test_a_process_of_an_island_fetches_its_part(data, donors, fetcher):
 
 
 def test_without_donors_it_says_so(fetcher):
-  with pytest.raises(blobs.FetchError, match="no donor"):
+  with pytest.raises(fetching.FetchError, match="no donor"):
     StateFetch(fetcher, LENGTH).fetch(b"x" * 32, [], threading.Event())

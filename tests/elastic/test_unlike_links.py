@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from intellect_jax.elastic import blobs, reduce, rpc
+from intellect_jax.elastic import blobs, fetching, reduce, rpc
 from intellect_jax.elastic.actions import Gather
 from intellect_jax.elastic.ahead import Ahead
 from intellect_jax.elastic.balance import Balance, Link, seconds
@@ -41,7 +41,7 @@ class Swarm:
       zip(self.names, up_mbit, down_mbit, strict=True)
     ):
       store = blobs.BlobStore(up)
-      fetcher = blobs.Fetcher(rpc.LOOPBACK, 30.0, down)
+      fetcher = fetching.Fetcher(rpc.LOOPBACK, 30.0, down)
       store.rate = Rate(window_seconds=0.1)  # a round is short here
       fetcher.rate = Rate(window_seconds=0.1)
       server = rpc.server(threads=4 * len(up_mbit))

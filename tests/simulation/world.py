@@ -8,8 +8,9 @@ import random
 from intellect_jax import config as config_lib
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.outer.codec import make_codec
+from simulation.disk import Disk
 from simulation.invariants import Invariants
-from simulation.island import SAMPLE_TOKENS, SAMPLES, Disk, Island
+from simulation.island import SAMPLE_TOKENS, SAMPLES, Island
 from simulation.seat import Seat
 
 TICK = 0.1  # seconds, as in service.py
