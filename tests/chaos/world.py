@@ -262,8 +262,8 @@ class World:
   def fill_disk(self, name: str) -> pathlib.Path:
     """Leaves not a byte; returns the file that has them all."""
     ballast = self.workdir / name / "ballast"
-    with open(ballast, "wb") as file, contextlib.suppress(OSError):
+    # Unbuffered, or what did not fit is tried again as it is closed, and raises.
+    with open(ballast, "wb", 0) as file, contextlib.suppress(OSError):
       while True:
         file.write(bytes(1 << 16))
-        file.flush()
     return ballast
