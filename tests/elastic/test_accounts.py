@@ -145,3 +145,21 @@ def test_a_proposal_tells_of_its_tokens_as_well_as_a_heartbeat():
 
 
 # ------------------------------------------------- what the disk has lost
+
+
+def test_a_record_taken_over_gives_back_what_an_older_process_had_lost():
+  driver = Driver()
+  driver.begin("ab")
+  driver.propose("ab")
+  leases = dict(driver.leases)
+  driver.prepare("ab", driver.reduce("ab"))
+  kept, driver.leases = list(driver.log), leases
+  del driver.log[1:]  # an old copy of the ledger
+  driver.restart()
+  driver.hello("b", record=0, tokens_trained=TOKENS)
+  driver.hello("b", incarnation=2, record=0)  # it lost its newest record too
+  assert lost(driver) == TOKENS
+  driver.hello("a", record=1, record_hash=kept[1].hash, head=1)
+  driver.say("a", records=pb.Records(records=kept[1:], end=2))
+  assert driver.log == kept
+  assert lost(driver) == 0
