@@ -209,8 +209,9 @@ def operate_until_over(world: World, seconds: float) -> None:
       world.leader().control(pause={"paused": False})
     for seat in world.seats:
       if seat.recovery is not None and world.now > end - seconds / 2:
-        seat.kill()  # who could tell has left: it is for --force to decide
-        seat.recover(force=True)
+        seat.kill()
+        if machine is None:  # who could tell has left: --force decides
+          seat.recover(force=True)
     lower = [s for s in world.seats if s.machine and s is not world.leader()]
     for seat in lower:
       seat.kill()  # there is another
