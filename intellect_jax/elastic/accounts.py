@@ -114,6 +114,9 @@ class Accounts:
   def lease(self, member: Member, request: pb.LeaseRequest) -> None:
     """Leases the samples of a window; asked again, the same ones."""
     holder = Holder(member.island, member.incarnation, request.window)
+    for each in self._unsettled:
+      if isinstance(each, _Departure) and holder in each.leases:
+        each.leases.remove(holder)  # it came back, and has it anew
     known = holder in self.pool.leased
     samples = self.pool.lease(holder, request.samples)
     if not known:

@@ -49,6 +49,25 @@ def test_fixed_work_counts_once_whatever_becomes_of_its_island(how):
   assert not again & committed
 
 
+def test_who_came_back_keeps_what_it_asks_for_while_its_work_is_committed():
+  grants = []
+
+  def come_back(driver: Driver) -> None:
+    request = pb.LeaseRequest(window=2, samples=4)
+    driver.say("b", lease_request=request)  # in mid-window, for the next one
+    driver.wait(driver.run.elastic.lease_seconds + 1, beating="ac")
+    driver.hello("b", record=0)
+    assert driver.take("b", "welcome")[0].evicted
+    driver.say("b", lease_request=request)
+    grants.append(driver.take("b", "lease_grant")[-1])
+
+  driver = fixed_then_evicted(come_back)
+  assert driver.machine.head.number == 1
+  samples = grants[0].samples
+  driver.repeat("b", [pb.Window(number=2, tokens=TOKENS, samples=samples)])
+  assert driver.take("b", "welcome") == []
+
+
 def test_eviction_revokes_leases_and_names_what_is_lost():
   driver = Driver()
   driver.begin("ab")
