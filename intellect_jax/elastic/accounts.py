@@ -114,6 +114,9 @@ class Accounts:
   def lease(self, member: Member, request: pb.LeaseRequest) -> None:
     """Leases the samples of a window; asked again, the same ones."""
     holder = Holder(member.island, member.incarnation, request.window)
+    for each in self._unsettled:
+      if isinstance(each, _Departure) and holder in each.leases:
+        each.leases.remove(holder)  # it came back, and has it anew
     known = holder in self.pool.leased
     samples = self.pool.lease(holder, request.samples)
     if not known:
@@ -172,12 +175,13 @@ class Accounts:
       found: those records.
       members: of the run.
     """
-    here = {m.island for m in members if m.session is not None}
+    here = {(m.island, m.incarnation) for m in members if m.session is not None}
     for record in found:
       for holder, window in chain_lib.windows_of(record):
-        if holder.island not in here and holder not in self.pool.leased:
-          # Who is not here cannot say how much it trained; if it turns out
-          # that something else was lost, it is counted when it comes back.
+        if holder[:2] not in here and holder not in self.pool.leased:
+          # Who is not here cannot say how much it trained, and an older process
+          # never will; if it turns out that something else was lost, it is
+          # counted when it comes back.
           self._take_back(holder.island, holder.incarnation, window.tokens)
     self._read(chain, self.pool.leased)
     self._lose_annulled(before, chain)

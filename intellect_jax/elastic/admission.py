@@ -126,7 +126,10 @@ class Admission:
     session, log = member.session, self._books.chain.log
     if session is None or session not in self._asking:
       return ""
-    found = chain_lib.continuation(log[-1] if log else None, sent.records)
+    # What a recovery had asked for begins before the end of this log.
+    known = {sealed.hash for sealed in log}
+    new = [sealed for sealed in sent.records if sealed.hash not in known]
+    found = chain_lib.continuation(log[-1] if log else None, new)
     if found and found[-1][0].term >= self._books.term:
       return (
         f"{member.island} has records of a term that is not over: the ledger"
@@ -136,10 +139,11 @@ class Admission:
       self._books.take_over(found, now)
       what = f"records up to {len(log) - 1} from {member.island}"
       self._outbox.warn(f"took over {what}: the ledger lacked them")
-      if len(log) < sent.end:
-        ask = pb.AskRecords(start=len(log))
-        self._outbox.tell(member.island, pb.ToIsland(ask_records=ask))
-        return ""
+    goes_on = found or (sent.records and not new)
+    if goes_on and len(log) < sent.end:
+      ask = pb.AskRecords(start=len(log))
+      self._outbox.tell(member.island, pb.ToIsland(ask_records=ask))
+      return ""
     hello, evicted = self._asking.pop(session)
     self._welcome(member, session, hello, evicted, now)
     return ""

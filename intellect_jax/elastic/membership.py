@@ -2,14 +2,19 @@
 
 An island is *in* as long as it is heard: each message renews its lease, and
 leases are measured by the coordinator's own monotonic clock, `now`. A broken
-control stream takes it out of the attempt at once; out of the run, only the
-end of its lease does.
+control stream takes it out of the attempt at once, and nobody waits for its
+proposal when its lease is nearly over; out of the run, only the end of its lease
+takes it.
 """
 
 import dataclasses
 import enum
 
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
+
+# Of a lease, in silence: then rounds go on without a member, so that the others
+# have their record when the lease ends.
+_AWAITED = 0.9
 
 
 class State(enum.Enum):
@@ -35,6 +40,7 @@ class Member:
   heartbeat: pb.Heartbeat = dataclasses.field(default_factory=pb.Heartbeat)
   progressed: float = 0.0  # when its heartbeat last showed something new
   hung: bool = False  # evicted for that, and nothing new since
+  silent: bool = False  # for so long that nobody waits for its proposal
   record: int = -1  # newest whose mean it is known to hold
   state_record: int = 0
   state_hash: bytes = b""
@@ -115,7 +121,11 @@ class Membership:
 
   def renew(self, member: Member, now: float) -> None:
     member.heard = now
+    self._extend(member, now)
+
+  def _extend(self, member: Member, now: float) -> None:
     member.lease_until = now + self.lease_seconds
+    member.silent = False
 
   def note(self, member: Member, heartbeat: pb.Heartbeat, now: float) -> None:
     """Takes a heartbeat, and sees whether the training thread goes on."""
@@ -131,11 +141,13 @@ class Membership:
 
   def expired(self, now: float) -> list[Member]:
     """Members whose lease has run out; they are gone from now on."""
-    gone = [
-      m for m in self.members.values() if m.present and now > m.lease_until
-    ]
-    for member in gone:
-      member.state = State.GONE
+    slack = (1 - _AWAITED) * self.lease_seconds
+    gone = []
+    for member in self.members.values():
+      member.silent = now > member.lease_until - slack
+      if member.present and now > member.lease_until:
+        member.state = State.GONE
+        gone.append(member)
     return gone
 
   def hung(self, now: float, seconds: float) -> list[Member]:
@@ -156,12 +168,16 @@ class Membership:
     """After a gap of the coordinator's own: nobody could be heard."""
     for member in self.members.values():
       if member.present:
-        member.lease_until = now + self.lease_seconds
+        self._extend(member, now)
         member.progressed = now
 
   def inside(self) -> list[Member]:
     """Members that take part, whether or not they can be heard just now."""
     return [m for m in self.members.values() if m.state is State.IN]
+
+  def awaited(self) -> set[str]:
+    """Names of members that take part and are worth waiting for."""
+    return {m.island for m in self.inside() if not m.silent}
 
   def reachable(self) -> set[str]:
     """Names of members that take part and can be heard."""

@@ -243,9 +243,9 @@ class Rounds:
 
   def _late(self, open_: _Open) -> list[str]:
     """Members that have not proposed, newcomers since the last record apart."""
-    inside = {m.island for m in self._members.inside()}
+    here = self._members.awaited()
     first = not self._books.chain.last_step.step.members
-    awaited = inside if first else inside & open_.awaited or inside
+    awaited = here if first else here & open_.awaited or here
     return sorted(awaited - set(open_.round.proposals))
 
   def _deadline(self, open_: _Open) -> float:

@@ -9,6 +9,7 @@ from intellect_jax.elastic.actions import (
   CoordinatorAction,
   EndLeases,
   SaveLease,
+  SaveLosses,
   Tell,
 )
 from intellect_jax.elastic.books import History
@@ -64,8 +65,10 @@ class Driver:
           self.leases[holder] = samples
         case EndLeases(holders, loss):
           for holder in holders:
-            del self.leases[holder]
+            self.leases.pop(holder, None)
           self.losses.extend([loss] if loss is not None else [])
+        case SaveLosses(losses):
+          self.losses = list(losses)
     return actions
 
   def say(self, island: str, term: int = 0, **message):

@@ -49,6 +49,25 @@ def test_fixed_work_counts_once_whatever_becomes_of_its_island(how):
   assert not again & committed
 
 
+def test_who_came_back_keeps_what_it_asks_for_while_its_work_is_committed():
+  grants = []
+
+  def come_back(driver: Driver) -> None:
+    request = pb.LeaseRequest(window=2, samples=4)
+    driver.say("b", lease_request=request)  # in mid-window, for the next one
+    driver.wait(driver.run.elastic.lease_seconds + 1, beating="ac")
+    driver.hello("b", record=0)
+    assert driver.take("b", "welcome")[0].evicted
+    driver.say("b", lease_request=request)
+    grants.append(driver.take("b", "lease_grant")[-1])
+
+  driver = fixed_then_evicted(come_back)
+  assert driver.machine.head.number == 1
+  samples = grants[0].samples
+  driver.repeat("b", [pb.Window(number=2, tokens=TOKENS, samples=samples)])
+  assert driver.take("b", "welcome") == []
+
+
 def test_eviction_revokes_leases_and_names_what_is_lost():
   driver = Driver()
   driver.begin("ab")
@@ -145,3 +164,21 @@ def test_a_proposal_tells_of_its_tokens_as_well_as_a_heartbeat():
 
 
 # ------------------------------------------------- what the disk has lost
+
+
+def test_a_record_taken_over_gives_back_what_an_older_process_had_lost():
+  driver = Driver()
+  driver.begin("ab")
+  driver.propose("ab")
+  leases = dict(driver.leases)
+  driver.prepare("ab", driver.reduce("ab"))
+  kept, driver.leases = list(driver.log), leases
+  del driver.log[1:]  # an old copy of the ledger
+  driver.restart()
+  driver.hello("b", record=0, tokens_trained=TOKENS)
+  driver.hello("b", incarnation=2, record=0)  # it lost its newest record too
+  assert lost(driver) == TOKENS
+  driver.hello("a", record=1, record_hash=kept[1].hash, head=1)
+  driver.say("a", records=pb.Records(records=kept[1:], end=2))
+  assert driver.log == kept
+  assert lost(driver) == 0

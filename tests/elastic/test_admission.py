@@ -140,6 +140,25 @@ def test_records_that_are_no_continuation_are_of_a_chain_that_lost():
   assert driver.take("b", "welcome")[-1].start == pb.Welcome.START_RESTORE
 
 
+@pytest.mark.parametrize("answer", [slice(0, 1), slice(0, 3)])
+def test_what_a_recovery_had_asked_for_is_no_chain_that_lost(answer):
+  """It goes on by a short chain; the answer of who has more comes after that."""
+  driver = Driver()
+  driver.begin("ab")
+  driver.commit("ab", window=1)
+  driver.commit("ab", window=2)
+  kept = list(driver.log)
+  del driver.log[1:]
+  driver.restart()
+  driver.hello("a", record=2, record_hash=kept[2].hash, head=2)
+  driver.say("a", records=pb.Records(records=kept[answer], end=3))
+  if ask := driver.take("a", "ask_records")[1:]:
+    sent = pb.Records(records=kept[ask[0].start :], end=3)
+    driver.say("a", records=sent)
+  assert driver.log == kept
+  assert driver.take("a", "welcome")[0].start == pb.Welcome.START_GO_ON
+
+
 def test_an_old_copy_of_the_ledger_stops_rather_than_lead():
   driver = Driver()
   driver.begin("a")

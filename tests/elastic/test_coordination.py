@@ -50,9 +50,16 @@ def test_a_round_waits_for_all_who_are_in_but_not_longer_than_their_lease():
   driver.propose("a")
   assert driver.take("a", "plan") == []
   assert driver.machine.status(0.0).phase == "waiting for proposals of b"
-  driver.wait(driver.run.elastic.lease_seconds + 0.5, beating="a")
-  (plan,) = driver.take("a", "plan")
+  lease = driver.run.elastic.lease_seconds
+  driver.wait(lease / 2, beating="a")
+  assert driver.take("a", "plan") == []
+  driver.wait(lease / 2, beating="a")
+  (plan,) = driver.take("a", "plan")  # in time for a record within the lease
   assert [m.island for m in plan.members] == ["a"]
+  states = {
+    i.island: i.state for i in driver.machine.status(driver.now).islands
+  }
+  assert states["b"] == "in"
 
 
 def test_nobody_waits_for_the_first_window_of_a_newcomer():

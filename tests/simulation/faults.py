@@ -9,6 +9,7 @@ _KINDS = (
   "kill",
   "evict",
   "replace",
+  "sent",
   "freeze",
   "hang",
   "flip",
@@ -63,6 +64,11 @@ def _strike(world: World, kind: str, snapshot) -> None:
       frozen = world.now + random.uniform(0.5, 1.8)
       other.frozen_until = max(other.frozen_until, frozen)
       if island.alive and not island.done:
+        world.kill(island)
+        world.later(0.2, lambda: world.restart(island.name))
+    case "sent" if world.codec.sparse:  # the same, and its disk does not know
+      island = _sending_again(world, 8.0)
+      if island is not None:
         world.kill(island)
         world.later(0.2, lambda: world.restart(island.name))
     case "evict":
@@ -137,6 +143,26 @@ def _strike(world: World, kind: str, snapshot) -> None:
       _steer(world, seat)
 
 
+def _sending_again(world: World, seconds: float) -> Island | None:
+  """A member whose code is being committed, with error feedback of before.
+
+  What a process of it comes back to has that error feedback too.
+  """
+  end = world.now + seconds
+  while world.now < end:
+    world.advance(end - world.now, until="prepared")
+    machine = world.leader().machine
+    for island in world.islands:
+      saved = island.disk.saved
+      sends = machine is not None and machine.rounds.uses(
+        island.name, island.incarnation
+      )
+      left = island.feedback.attempt
+      if left and sends and left == saved[max(saved)][2][1]:
+        return island
+  return None
+
+
 def _part(world: World, old, new, island: Island, seconds: float) -> None:
   """An island and the old coordinator go on without the new one."""
   _cut(world, island.name, new.name, seconds)
@@ -209,8 +235,9 @@ def operate_until_over(world: World, seconds: float) -> None:
       world.leader().control(pause={"paused": False})
     for seat in world.seats:
       if seat.recovery is not None and world.now > end - seconds / 2:
-        seat.kill()  # who could tell has left: it is for --force to decide
-        seat.recover(force=True)
+        seat.kill()
+        if machine is None:  # who could tell has left: --force decides
+          seat.recover(force=True)
     lower = [s for s in world.seats if s.machine and s is not world.leader()]
     for seat in lower:
       seat.kill()  # there is another

@@ -71,7 +71,9 @@ class Island:
     self.grants: dict[int, pb.LeaseGrant] = {}  # of what is not decided
     self.steps = 0
     self.training: Callable[[bool], None] | None = None  # ends the window
-    self.requested: pb.FromIsland | None = None
+    self.unanswered: dict[int, pb.FromIsland] = {}  # requests for samples
+    self.leases: dict[int, pb.LeaseGrant] = {}  # of windows not begun yet
+    self.waits = False  # for the lease of its next window
     self.carried: list[pb.Window] = []
     self.carries = 0
     self.proposed = False
@@ -183,6 +185,8 @@ class Island:
   def on_welcome(self, welcome: pb.Welcome) -> None:
     self.head = welcome.head
     if welcome.evicted:
+      self.leases.clear()
+      self.grants.clear()
       self.drop("evicted while it was silent")
       self.give_up()
       self.carry_out(self.round.withdraw())
@@ -204,17 +208,18 @@ class Island:
       self.read_log(self.standing + 1)
     else:
       self.ready()
-    if self.requested is not None:
-      self.send(self.requested)
+    for request in self.unanswered.values():
+      self.send(request)
 
   def give_up(self) -> None:
     """What it has trained and not committed is void."""
     self.feedback.withdraw()
     if self.proposed:
       self.world.invariants.gave_up.add((self.name, self.incarnation))
+    for number in (self.window, *(window.number for window in self.carried)):
+      self.grants.pop(number, None)
     self.carried, self.carries, self.proposed = [], 0, False
-    self.training = self.requested = None
-    self.grants.clear()
+    self.training, self.waits = None, False
     self.in_run = False
 
   def forget(self) -> None:
@@ -381,19 +386,32 @@ class Island:
   # ------------------------------------------------------------ training
 
   def train(self) -> None:
-    busy = self.training or self.requested or self.proposed
+    busy = self.training or self.waits or self.proposed
     if busy or self.done or not self.in_run or self.hung:
       return
-    self.window += 1
-    request = pb.LeaseRequest(window=self.window, samples=SAMPLES)
-    self.requested = pb.FromIsland(lease_request=request)
-    self.send(self.requested)
+    if self.window + 1 in self.leases:
+      self.begin()
+    else:
+      self.waits = True
+      self.request()
+
+  def request(self) -> None:
+    """Asks for the samples of the next window."""
+    request = pb.LeaseRequest(window=self.window + 1, samples=SAMPLES)
+    message = pb.FromIsland(lease_request=request)
+    self.unanswered[request.window] = message
+    self.send(message)
 
   def on_lease_grant(self, grant: pb.LeaseGrant) -> None:
-    if self.requested is None or grant.window != self.window:
-      return
-    self.requested = None
-    self.grants[grant.window] = grant
+    self.unanswered.pop(grant.window, None)
+    self.grants[grant.window] = self.leases[grant.window] = grant
+    if self.waits and grant.window == self.window + 1:
+      self.begin()
+
+  def begin(self) -> None:
+    """Trains on the next window, whose samples are leased."""
+    self.waits, self.window = False, self.window + 1
+    grant = self.leases.pop(self.window)
     leased = [(i.start, i.stop) for i in grant.samples]
 
     def end(early: bool) -> None:
@@ -416,9 +434,15 @@ class Island:
       if self.round.record is not None:
         self.propose()
 
+    def half() -> None:
+      """In mid-window it asks for the samples of the next one."""
+      if self.training is end and not self.hung:
+        self.request()
+
     self.training = end
-    bounds = tuple(seconds * self.slowness for seconds in WINDOW)
-    self.later(bounds, lambda: end(early=False))
+    seconds = self.slowness * self.world.random.uniform(*WINDOW)
+    self.later((seconds / 2, seconds / 2), half)
+    self.later((seconds, seconds), lambda: end(early=False))
 
   def propose(self) -> None:
     about = self.name, self.incarnation, self.carried, self.theta
