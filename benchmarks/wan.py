@@ -9,8 +9,8 @@ Real processes, each in a network namespace of its own, on links that
 goodput: coded bytes that an island sends in the all-reduce, by the time from
   the last proposal to the last island that has the mean, of what its link
   carries: at most 95 %, for packets and acknowledgements have headers. Islands
-  have no model, but 150M values, or so many as a link needs 12 s for, and a
-  pause between steps, after which TCP begins slowly again.
+  have no model, but 150M values, or so many as a link needs 12 s for, in one row
+  24 s, and a pause between steps, after which TCP begins slowly again.
 unequal: the same with one link at a quarter: by how much shares that follow
   the links are faster than equal ones.
 utilization: of `train` with its inner steps paced, so that two cores do for
@@ -22,6 +22,7 @@ are gone when it ends, however it does.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+import itertools
 import json
 import os
 import pathlib
@@ -48,9 +49,10 @@ _ONLY = flags.DEFINE_list("only", [], "Of these tables; none: all.")
 _JSON = flags.DEFINE_string("json", None, "File for every figure.")
 _INSIDE = flags.DEFINE_bool("inside", False, "In a namespace of its own.")
 
-_FILL_SECONDS = 12.0  # that a vector takes on its link
+_FILL_SECONDS = 12.0  # that a vector takes on its link …
+_LONG_SECONDS = 24.0  # … or this: 300M values at 100 Mbit/s
 _MOST_VALUES = 150_000_000
-_LEARNING = 2  # outer steps in which islands learn the links …
+_LEARNING = 3  # outer steps in which islands learn the links …
 _LEARNING_FAST = 5  # … or those of 1 Gbit/s, with more connections each time
 _PAUSE = 2.0  # seconds between outer steps
 _UNEQUAL_SECONDS = 16.0  # that a vector takes on the slow link
@@ -108,7 +110,10 @@ def measures(quick: bool) -> dict[str, Iterator[Row]]:
   links = [(rate, rtt, "") for rate in (1000, 100, 20) for rtt in (1, 50, 150)]
   links += [(100, 100, congestion) for congestion in controls()]
   return dict(
-    goodput=goodputs(links, times=2),
+    goodput=itertools.chain(
+      goodputs(links, times=2),
+      goodputs([(100, 100, "")], 2, _LONG_SECONDS, 2 * _MOST_VALUES),
+    ),
     unequal=unequals([(4, 20), (6, 20)], times=2),
     utilization=utilizations(100, 100, 8, 20, tokens=32),
   )
@@ -120,6 +125,7 @@ def measures(quick: bool) -> dict[str, Iterator[Row]]:
 def goodputs(
   links: Sequence[tuple[float, float, str]],
   times: int,
+  fill: float = _FILL_SECONDS,
   most: int = _MOST_VALUES,
 ) -> Iterator[Row]:
   """Two islands on equal links.
@@ -128,12 +134,13 @@ def goodputs(
     links: 10^6 bits/s, ms there and back, and the congestion control of TCP;
       empty: the most usual.
     times: that count.
-    most: values.
+    fill: seconds that a vector takes, if it has no more values …
+    most: than this.
   """
   codec = make_codec("int8")
   for rate, rtt, congestion in links:
     bytes_a_value = codec.block_bytes / codec.block
-    values = int(min(most, _FILL_SECONDS * rate * 1e6 / 8 / bytes_a_value))
+    values = int(min(most, fill * rate * 1e6 / 8 / bytes_a_value))
     about = dict(islands=2, values=values, rate=rate, rtt=rtt)
     rates = dict.fromkeys(names_of(2), rate)
     yield about | exchange(rates, rtt, values, times, congestion)

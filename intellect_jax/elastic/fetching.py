@@ -24,7 +24,7 @@ _AHEAD = 4  # chunks that a fetch may be ahead of its reader
 _RETRY = 0.05  # seconds before the next address is asked
 _SILENT = 0.5  # seconds to a failure after which an address is silent …
 _AVOIDED = 60.0  # … and for so many seconds others are asked before it
-_ON_THE_WAY = 1 << 20  # bytes that one connection easily has on its way
+_ON_THE_WAY = 1 << 18  # bytes that one connection easily has on its way
 _NOTHING = object()  # no frame is this
 
 
@@ -45,9 +45,10 @@ class Fetcher:
   """Fetches ranges of blobs from other islands, verified chunk by chunk.
 
   A far peer on a fast link is read on several connections, chunk by chunk in
-  turn: what one has on the way is bounded by the hosts' TCP buffers, 4 MB or
-  less. No more than it takes, for they do not share a link evenly, and the
-  slowest is waited for. Many peers are many connections anyhow.
+  turn: together they are sooner at the link's rate, a lost packet halves the
+  window of one alone, and what one has on the way is bounded by the hosts' TCP
+  buffers, 4 MB or less. No more than it takes, for they do not share a link
+  evenly, and the slowest is waited for. Many peers are many connections anyhow.
   """
 
   def __init__(

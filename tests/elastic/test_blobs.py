@@ -371,7 +371,9 @@ def test_a_cap_stretches_a_transfer_in_proportion(capped):
       ) as fetcher,
     ):
       blob = store.publish(some_bytes(length=1_000_000), 16 * CHUNK)
-      taken.append(seconds_to_fetch(store, fetcher, blob.id))
+      # The shortest: other work on this machine can only stretch it.
+      times = [seconds_to_fetch(store, fetcher, blob.id) for _ in range(3)]
+      taken.append(min(times))
   assert 0.4 * 0.8 < taken[0] < 0.4 * 1.5
   assert 1.6 < taken[1] / taken[0] < 2.4
 
