@@ -168,6 +168,7 @@ class Island:
 
   def on_welcome(self, welcome: pb.Welcome) -> None:
     self.head, self.said_ready = welcome.head, False
+    self.round.welcomed(welcome.head)
     if welcome.evicted:
       self.training.leases_ended()
       self.give_up("evicted while it was silent")
@@ -414,12 +415,11 @@ class Island:
       self.training.go_on()
 
   def adopt(self, record: pb.Record, sealed: pb.SealedRecord) -> None:
-    """A record is committed, and its mean is here: it is merged in time."""
+    """A record is committed, and its mean is here."""
     disk, number = self.disk, record.number
     disk.log[number] = sealed
     self.later(SYNC, lambda: disk.synced.add(number))
-    self.training.adopted.append(record)
-    self.training.merge(early=False)
+    self.training.adopt(record)
     if record.final and self.held == number:
       pass  # it has ended
     elif self.in_run and (self.said_ready or self.world.fragments == 1):

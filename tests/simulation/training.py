@@ -240,6 +240,15 @@ class Training:
 
   # -------------------------------------------------------------- records
 
+  def adopt(self, record: pb.Record) -> None:
+    """A record is committed: it is merged in time."""
+    own = self._island.name, self._island.incarnation
+    for holder, _ in chain.windows_of(record):
+      if holder[:2] == own:
+        self.grants.pop(holder.window, None)
+    self.adopted.append(record)
+    self.merge(early=False)
+
   def merge(self, early: bool) -> None:
     """Merges what has come; `early`: also what would be merged later."""
     while self.adopted and (early or not self._overlaps):
@@ -279,11 +288,8 @@ class Training:
 
   def decide(self, record: pb.Record) -> None:
     """A step moved theta: what was proposed is committed, or carried."""
-    island, windows, step = self._island, self.windows, record.step
+    windows, step = self.windows, record.step
     part, x = windows.parts[step.fragment], self._x[step.fragment]
-    for holder, _ in chain.windows_of(record):
-      if holder[:2] == (island.name, island.incarnation):
-        self.grants.pop(holder.window, None)
     included, lost = self.includes(step), False
     if included:
       del x[: part.proposed]  # with an alpha, a part of it stays for ever
