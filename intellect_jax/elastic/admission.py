@@ -94,6 +94,7 @@ class Admission:
     if evicted:
       books.accounts.depart(member, "trained while it was evicted")
     elif books.recovered:
+      books.accounts.settle(self._rounds.uses)  # of an older process
       books.accounts.claim(member, hello.leases)
     self._transfers.came(member)
     newest = max(hello.head, hello.record) if hello.has_state else 0

@@ -2,7 +2,7 @@
 
   make chaos                    # 60 faults, 8 minutes
   make chaos ARGS=--quick       # three, in a minute
-  make chaos ARGS=--overlap     # with two fragments in flight, and overlap
+  make chaos ARGS="--fragments=2 --overlap"   # both in flight while it trains
   make soak                     # eight islands, a fault every 30 s
 
 Steps are paced, so that the cores are mostly idle and what is timed is the
@@ -16,6 +16,7 @@ what they do when nothing happens.
 
 import argparse
 import collections
+from collections.abc import Sequence
 import dataclasses
 import json
 import os
@@ -48,6 +49,7 @@ _QUICK = (
   "SIGKILL of the coordinator",
   "SIGSTOP of an island",
 )
+_OVERLAP = "overlap_steps=2", "merge_alpha=0.5"
 _SOAKED = tuple(fault for fault in FAULTS if fault not in NOT_SOAKED)
 
 
@@ -142,7 +144,7 @@ def one_by_one(
   islands: int,
   faults: list[str],
   rng: random.Random,
-  overlap: bool,
+  outer: Sequence[str],
 ) -> dict[str, Any]:
   """Plays the faults in order; returns figures.
 
@@ -150,7 +152,7 @@ def one_by_one(
     AssertionError: if the end is not one state and a ledger that adds up.
   """
   outcomes = []
-  with World(folder, islands, _PACE, overlap) as world:
+  with World(folder, islands, _PACE, outer) as world:
     if not world.small_disk:
       print("No full disk: a small one can be mounted by root alone.")
       faults = [fault for fault in faults if fault != "disk full"]
@@ -168,11 +170,15 @@ def one_by_one(
 
 
 def soak(
-  folder: pathlib.Path, islands: int, minutes: float, rng: random.Random
+  folder: pathlib.Path,
+  islands: int,
+  minutes: float,
+  rng: random.Random,
+  outer: Sequence[str],
 ) -> dict[str, Any]:
   """A fault every now and then, whatever the one before has left behind."""
   struck: collections.Counter[str] = collections.Counter()
-  with World(folder, islands, _SOAK_PACE) as world:
+  with World(folder, islands, _SOAK_PACE, outer) as world:
     world.wait_until(world.all_in, "all islands to be in")
     began, cpu = time.monotonic(), world.cpu_seconds()
     due = began
@@ -233,11 +239,15 @@ def end(world: World) -> dict[str, Any]:
 
 
 def undisturbed(
-  folder: pathlib.Path, islands: int, tokens: int, seed: int, overlap: bool
+  folder: pathlib.Path,
+  islands: int,
+  tokens: int,
+  seed: int,
+  outer: Sequence[str],
 ) -> float:
   """The final loss of a run of this size without faults, and without pace."""
   settings = [
-    *flags(0.0, tokens, overlap),
+    *flags(0.0, tokens, outer),
     f"--config.run.data.seed={seed}",
     "--config.island.checkpoint.every=0",
   ]
@@ -248,7 +258,9 @@ def undisturbed(
   return statistics.mean(e.loss for e in last.evaluations[-_LAST:])
 
 
-def check_loss(figures: dict[str, Any], islands: int, overlap: bool) -> None:
+def check_loss(
+  figures: dict[str, Any], islands: int, outer: Sequence[str]
+) -> None:
   """The loss is that of runs without faults, give or take their noise."""
   with tempfile.TemporaryDirectory() as folder:
     references = [
@@ -257,7 +269,7 @@ def check_loss(figures: dict[str, Any], islands: int, overlap: bool) -> None:
         islands,
         figures["tokens_committed"],
         seed,
-        overlap,
+        outer,
       )
       for seed in range(_REFERENCES)
     ]
@@ -301,7 +313,10 @@ def main() -> None:
   parser.add_argument("--rounds", type=int, default=4, help="of all faults")
   parser.add_argument("--quick", action="store_true", help="three faults")
   parser.add_argument(
-    "--overlap", action="store_true", help="two fragments in flight; no soak"
+    "--fragments", type=int, default=1, metavar="P", help="of the model"
+  )
+  parser.add_argument(
+    "--overlap", action="store_true", help="train on while rounds are open"
   )
   parser.add_argument("--only", action="append", help="this fault alone")
   parser.add_argument("--soak", type=float, metavar="MINUTES")
@@ -315,13 +330,13 @@ def main() -> None:
   found = machine.describe()
   folder = pathlib.Path(tempfile.mkdtemp(prefix="chaos-"))
   print(f"logs: {folder}", flush=True)
+  outer = [f"fragments={options.fragments}", *(_OVERLAP * options.overlap)]
   if options.soak:
-    figures = soak(folder, islands, options.soak, rng)
+    figures = soak(folder, islands, options.soak, rng, outer)
   else:
-    struck = folder, islands, faults * rounds, rng
-    figures = one_by_one(*struck, options.overlap)
+    figures = one_by_one(folder, islands, faults * rounds, rng, outer)
     if not (options.quick or options.only):
-      check_loss(figures, islands, options.overlap)
+      check_loss(figures, islands, outer)
   console = rich.console.Console()
   if "outcomes" in figures:
     console.print(table(figures))

@@ -1,6 +1,6 @@
 """A swarm of real processes whose every connection can be cut."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 import contextlib
 import os
 import pathlib
@@ -23,18 +23,17 @@ _LOOK = 0.05  # seconds
 _DISK = 64 << 20  # bytes of the disk that can be filled up; a run needs 20
 
 
-def flags(pace: float, tokens: int, overlap: bool = False) -> list[str]:
+def flags(pace: float, tokens: int, outer: Sequence[str] = ()) -> list[str]:
   """Of coordinator and islands.
 
   Args:
     pace: seconds a step.
     tokens: of the run.
-    overlap: two fragments in flight, and steps beside their exchange.
+    outer: settings of run.outer: "fragments=2".
   """
-  outer = ("fragments=2", "overlap_steps=2", "merge_alpha=0.5")
   return [
     "--config=configs/tiny.py",
-    *(f"--config.run.outer.{setting}" for setting in outer if overlap),
+    *(f"--config.run.outer.{setting}" for setting in outer),
     f"--config.run.tokens={tokens}",
     f"--config.run.outer.inner_steps={INNER_STEPS}",
     f"--config.run.elastic.lease_seconds={LEASE}",
@@ -58,9 +57,9 @@ class World:
     workdir: pathlib.Path,
     islands: int,
     pace: float,
-    overlap: bool = False,
+    outer: Sequence[str] = (),
   ):
-    self._flags = flags(pace, 10**9, overlap)
+    self._flags = flags(pace, 10**9, outer)
     self.workdir = workdir
     self.swarm = swarm_lib.Swarm(workdir, islands, self._flags)
     self.names = [part.name for part in self.swarm.islands]

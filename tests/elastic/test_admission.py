@@ -13,6 +13,7 @@ from intellect_jax.elastic.actions import (
   Tell,
 )
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
+from intellect_jax.elastic.samples import Holder
 
 
 def test_messages_of_a_replaced_process_are_ignored():
@@ -174,3 +175,16 @@ def test_an_old_copy_of_the_ledger_stops_rather_than_lead():
 
 
 # ---------------------------------------------------------------- steering
+
+
+def test_a_new_process_has_what_an_older_one_had_by_a_lost_ledger():
+  """Both may say so of one sample: an older coordinator led the second."""
+  driver = Driver()
+  driver.begin("ab")
+  driver.machine.books.recovered = True
+  lease = pb.LeaseGrant(window=7)
+  lease.samples.add(start=100, stop=104)
+  driver.hello("a", incarnation=2, record=0, leases=[lease])
+  driver.hello("a", incarnation=3, record=0, leases=[lease])
+  assert driver.leases[Holder("a", 3, 7)] == [(100, 104)]
+  assert Holder("a", 2, 7) not in driver.leases

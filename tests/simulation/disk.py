@@ -6,7 +6,7 @@ import itertools
 from intellect_jax.elastic import chain
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.outer.feedback import ErrorFeedback
-from simulation.invariants import NOTHING, next_theta
+from simulation.symbols import NOTHING, Theta, next_theta
 
 KEEP = 3  # checkpoints
 
@@ -17,7 +17,7 @@ class Disk:
 
   # Checkpoints by record: its hash, theta there, and error feedback with its
   # attempt.
-  saved: dict[int, tuple[bytes, bytes, tuple[bytes, bytes]]] = (
+  saved: dict[int, tuple[bytes, Theta, tuple[bytes, bytes]]] = (
     dataclasses.field(default_factory=dict)
   )
   log: dict[int, pb.SealedRecord] = dataclasses.field(default_factory=dict)
@@ -31,13 +31,13 @@ class Disk:
       step = pb.Record.FromString(self.log.pop(number).body).step
       self.means -= {share.mean.id for share in step.shares}
 
-  def restore(self, to: int | None = None) -> tuple[int | None, bytes]:
+  def restore(self, to: int | None = None) -> tuple[int | None, Theta]:
     """The record it can stand at and theta there, as holdings.py does."""
     counting = {record.number for record in chain.effective(self.records())}
     for number in self.whole():
       if number in counting and (to is None or number <= to):
         return self.replay(number, to)
-    return None, b""
+    return None, ()
 
   def records(self) -> list[pb.Record]:
     """The log, as far as it is one."""
@@ -52,7 +52,7 @@ class Disk:
       if number in self.log and self.log[number].hash == self.saved[number][0]
     ]
 
-  def replay(self, number: int, to: int | None) -> tuple[int, bytes]:
+  def replay(self, number: int, to: int | None) -> tuple[int, Theta]:
     """From a checkpoint through the log, as far as the means are here."""
     theta = self.saved[number][1]
     for record in chain.effective(self.records()):
@@ -75,7 +75,7 @@ class Disk:
         return NOTHING, b""
     return self.saved[start][2]
 
-  def save(self, record: int, theta: bytes, left: ErrorFeedback) -> None:
+  def save(self, record: int, theta: Theta, left: ErrorFeedback) -> None:
     """Writes a checkpoint, whole or not at all."""
     kept = left.values, left.attempt
     self.saved[record] = self.log[record].hash, theta, kept

@@ -1,7 +1,7 @@
 """What goes wrong, and when: one fault after the other, each mended later."""
 
-from simulation.invariants import flip
 from simulation.island import Island
+from simulation.symbols import flip
 from simulation.world import World
 
 _KINDS = (
@@ -78,8 +78,9 @@ def _strike(world: World, kind: str, snapshot) -> None:
     case "hang":
       island.hung = True
       world.later(mend, lambda: _unhang(island))
-    case "flip" if island.theta:
-      island.theta = flip(island.theta, random.random())
+    case "flip" if island.theta and not world.streams:  # else a tie pauses it
+      fragment = random.randrange(world.fragments) if world.streams else 0
+      island.theta = flip(island.theta, random.random(), fragment)
     case "slow":
       island.slowness = random.choice((1.0, 3.0, 8.0))
     case "pair":
@@ -192,7 +193,7 @@ def _steer(world: World, seat) -> None:
 
 def _unhang(island: Island) -> None:
   island.hung = False
-  island.awake(island.go_on)
+  island.awake(island.unhang)
 
 
 def _cut(world: World, one: str, other: str, seconds: float) -> None:

@@ -9,59 +9,19 @@ from blake3 import blake3
 from intellect_jax.elastic import chain
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.elastic.samples import Holder, Interval, merge, subtract
-
-
-def hash_of(*parts) -> bytes:
-  return blake3(repr(parts).encode()).digest()
-
-
-GENESIS = hash_of("initial parameters")
-_FLIPPED = b"flipped: "
-
-
-NOTHING = b""  # error feedback of who has left nothing out
-
-
-def delta_id(
-  island: str, incarnation: int, windows, base: bytes, left: bytes = NOTHING
-) -> bytes:
-  """A delta, as a symbol: whose, of which windows, from which theta.
-
-  `left`: what was left out of those before, and is in the code of this one.
-  """
-  numbers = [window.number for window in windows]
-  return hash_of("delta", island, incarnation, numbers, base, left)
-
-
-def left_by(delta: bytes) -> bytes:
-  """What a sparse code leaves of a delta, as a symbol."""
-  return hash_of("left", delta)
-
-
-def mean_id(members, start: int, stop: int, deltas: list[bytes]) -> bytes:
-  """The mean of a share, as a symbol: who, with which weight, over what."""
-  return hash_of(
-    [(m.island, m.incarnation, m.weight, m.clip) for m in members],
-    deltas,
-    sum(m.weight for m in members),
-    (start, stop),
-  )
-
-
-def next_theta(theta: bytes, record: pb.Record) -> bytes:
-  if not record.HasField("step"):
-    return theta
-  moved = hash_of(theta, [share.mean.id for share in record.step.shares])
-  return _FLIPPED + moved if is_flipped(theta) else moved
-
-
-def flip(theta: bytes, which: float) -> bytes:
-  """Another theta; what becomes of it is never the run's again."""
-  return _FLIPPED + hash_of(theta, which)
-
-
-def is_flipped(theta: bytes) -> bool:
-  return theta.startswith(_FLIPPED)
+from simulation.symbols import (
+  NOTHING,
+  STEP_TOKENS,
+  Delta,
+  Theta,
+  genesis,
+  is_flipped,
+  left_by,
+  mean_id,
+  moved,
+  next_theta,
+  replaced,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,16 +30,18 @@ class Link:
 
   Attributes:
     theta: by the records alone.
-    said: by the records, and by the newest one's word of its base.
+    said: by the records, and by the newest ones' word of their bases.
+    displaced: whose steps have moved theta: fragment, island, incarnation, step.
   """
 
   record: pb.Record
   before: "Link | None"
-  theta: bytes
-  said: bytes
+  theta: Theta
+  said: Theta
   effective: tuple["Link", ...]  # this one too, if it counts
   committed: frozenset[Holder]
   samples: tuple[Interval, ...]
+  displaced: frozenset[tuple[int, str, int, int]]
   # By island: whose code is its newest, and what that left out.
   left: dict[str, tuple[int, bytes]]
 
@@ -96,19 +58,26 @@ class Invariants:
     trained: every window that an island has trained on.
   """
 
-  def __init__(self, sparse: bool):
+  def __init__(self, fragments: int, sparse: bool):
+    self._fragments = fragments
     self._sparse = sparse
     self.links: dict[bytes, Link] = {}
     self.trained: dict[Holder, pb.Window] = {}
     self.tokens: collections.Counter = collections.Counter()  # trained
     # Processes that gave up what they had proposed, or went back.
     self.gave_up: set[tuple[str, int]] = set()
+    # Deltas by island, incarnation and serial.
+    self._deltas: dict[tuple[str, int, int], Delta] = {}
     self._fixed: dict[bytes, list[bytes]] = {}  # means by attempt
     self._numbers: dict[tuple[int, int], bytes] = {}  # (term, number): hash
 
   def has_trained(self, holder: Holder, window: pb.Window) -> None:
+    known = self.trained.get(holder, pb.Window()).tokens
     self.trained[holder] = window
-    self.tokens[holder[:2]] += window.tokens
+    self.tokens[holder[:2]] += window.tokens - known
+
+  def has_encoded(self, delta: Delta) -> None:
+    self._deltas[delta.island, delta.incarnation, delta.serial] = delta
 
   # ------------------------------------------------- 1, 3, 4: the records
 
@@ -131,7 +100,8 @@ class Invariants:
       record: that is durable now.
       sealed: the same.
       held: ids of means that some island has written to its log.
-      claims: state hashes that islands, which are here, have proposed with.
+      claims: state hashes of its fragment that islands, which are here, have
+        proposed with.
     """
     assert sealed.hash == blake3(sealed.body).digest()
     before = self.links.get(record.previous)
@@ -145,14 +115,15 @@ class Invariants:
       assert before.record.term <= record.term
     link = self._link(record, before, held)
     if before is not None and record.HasField("step"):
-      _check_base(record.step.base_state, before, claims)
+      _check_base(record.step, before, claims)
     self.links[sealed.hash] = link
 
   def _link(
     self, record: pb.Record, before: Link | None, held: set[bytes]
   ) -> Link:
     if before is None:
-      link = Link(record, None, GENESIS, GENESIS, (), frozenset(), (), {})
+      theta, none = genesis(self._fragments), frozenset()
+      link = Link(record, None, theta, theta, (), none, (), none, {})
     elif record.HasField("annulment"):
       to = record.annulment.to
       back = before.at(to)
@@ -174,24 +145,30 @@ class Invariants:
     means = [share.mean.id for share in step.shares]
     assert means == self._fixed.get(step.attempt), "it was never fixed"
     assert set(means) <= held, "committed before anyone held the mean"
-    moved = [x.record for x in before.effective]
-    assert step.base == max(r.number for r in moved if chain.moves(r, 0))
+    fragment, counting = step.fragment, [x.record for x in before.effective]
+    bases = [r.number for r in counting if chain.moves(r, fragment)]
+    assert step.base == max(bases)
+    deltas = [self._delta(member, step) for member in step.members]
     if self._sparse:
-      left = self._check_feedback(step, before)
+      left = self._check_feedback(step, deltas, before)
       link = dataclasses.replace(link, left=before.left | left)
     else:
-      deltas = [
-        delta_id(m.island, m.incarnation, m.windows, step.base_state)
-        for m in step.members
-      ]
+      ids = [delta.id for delta in deltas]
       assert means == [
-        mean_id(step.members, s.start, s.stop, deltas) for s in step.shares
+        mean_id(step.members, s.start, s.stop, ids) for s in step.shares
       ], "the divisor or the members of the mean are not those of the record"
+    displaced = {
+      (fragment, delta.island, delta.incarnation, number)
+      for delta in deltas
+      for number in delta.steps
+    }
+    assert len(displaced) == sum(len(delta.steps) for delta in deltas)
+    assert not displaced & link.displaced, "a step moves a fragment twice"
     committed, samples, tokens = link.committed, link.samples, 0
-    for member in step.members:
+    for member, delta in zip(step.members, deltas, strict=True):
       weight = sum(window.tokens for window in member.windows)
-      assert member.weight == weight > 0
       tokens += weight
+      assert member.weight == (weight or STEP_TOKENS * len(delta.steps)) > 0
     for holder, window in chain.windows_of(record):
       assert holder not in committed, f"{holder} is committed twice"
       assert window == self.trained[holder]
@@ -203,10 +180,21 @@ class Invariants:
     return dataclasses.replace(
       link,
       theta=next_theta(before.theta, record),
-      said=next_theta(step.base_state, record),
+      said=replaced(before.said, fragment, moved(step.base_state, step)),
       committed=committed,
       samples=samples,
+      displaced=link.displaced | displaced,
     )
+
+  def _delta(self, member: pb.Member, step: pb.OuterStep) -> Delta:
+    """What a member has proposed; the record has it as it was."""
+    delta = self._deltas[member.island, member.incarnation, member.serial]
+    assert delta.fragment == step.fragment
+    assert delta.base == step.base_state, "it starts from another state"
+    windows = tuple(window.number for window in member.windows)
+    assert windows == delta.windows, "the windows are not those of the delta"
+    assert not (step.fragment and windows), "windows are of fragment 0"
+    return delta
 
   def check_recovered(self, head: pb.SealedRecord, heard: set[str]) -> None:
     """A lost ledger's run goes on from what most members of its end have."""
@@ -223,7 +211,7 @@ class Invariants:
       link = link.before
 
   def _check_feedback(
-    self, step: pb.OuterStep, before: Link
+    self, step: pb.OuterStep, deltas: Sequence[Delta], before: Link
   ) -> dict[str, tuple[int, bytes]]:
     """Each code has what that island's newest code left out, and only that.
 
@@ -231,15 +219,15 @@ class Invariants:
     back to before it.
     """
     left: dict[str, tuple[int, bytes]] = {}
-    for member, share in zip(step.members, step.shares, strict=True):
-      process = member.island, member.incarnation
-      about = *process, member.windows, step.base_state
-      known, was_left = before.left.get(member.island, (0, NOTHING))
-      allowed = {delta_id(*about, was_left)}
-      if known != member.incarnation or process in self.gave_up:
-        allowed.add(delta_id(*about))
-      assert share.mean.id in allowed, "error feedback is lost, or sent twice"
-      left[member.island] = member.incarnation, left_by(share.mean.id)
+    for delta, share in zip(deltas, step.shares, strict=True):
+      process = delta.island, delta.incarnation
+      known, was_left = before.left.get(delta.island, (0, NOTHING))
+      allowed = {was_left}
+      if known != delta.incarnation or process in self.gave_up:
+        allowed.add(NOTHING)
+      assert delta.left in allowed, "error feedback is lost, or sent twice"
+      assert share.mean.id == delta.id
+      left[delta.island] = delta.incarnation, left_by(delta.id)
     return left
 
   def check_announced(self, sealed: pb.SealedRecord) -> None:
@@ -247,14 +235,18 @@ class Invariants:
 
   # ------------------------------------------------------ 2: the one state
 
-  def check_adopted(self, sealed: pb.SealedRecord, theta: bytes) -> None:
-    """What an island adopts is durable, and moves it to the one state."""
+  def check_adopted(self, sealed: pb.SealedRecord, theta: Theta) -> None:
+    """What an island adopts is durable, and moves it to the one state.
+
+    But for fragments in which a bit has flipped.
+    """
     self.check_announced(sealed)
     link = self.links[sealed.hash]
     place = link.record.term, link.record.number
     known = self._numbers.setdefault(place, sealed.hash)
     assert known == sealed.hash, f"two records (term, number) {place}"
-    assert theta == link.theta, "another theta"
+    for held, right in zip(theta, link.theta, strict=True):
+      assert held == right or is_flipped(held), "another theta"
 
   # ------------------------------------------------------- 7: every token
 
@@ -273,14 +265,17 @@ class Invariants:
       assert tokens <= self.tokens[process], f"{process}: settled twice"
 
 
-def _check_base(base: bytes, before: Link, claims: Sequence[bytes]) -> None:
+def _check_base(
+  step: pb.OuterStep, before: Link, claims: Sequence[bytes]
+) -> None:
   """A record starts from the run's state.
 
   From one with a flipped bit only if nobody could tell, for want of others, or
   if most who are here had fetched it: a minority is repaired. Such a record's
   word counts from then on, unless those who can replay from before say no.
   """
-  if base not in (before.theta, before.said):
+  base, right = step.base_state, before.theta[step.fragment]
+  if base not in (right, before.said[step.fragment]):
     assert is_flipped(base), "its base is not the run's state"
-    held = claims.count(before.theta)
+    held = claims.count(right)
     assert not held or claims.count(base) > held, "a flipped bit has won"

@@ -27,9 +27,9 @@ from intellect_jax.elastic import (
 )
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.outer import feedback
-from simulation import island as island_lib
-from simulation.invariants import hash_of
+from simulation import exchange, training
 from simulation.run import simulate
+from simulation.symbols import hash_of
 
 MOST_SEEDS = 1000
 
@@ -74,18 +74,20 @@ def reuse_the_old_divisor():
     who = [(m.island, m.incarnation, m.weight, m.clip) for m in members]
     return hash_of(who, deltas, total, (start, stop))
 
-  return mock.patch.object(island_lib, "mean_id", mean_id)
+  return mock.patch.object(exchange, "mean_id", mean_id)
 
 
 def drop_the_carry():
   """An island that a record leaves out forgets what it has trained."""
-  decide = island_lib.Island.decide
+  decide = training.Training.decide
 
   def forgetful(self, record: pb.Record) -> None:
     decide(self, record)
-    self.carried = []
+    self.windows.drop()
+    for x in self._x:
+      x.clear()
 
-  return mock.patch.object(island_lib.Island, "decide", forgetful)
+  return mock.patch.object(training.Training, "decide", forgetful)
 
 
 def announce_before_durable():

@@ -1,9 +1,13 @@
 """One seed, from the first hello to the end."""
 
+import random
+from typing import Any
+
 from intellect_jax.elastic.samples import Holder, merge, subtract
 from simulation import faults
-from simulation.invariants import is_flipped
 from simulation.island import LEFT
+from simulation.symbols import is_flipped
+from simulation.training import SAMPLES
 from simulation.world import World
 
 FAULTS = 8.0  # seconds of trouble
@@ -17,11 +21,13 @@ def simulate(seed: int, trace: bool = False) -> World:
     AssertionError: if an invariant does not hold; the message names the seed.
   """
   try:
+    sparse = seed // 2 % 2 == 1
     world = World(
       seed,
       islands=2 + seed % 3,
       trace=trace,
-      sparse=seed // 2 % 2 == 1,
+      sparse=sparse,
+      outer={} if sparse else _in_flight(seed),
       min_islands=1 + seed % 2,
       deadline=seed % 5 == 0,
       hang_seconds=3.0,
@@ -33,6 +39,23 @@ def simulate(seed: int, trace: bool = False) -> World:
     kind = "" if isinstance(error, AssertionError) else type(error).__name__
     raise AssertionError(f"seed {seed}: {kind} {error}") from error
   return world
+
+
+def _in_flight(seed: int) -> dict[str, Any]:
+  """Settings for rounds that go on beside each other, and beside steps.
+
+  None for one in four: then there is one fragment, and islands wait.
+  """
+  draw = random.Random(f"in flight {seed}")
+  if draw.random() < 0.25:
+    return {}
+  return dict(
+    fragments=draw.choice((1, 2, 2, 3, 3)),
+    inner_steps=SAMPLES,
+    overlap_steps=draw.choice((0, 0, 1, 2, 3)),
+    max_ahead_steps=draw.choice((0, 0, 2, 4, 8)),
+    merge_alpha=draw.choice((0.0, 0.5)),
+  )
 
 
 def finish(world: World, patience: float = PATIENCE) -> None:
@@ -51,11 +74,12 @@ def finish(world: World, patience: float = PATIENCE) -> None:
   ends = {
     island.theta
     for island in world.islands
-    if island.alive and island.round.record == machine.head.number
+    if island.alive and island.held == machine.head.number
   }
   assert len(ends) == 1, "islands end with different states"
   (theta,) = ends
-  assert theta == end.theta or is_flipped(theta), "they end elsewhere"
+  for held, right in zip(theta, end.theta, strict=True):
+    assert held == right or is_flipped(held), "they end elsewhere"
   # What was not committed can be leased again, all of it.
   free = machine.books.accounts.pool.lease(Holder("probe", 1, 1), 10_000)
   used = list(end.samples)

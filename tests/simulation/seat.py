@@ -6,7 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from intellect_jax.elastic import actions as actions_lib
-from intellect_jax.elastic import chain
+from intellect_jax.elastic import chain as chain_lib
 from intellect_jax.elastic.books import History
 from intellect_jax.elastic.coordination import Coordinator
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
@@ -53,9 +53,12 @@ class Seat:
     self.force = False  # the recovery goes on with whoever is there
     self.stopped = ""  # why its machine gave up: for the operator to read
     self.crash_in: int | None = None  # actions until it dies
-    # What islands proposed with first, by island and incarnation.
-    self._claims: dict[tuple[str, int], bytes] = {}
-    self._claims_of = -1, -1  # term, record that made their state
+    # By fragment: what islands proposed with first, by island and incarnation;
+    # and of which term and record this is.
+    self._claims: list[dict[tuple[str, int], bytes]] = [
+      {} for _ in range(world.fragments)
+    ]
+    self._claims_of = [(-1, -1)] * world.fragments
 
   @property
   def up(self) -> bool:
@@ -134,20 +137,20 @@ class Seat:
     self, session: int, machine: Coordinator, proposal: pb.Proposal
   ) -> None:
     """Notes the state that an island proposes with, if that may count."""
-    chain = machine.books.chain
-    of = self.disk.term, chain.state
-    if self._claims_of != of:
-      self._claims_of, self._claims = of, {}
+    fragment, chain = proposal.fragment, machine.books.chain
+    of = self.disk.term, _made(chain, fragment)
+    if self._claims_of[fragment] != of:
+      self._claims_of[fragment], self._claims[fragment] = of, {}
     island = self.world.island_at(session)
     holders = [
       Holder(island.name, island.incarnation, w.number)
       for w in proposal.windows
     ]
-    if proposal.base == chain.head.number and all(
+    if proposal.base >= chain.moved(fragment) and all(
       holder in machine.books.accounts.pool.leased for holder in holders
     ):
       process = island.name, island.incarnation
-      self._claims.setdefault(process, proposal.base_state)
+      self._claims[fragment].setdefault(process, proposal.base_state)
 
   def disconnected(self, session: int) -> None:
     if self.machine is not None:
@@ -208,12 +211,13 @@ class Seat:
       (m.island, m.incarnation) for m in members if m.state in ("in", "joining")
     }
     here = world.attending(self) & inside
-    claims = [c for process, c in self._claims.items() if process in here]
+    said = self._claims[record.step.fragment]
+    claims = [claim for process, claim in said.items() if process in here]
     world.invariants.check_appended(record, sealed, held, claims)
     assert record.number == len(self.disk.log)
     self.disk.log.append(sealed)
-    for holder, window in chain.windows_of(record):
-      self.disk.end(holder, chain.intervals(window))
+    for holder, window in chain_lib.windows_of(record):
+      self.disk.end(holder, chain_lib.intervals(window))
     if record.HasField("step") and record.term == self.disk.term:
       self._check_settled()
 
@@ -234,7 +238,7 @@ class Seat:
     for grant in hello.leases:
       holder = Holder(hello.island, hello.incarnation, grant.window)
       kept = holder in pool.leased or holder[:2] in accounts._departed
-      samples = chain.intervals(grant)
+      samples = chain_lib.intervals(grant)
       assert kept or subtract(samples, free), f"{holder} was forgotten"
 
   def _sent(self, message: pb.ToIsland) -> None:
@@ -244,3 +248,12 @@ class Seat:
       self.world.invariants.check_fix(message.fix)
     elif kind == "record":
       self.world.invariants.check_announced(message.record)
+
+
+def _made(chain: chain_lib.Chain, fragment: int) -> int:
+  """Number of the record that made a fragment of theta what it is."""
+  for record in reversed(chain.effective):
+    step = record.HasField("step") and record.step.fragment == fragment
+    if step or record.HasField("genesis"):
+      return record.number
+  return 0

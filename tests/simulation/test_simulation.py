@@ -3,8 +3,10 @@
 import pytest
 
 from intellect_jax.elastic import chain
-from simulation.invariants import flip, is_flipped
+from intellect_jax.outer import overlap
 from simulation.run import finish, simulate
+from simulation.symbols import STEP_TOKENS, flip, is_flipped
+from simulation.training import SAMPLES
 from simulation.world import World
 
 SEEDS = 2000
@@ -17,16 +19,29 @@ def test_faults_break_no_invariant_and_the_run_comes_to_its_end(part):
     simulate(seed)
 
 
+IN_FLIGHT = [
+  {},
+  dict(fragments=2),
+  dict(fragments=2, max_ahead_steps=4),
+  dict(fragments=3, max_ahead_steps=8, overlap_steps=3, merge_alpha=0.5),
+]
+
+
+@pytest.mark.parametrize("outer", IN_FLIGHT)
 @pytest.mark.parametrize("islands", [1, 2, 4])
-def test_an_undisturbed_run_commits_every_token(islands):
-  world = World(seed=islands, islands=islands, start_islands=islands)
+def test_an_undisturbed_run_commits_every_token(islands, outer):
+  world = World(
+    seed=islands, islands=islands, outer=outer, start_islands=islands
+  )
   finish(world)
   disk = world.seats[0].disk
   last = chain.opened(disk.log[-1])
   assert last is not None
   lost = sum(loss.tokens for loss in disk.losses)
-  assert last.total_tokens + lost == sum(i.trained for i in world.islands)
-  assert lost <= islands * 40  # windows that the end cut short
+  trained = [island.training.windows for island in world.islands]
+  assert last.total_tokens + lost == sum(w.tokens_trained for w in trained)
+  steps = SAMPLES + overlap.most_ahead(world.run.outer)
+  assert lost <= islands * steps * STEP_TOKENS  # that the end cut short
 
 
 def test_the_same_seed_gives_the_same_run():
@@ -45,6 +60,6 @@ def test_a_flipped_bit_is_found_and_mended(seed):
   island = world.islands[seed % 3]
   island.theta = flip(island.theta, 0.0)
   finish(world)
-  assert not is_flipped(island.theta)
+  assert not is_flipped(*island.theta)
   causes = [loss.cause for loss in world.seats[0].disk.losses]
   assert "its state was not what its log comes to" in causes

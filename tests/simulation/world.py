@@ -1,17 +1,23 @@
 """The clock and the network of a simulated run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import heapq
 import itertools
 import random
+import types
+from typing import Any
 
 from intellect_jax import config as config_lib
+from intellect_jax.elastic import shares
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
+from intellect_jax.outer import overlap
 from intellect_jax.outer.codec import make_codec
 from simulation.disk import Disk
 from simulation.invariants import Invariants
-from simulation.island import SAMPLE_TOKENS, SAMPLES, Island
+from simulation.island import Island
 from simulation.seat import Seat
+from simulation.symbols import STEP_TOKENS, Theta, whole
+from simulation.training import SAMPLES
 
 TICK = 0.1  # seconds, as in service.py
 WINDOWS = 10  # that a run commits
@@ -33,11 +39,16 @@ _IDEMPOTENT = frozenset(
 _BASE = config_lib.base().run
 
 
-def run_config(windows: int = 24, sparse: bool = False, **elastic):
+def run_config(
+  windows: int = 24,
+  sparse: bool = False,
+  outer: Mapping[str, Any] = types.MappingProxyType({}),
+  **elastic,
+):
   """The run half for a simulated swarm."""
   run = _BASE.copy_and_resolve_references()
-  run.tokens = windows * SAMPLES * SAMPLE_TOKENS
-  run.outer.codec = "float32"
+  run.tokens = windows * SAMPLES * STEP_TOKENS
+  run.outer.update(codec="float32", **outer)
   if sparse:
     run.outer.update(codec="sparse2", learning_rate=1, momentum=0.0)
   run.elastic.lease_seconds = 2.0
@@ -109,7 +120,12 @@ class Stream:
 
 
 class World:
-  """Seats, islands, and what is between them."""
+  """Seats, islands, and what is between them.
+
+  Attributes:
+    fragments: of the model.
+    streams: whether rounds and steps go on beside each other.
+  """
 
   def __init__(
     self,
@@ -117,13 +133,17 @@ class World:
     islands: int = 3,
     trace: bool = False,
     sparse: bool = False,
+    outer: Mapping[str, Any] = types.MappingProxyType({}),
     **elastic,
   ):
+    """A swarm whose rounds are as `outer` and `elastic` say."""
     self.random = random.Random(seed)
     self.trace = trace
     self.now = 0.0
     elastic = {"minority_patience": 12.0, "annul_patience": 6.0} | elastic
-    self.run = run_config(WINDOWS, sparse, **elastic)
+    self.run = run_config(WINDOWS, sparse, outer, **elastic)
+    self.fragments = self.run.outer.fragments
+    self.streams = self.fragments > 1 or overlap.most_ahead(self.run.outer) > 0
     self.codec = make_codec(self.run.outer.codec)
     self.digest = config_lib.digest(self.run)
     self.latency = 0.001, self.random.choice((0.02, 0.1, 0.3))
@@ -137,7 +157,7 @@ class World:
     self.gone: set[str] = set()  # islands that never come back
     self.moment: str | None = ""  # what was said last, that faults wait for
     self.offers = 0  # times that somebody was asked for its state
-    self.invariants = Invariants(sparse)
+    self.invariants = Invariants(self.fragments, sparse)
     self.left_with: dict[tuple[str, int], int] = {}  # tokens not committed
     self.seats = [Seat(self, "A"), Seat(self, "B")]
     self.seats[0].start()
@@ -249,6 +269,16 @@ class World:
       and self.now >= island.frozen_until
       and self.joined(island.name, reader.name)
     ]
+
+  def served(self, reader: Island, restore: pb.Restore) -> Theta | None:
+    """The state that a reader is offered; None if it cannot have it."""
+    addresses = shares.addresses(restore.state)
+    for donor in self.serving(reader, addresses):
+      if donor.state is not None:
+        record, theta = donor.state
+        if (record, whole(theta)) == (restore.record, restore.state.id):
+          return theta
+    return None
 
   # ------------------------------------------------------------- islands
 
