@@ -37,6 +37,7 @@ instruct: setup  ## Fine-tune a small model on conversations, then preferences
 	  --output=runs/instruct/sft-llama
 	$(BIN)/python -m intellect_jax.finetune --config=configs/preference.py \
 	  --init-from=runs/instruct/sft-llama --workdir=runs/instruct/dpo
+	$(BIN)/python experiments/answers.py
 
 test: setup  ## Run the tests, under 8 minutes on two cores
 	# Three on two cores: tests that start processes mostly wait for them.

@@ -13,7 +13,8 @@ Sources: [I1] INTELLECT-1, arXiv 2412.01152; [D] DiLoCo, arXiv 2311.08105;
 [C] Covenant-72B, arXiv 2603.08163; [DD] Decoupled DiLoCo, arXiv 2604.21428;
 [PI] Pier, arXiv 2511.17849; [S] Streaming DiLoCo, arXiv 2501.18512;
 [SP] SparseLoCo, arXiv 2508.15706; [DPO] direct preference optimization,
-arXiv 2305.18290; [LoRA] low-rank adaptation, arXiv 2106.09685;
+arXiv 2305.18290; [IR] iterative reasoning preference optimization,
+arXiv 2404.19733; [LoRA] low-rank adaptation, arXiv 2106.09685;
 [P] docs/protocol.md of this project.
 """
 
@@ -78,6 +79,9 @@ def run_config() -> ml_collections.ConfigDict:
       # or "dpo", for preferences: it starts from weights, and keeps them [DPO].
       loss="cross_entropy",
       dpo_beta=0.1,  # how dear it is to leave them [DPO]
+      # What the NLL of the chosen answers counts beside it, so that they do not
+      # grow unlikely together with the rejected [IR]; 0.2 in [L3].
+      dpo_nll_weight=0.0,
       # "adamw", or "muon" for the matrices of the blocks and AdamW for the
       # rest; Muon wants outer.momentum=0.6, outer.learning_rate=0.7 [ML].
       optimizer="adamw",

@@ -170,6 +170,12 @@ def validate_run(run: ConfigDict) -> None:
   )
   _require(inner.dpo_beta > 0, "run.inner.dpo_beta", inner.dpo_beta, "above 0")
   _require(
+    inner.dpo_nll_weight >= 0,
+    "run.inner.dpo_nll_weight",
+    inner.dpo_nll_weight,
+    "not negative",
+  )
+  _require(
     outer.codec in ("int8", "int4", "e3m0", "sparse2", "float32"),
     "run.outer.codec",
     outer.codec,
@@ -425,6 +431,11 @@ def validate_island(run: ConfigDict, island: ConfigDict) -> None:
 def keeps_weights(run: ConfigDict) -> bool:
   """Whether every island needs the weights that the run starts from."""
   return run.inner.loss == "dpo" or run.model.lora_rank > 0
+
+
+def loss_unit(run: ConfigDict) -> str:
+  """What losses of a run are a mean over: a "token", or a "pair" of DPO."""
+  return "pair" if run.inner.loss == "dpo" else "token"
 
 
 def _require(holds: bool, name: str, value: object, expected: str) -> None:

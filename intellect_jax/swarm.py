@@ -266,7 +266,7 @@ def main() -> None:
     identify(config)  # what is wrong with the data is said before any starts
     summary = _run(workdir, config)
     write_summary(results, summary)
-  _show_results(console, workdir, json.loads(results.read_text()))
+  _show_results(console, workdir, config.run, json.loads(results.read_text()))
 
 
 def _run(workdir: pathlib.Path, config) -> dict[str, Any]:
@@ -292,9 +292,12 @@ def _run(workdir: pathlib.Path, config) -> dict[str, Any]:
 
 
 def _show_results(
-  console: rich.console.Console, workdir: pathlib.Path, summary: dict[str, Any]
+  console: rich.console.Console,
+  workdir: pathlib.Path,
+  run: ConfigDict,
+  summary: dict[str, Any],
 ) -> None:
-  console.print(summary_table(summary))
+  console.print(summary_table(summary, run))
   text = rich.text.Text(sample(workdir / "island-0", _PROMPT))
   console.print(rich.panel.Panel(text, title="a sample of its text"))
   console.print(

@@ -245,7 +245,7 @@ def _evaluator(run, island, devices, index, frozen, on_mesh):
   local = sharding.local_mesh(devices)
   kept = on_mesh if local is devices else frozen  # not twice on one device
   evaluate = EvalStep(run, island, local, kept)
-  return lambda params: evaluate(params, batches)
+  return lambda params: evaluate.figures(params, batches)
 
 
 if __name__ == "__main__":

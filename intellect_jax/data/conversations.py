@@ -9,6 +9,7 @@ the prompt. Without a prompt both are whole conversations.
 """
 
 from collections.abc import Mapping
+import itertools
 import json
 from typing import Any, NamedTuple
 
@@ -63,17 +64,24 @@ def _pair(
 ) -> list[Masked]:
   prompt = value.get(field or "prompt", value.get("messages", []))
   before = _messages(prompt, "user")
-  pair = []
+  answers = []
   for name in ("chosen", "rejected"):
     if name not in value:
       raise UserError(f"It has no field {name!r}.")
-    after = _messages(value[name], "assistant")
-    pair.append(Masked(*template.encode([*before, *after])))
-  # What both begin with would cancel out of the loss, in exact arithmetic.
+    answers.append(_messages(value[name], "assistant"))
+  pair = [Masked(*template.encode([*before, *after])) for after in answers]
+  # All of an answer counts. What two answers begin with cancels out of what is
+  # compared, in exact arithmetic, but not out of the NLL of the chosen one.
+  same = itertools.takewhile(
+    lambda two: two[0] == two[1], zip(*answers, strict=False)
+  )
+  before = [*before, *(message for message, _ in same)]
+  asked = template.prompt(before) if before else np.zeros(0, np.int32)
   common = _common(pair[0].ids, pair[1].ids)
   for document, name in zip(pair, ("Chosen", "Rejected"), strict=True):
-    document.mask[:common] = False
-    _said(document, name)
+    differs = np.arange(len(document.ids)) >= common
+    _said(document._replace(mask=document.mask & differs), name)
+    document.mask[: _common(asked, document.ids)] = False
   return pair
 
 

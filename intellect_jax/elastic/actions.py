@@ -70,7 +70,7 @@ class SaveLosses:
 @dataclasses.dataclass(frozen=True)
 class SaveEvaluation:
   record: int
-  loss: float  # nats a token
+  loss: float  # nats a token, or a pair
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """What an island notes down: for its own logs, and for the operator's screen."""
 
 import collections
+from collections.abc import Mapping
 import concurrent.futures
 import math
 from typing import Any
@@ -88,12 +89,13 @@ class Diary:
     if self._look is not None:
       self._look.result()
 
-  def evaluated(self, record: int, loss: float) -> None:
-    """Theta at a record has this loss, nats a token. From any thread."""
-    self.events.append(dict(kind="evaluation", round=record, eval_loss=loss))
+  def evaluated(self, record: int, figures: Mapping[str, float]) -> None:
+    """Theta at a record has this "loss" and the rest. From any thread."""
+    named = {f"eval_{name}": value for name, value in figures.items()}
+    self.events.append(dict(kind="evaluation", round=record, **named))
     with self._news.changed:
       told = self._news.heartbeat.evaluations
-      told.add(record=record, loss=loss)
+      told.add(record=record, loss=figures["loss"])
       del told[:-_EVALUATIONS_TOLD]
 
   def step(self, metrics: dict[str, jax.Array], position: float) -> None:

@@ -1,6 +1,6 @@
 """Theta on held-out text, off the training thread, by one island a record."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import concurrent.futures
 from typing import Any
 
@@ -13,7 +13,7 @@ class Evaluation:
 
   def __init__(
     self,
-    evaluate: Callable[[Any], float] | None,
+    evaluate: Callable[[Any], Mapping[str, float]] | None,
     every: int,
     island: str,
     held: Holdings,
@@ -22,7 +22,8 @@ class Evaluation:
     """Nothing is evaluated yet.
 
     Args:
-      evaluate: maps host parameters to nats a token; None: never.
+      evaluate: maps host parameters to figures, "loss" among them; None:
+        never.
       every: run.evaluation.every.
       island: who this is.
       held: has theta.

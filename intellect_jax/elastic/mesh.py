@@ -13,7 +13,7 @@ when a record moves theta, in `replica.py`.
 """
 
 import collections
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import time
 from typing import Any
 
@@ -62,7 +62,7 @@ class ElasticDeviceMesh:
     identity: Identity,
     train_step: TrainStep,
     index: GlobalIndex,
-    evaluate: Callable[[Any], float] | None,
+    evaluate: Callable[[Any], Mapping[str, float]] | None,
     coordinators: Sequence[str],
     description: pb.Description,
     credentials: rpc.Credentials = rpc.LOOPBACK,
@@ -78,7 +78,8 @@ class ElasticDeviceMesh:
       identity: of this island; it holds the workdir.
       train_step: compiled already, so that a join is quick.
       index: the global sample index.
-      evaluate: maps host parameters to nats a token; None: no evaluation.
+      evaluate: maps host parameters to figures, "loss" among them, in a thread
+        of its own; None: no evaluation.
       coordinators: host:port of each, tried in turn.
       description: what the coordinator says of itself.
       credentials: for servers and channels.

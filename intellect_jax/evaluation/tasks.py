@@ -6,12 +6,14 @@ DATA/Rowan/hellaswag/validation.jsonl. Names of data sets, their parts and their
 fields stand in the harness's tasks/*/*.yaml: dataset_path, dataset_name, splits.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+import contextlib
 import json
 import pathlib
 from typing import Any
 
 import datasets  # pyright: ignore[reportMissingImports]
+from lm_eval.api.group import Group  # pyright: ignore[reportMissingImports]
 from lm_eval.api.task import (  # pyright: ignore[reportMissingImports]
   ConfigurableTask,
 )
@@ -21,6 +23,7 @@ from lm_eval.tasks._factory import (  # pyright: ignore[reportMissingImports]
 )
 
 from intellect_jax.errors import UserError
+from intellect_jax.evaluation import ifeval
 
 
 def load(
@@ -37,7 +40,8 @@ def load(
     data: folder with their data; None: the hub has them.
 
   Raises:
-    UserError: if there is no such task, or no data.
+    UserError: if there is no such task, or no data, or not what it takes to
+      check answers.
   """
   found: list[Any] = []
   for name, shots in wanted:
@@ -49,13 +53,23 @@ def load(
     overrides: dict[str, Any] = {} if shots is None else dict(num_fewshot=shots)
     if data is not None:
       overrides["class"] = _local(data)
-    built = TaskFactory().build(
-      manager.task_index[name],
-      overrides=overrides,
-      registry=manager.task_index,
-    )
+    with ifeval.offline(data) if data else contextlib.nullcontext():
+      built = TaskFactory().build(
+        manager.task_index[name],
+        overrides=overrides,
+        registry=manager.task_index,
+      )
     found += built if isinstance(built, list) else [built]
+  ifeval.check(_leaves(found), data)
   return found
+
+
+def _leaves(found: Iterable[Any]) -> Iterator[ConfigurableTask]:
+  for each in found:
+    if isinstance(each, Group):
+      yield from each.get_all_tasks()
+    else:
+      yield each
 
 
 def _local(data: pathlib.Path) -> type[ConfigurableTask]:

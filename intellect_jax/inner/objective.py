@@ -88,9 +88,15 @@ class Objective:
       self._inner.dpo_beta,
     )
     figures = dict(
-      loss=pairs.loss, preference_accuracy=pairs.correct, margin=pairs.margin
+      loss=pairs.loss,
+      preference_accuracy=pairs.correct,
+      margin=pairs.margin,
+      chosen_nll=pairs.chosen_nll,
     )
-    return Sums(pairs.loss, figures, jnp.max(losses.max_logit))
+    total = pairs.loss
+    if self._inner.dpo_nll_weight:
+      total += self._inner.dpo_nll_weight * pairs.chosen_nll
+    return Sums(total, figures, jnp.max(losses.max_logit))
 
   def _losses(
     self, c: llama.LlamaConfig, params: llama.Params, batch: Batch

@@ -18,6 +18,7 @@ class PairSums(NamedTuple):
   loss: jax.Array  # nats
   correct: jax.Array  # pairs whose chosen has gained more than their rejected
   margin: jax.Array  # beta times how much more, nats
+  chosen_nll: jax.Array  # of the chosen answers, nats a token of each
 
 
 def pair_sums(
@@ -32,7 +33,8 @@ def pair_sums(
     loss = -log sigmoid(margin)
     margin = beta ((log p - log q)(chosen) - (log p - log q)(rejected))
 
-  where p is the model that is trained and q the reference (equation 7).
+  where p is the model that is trained and q the reference (equation 7). An
+  answer's NLL is a mean over its tokens, so that long ones weigh no more.
 
   Args:
     nll_BxL: -log p of each target, float32.
@@ -47,10 +49,13 @@ def pair_sums(
   gained_BxPx2 = _by_pair(gained_BxL, segment_ids_BxL)
   margin_BxP = beta * (gained_BxPx2[..., 0] - gained_BxPx2[..., 1])
   present_BxP = _present(weights_BxL, segment_ids_BxL)
+  nll_BxP = _by_pair(weights_BxL * nll_BxL, segment_ids_BxL)[..., 0]
+  tokens_BxP = _by_pair(weights_BxL, segment_ids_BxL)[..., 0]
   return PairSums(
     loss=jnp.sum(present_BxP * jax.nn.softplus(-margin_BxP)),
     correct=jnp.sum(present_BxP * (margin_BxP > 0)),
     margin=jnp.sum(present_BxP * margin_BxP),
+    chosen_nll=jnp.sum(present_BxP * nll_BxP / jnp.maximum(tokens_BxP, 1)),
   )
 
 

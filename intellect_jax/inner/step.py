@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 import numpy as np
 import optax
 
+from intellect_jax import config as config_lib
 from intellect_jax.inner.objective import Batch, Objective
 from intellect_jax.inner.optimizer import (
   as_params,
@@ -179,7 +180,8 @@ class TrainStep:
     Returns:
       The next state, and scalars on the device: loss (mean nats a token),
       grad_norm (before the clip), learning_rate, max_logit; of DPO loss is
-      nats a pair, and there are preference_accuracy and margin.
+      nats a pair, and there are preference_accuracy, margin, chosen_nll (nats
+      a token) and pairs, their number.
     """
     start = time.monotonic()
     batch = self._feed(batch)
@@ -207,6 +209,8 @@ class TrainStep:
   def _step(self, state, frozen, batch, schedule):
     inner, where = self._run.inner, Schedule(*schedule)
     grads, metrics = self._gradient(state.params, frozen, batch)
+    if config_lib.loss_unit(self._run) == "pair":
+      metrics |= dict(pairs=self._objective.count(batch))
     updates, opt_state = self._optimizer.update(
       grads, state.opt_state, state.params
     )
@@ -277,7 +281,10 @@ def _frozen(objective: Objective, shardings):
 
 
 class EvalStep:
-  """Mean loss of held-out batches: the negative log-likelihood, or DPO's."""
+  """Mean loss of held-out batches: the negative log-likelihood, or DPO's.
+
+  May be called from any thread.
+  """
 
   def __init__(
     self,
@@ -306,23 +313,40 @@ class EvalStep:
     )
 
   def __call__(self, params: llama.Params, batches: Iterable[Batch]) -> float:
-    """Nats a token, or a pair, over all batches; `params` anywhere.
+    """Nats a token, or a pair, over all batches; see `figures`."""
+    return self.figures(params, batches)["loss"]
+
+  def figures(
+    self, params: llama.Params, batches: Iterable[Batch]
+  ) -> dict[str, float]:
+    """Means over all batches: "loss", and of DPO what a step tells besides.
+
+    One batch at a time is on its way to the devices, so that the inner steps of
+    another thread wait for one at most.
+
+    Args:
+      params: anywhere.
+      batches: each divides among the mesh.
 
     Raises:
-      UserError: if a batch does not divide among the mesh.
+      UserError: if one does not.
     """
     params = jax.device_put(params, self._param_shardings)
-    sums = []
+    parts = []
     with jax.set_mesh(self._mesh):
       for batch in batches:
         sharding.check_batch(
           "A batch of evaluation", len(batch["tokens"]), self._mesh
         )
         batch = jax.device_put(dict(batch), self._batch_sharding)
-        sums.append(self._jitted(params, self._frozen, batch))
-    loss, count = np.array(jax.device_get(sums), np.float64).sum(axis=0)
-    return float(loss / count)
+        parts.append(jax.device_get(self._jitted(params, self._frozen, batch)))
+    figures, counts = zip(*parts, strict=True)
+    count = np.sum(counts, dtype=np.float64)
+    return {
+      name: float(np.sum([f[name] for f in figures], dtype=np.float64) / count)
+      for name in figures[0]
+    }
 
   def _sums(self, params, frozen, batch):
     sums = self._objective.sums(params, frozen, batch)
-    return sums.figures["loss"], self._objective.count(batch)
+    return sums.figures, self._objective.count(batch)

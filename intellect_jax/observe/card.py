@@ -198,7 +198,7 @@ def _evaluations(run: ConfigDict, told: Provenance) -> str:
   if run.inner.loss == "dpo":
     rows = [[f"{record}", f"{loss:.4f}"] for record, loss in shown]
     return "Of theta, on held-out preferences:\n\n" + _table(
-      ["record", "loss"], rows
+      ["record", "nats a pair"], rows
     )
   rows = [
     [f"{record}", f"{loss:.4f}", f"{math.exp(min(loss, 700)):,.2f}"]
@@ -233,7 +233,10 @@ def _benchmarks(benchmarks: Sequence[Mapping[str, Any]]) -> str:
 def _training(run: ConfigDict, told: Provenance) -> Iterator[tuple[str, str]]:
   inner, outer = run.inner, run.outer
   if inner.loss != "cross_entropy":
-    yield "loss", f"{inner.loss}, beta {inner.dpo_beta:g}"
+    loss = f"{inner.loss}, beta {inner.dpo_beta:g}"
+    if inner.dpo_nll_weight:
+      loss += f", NLL of the chosen times {inner.dpo_nll_weight:g}"
+    yield "loss", loss
   if run.model.lora_rank:
     yield "adapters", f"LoRA of rank {run.model.lora_rank}"
   rate, momentum = told.outer

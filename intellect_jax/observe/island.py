@@ -10,6 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from intellect_jax import config as config_lib
 from intellect_jax.elastic.mesh import ElasticDeviceMesh, Event
 from intellect_jax.observe.metrics import MetricsLog, write_summary
 from intellect_jax.observe.speed import Speed
@@ -38,7 +39,7 @@ class IslandReport:
     """
     workdir.mkdir(parents=True, exist_ok=True)
     self._workdir = workdir
-    self._run = run
+    self._run, self._unit = run, config_lib.loss_unit(run)
     self._speed = speed
     self._data = data
     self._log = MetricsLog(workdir / "metrics.jsonl")
@@ -75,7 +76,7 @@ class IslandReport:
       self._last_line = now
       _say(
         f"round {event['round']:4d}  step {event['step']:6d}"
-        f"  loss {event['loss']:.4f}"
+        f"  loss {self._loss(event)}"
         f"  {event['tokens_per_second']:8,.0f} tokens/s"
         + (f"  MFU {event['mfu']:.1%}" if "mfu" in event else "")
       )
@@ -97,13 +98,27 @@ class IslandReport:
     )
 
   def _evaluation(self, event: Event) -> None:
-    self._evaluations[event["round"]] = event["eval_loss"]
-    loss = event["eval_loss"]
-    perplexity = math.exp(loss) if not loss > 700 else math.inf
-    _say(
-      f"record {event['round']:3d}  held-out loss {loss:.4f}, perplexity"
-      f" {perplexity:.1f}"
+    loss = self._evaluations[event["round"]] = event["eval_loss"]
+    said = (
+      f"record {event['round']:3d}  held-out loss {self._loss(event, 'eval_')}"
     )
+    if self._unit == "token":
+      said += (
+        f", perplexity {math.exp(loss) if not loss > 700 else math.inf:.1f}"
+      )
+    _say(said)
+
+  def _loss(self, event: Event, prefix: str = "") -> str:
+    """A loss with its unit, and what DPO tells beside it."""
+    said = f"{event[f'{prefix}loss']:.4f} nats/{self._unit}"
+    if self._unit == "pair":
+      accuracy = event[f"{prefix}preference_accuracy"]
+      said += f", accuracy {100 * accuracy:.1f} %"
+      said += f", margin {event[f'{prefix}margin']:+.3f}"
+      said += f", chosen {event[f'{prefix}chosen_nll']:.3f} nats/token"
+    if "pairs" in event:
+      said += f", {event['pairs']:.0f} pairs"
+    return said
 
   def _lost(self, event: Event) -> None:
     _say(f"lost {event['tokens_lost']:,} tokens so far: {event['cause']}")

@@ -22,6 +22,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from intellect_jax import config as config_lib
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 
 _POLL_SECONDS = 0.5
@@ -137,7 +138,7 @@ class Progress:
     new = self.status.record > self._line_record
     if new or now - self._line_time >= _LINE_SECONDS:
       self._line_record, self._line_time = self.status.record, now
-      self._print(line(self.status, self.evaluations))
+      self._print(line(self.status, self._run, self.evaluations))
 
   def _print(self, text: str) -> None:
     self._console.print(text, soft_wrap=True, markup=False, highlight=False)
@@ -168,7 +169,7 @@ def render(
   """A run as one screen of `height` lines, 80 columns or more.
 
   Args:
-    evaluations: held-out loss of theta by record, nats a token.
+    evaluations: held-out loss of theta by record, nats a token or a pair.
     seconds_left: until the run has all its tokens, if it can be told.
     unanswered_seconds: since the coordinator was heard.
     notes: what happened; the newest are shown.
@@ -184,7 +185,7 @@ def render(
   facts.add_row("this round", _phase(status, unanswered_seconds))
   facts.add_row("tokens", _tokens(status, seconds_left))
   facts.add_row(
-    "held-out loss", f"{_losses(evaluations)}  {_curve(evaluations)}"
+    "held-out loss", f"{_losses(evaluations, run)}  {_curve(evaluations)}"
   )
   facts.add_row("outer step", _outer_step(status))
   facts.add_row("all islands", _exchanged(status))
@@ -201,13 +202,15 @@ def render(
   return Group(*lines)
 
 
-def line(status: pb.Status, evaluations: Mapping[int, float]) -> str:
+def line(
+  status: pb.Status, run: ConfigDict, evaluations: Mapping[int, float]
+) -> str:
   """A run as one line, for a log."""
   rate = sum(i.heartbeat.tokens_per_second for i in _inside(status))
   return (
     f"record {status.record}  {status.total_tokens:,} of"
     f" {status.run_tokens:,} tokens  islands in: {len(_inside(status))}"
-    f"  {rate:,.0f} tokens/s  held-out loss {_losses(evaluations)}"
+    f"  {rate:,.0f} tokens/s  held-out loss {_losses(evaluations, run)}"
     f"  {_exchanged(status)}  {status.phase}"
   )
 
@@ -234,12 +237,13 @@ def _tokens(status: pb.Status, seconds_left: float | None) -> Table:
   return row
 
 
-def _losses(evaluations: Mapping[int, float]) -> str:
+def _losses(evaluations: Mapping[int, float], run: ConfigDict) -> str:
   if not evaluations:
     return "not known yet"
   first, last = min(evaluations), max(evaluations)
   start = f"{evaluations[first]:.4f} → " if first < last else ""
-  return f"{start}{evaluations[last]:.4f} nats/token at record {last}"
+  unit = config_lib.loss_unit(run)
+  return f"{start}{evaluations[last]:.4f} nats/{unit} at record {last}"
 
 
 def _curve(evaluations: Mapping[int, float]) -> str:
@@ -397,8 +401,9 @@ def duration(seconds: float) -> str:
 # ------------------------------------------------------------------- the end
 
 
-def summary_table(summary: Mapping[str, Any]) -> Table:
+def summary_table(summary: Mapping[str, Any], run: ConfigDict) -> Table:
   """What summary.json says, for a person; keys that are missing stay out."""
+  unit = config_lib.loss_unit(run)
   table = Table(box=box.SIMPLE_HEAD, show_header=False)
   table.add_column(no_wrap=True)
   table.add_column(overflow="fold")
@@ -406,6 +411,8 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
     if key in summary:
       value = summary[key]
       said = "not known" if value is None else words(value)
+      if key in _LOSSES and value is not None:
+        said += f" nats/{unit}"
       table.add_row(name, Text(said))
   return table
 
@@ -424,13 +431,14 @@ def _by_island(sizes: Mapping[str, int]) -> str:
   return "\n".join(said) or "none"
 
 
+_LOSSES = ("initial_eval_loss", "final_eval_loss")
 _WORDS: dict[str, tuple[str, Callable[[Any], str]]] = {
   "rounds": ("rounds", "{:,}".format),
   "tokens_trained": ("tokens trained", "{:,}".format),
   "tokens_committed": ("tokens committed", "{:,}".format),
   "tokens_lost": ("tokens lost", "{:,}".format),
-  "initial_eval_loss": ("held-out loss, first", "{:.4f} nats/token".format),
-  "final_eval_loss": ("held-out loss, last", "{:.4f} nats/token".format),
+  "initial_eval_loss": ("held-out loss, first", "{:.4f}".format),
+  "final_eval_loss": ("held-out loss, last", "{:.4f}".format),
   "islands": ("islands", ", ".join),
   "theta_hash": ("state hash", _hashes),
   "bytes_sent": ("bytes sent", _by_island),

@@ -142,16 +142,21 @@ def test_a_pair_is_one_sample_s_odd_and_even_segment(folder):
 
 
 def test_the_three_ways_to_write_a_pair(tmp_path):
-  """And what chosen and rejected begin with has no weight."""
+  """And the messages that both begin with have no weight, but all of an answer."""
   before = [user("a"), assistant("b"), user("c")]
   forms = [
-    dict(messages=before, chosen="yes", rejected="no"),
-    dict(prompt=before, chosen=[assistant("yes")], rejected=[assistant("no")]),
+    dict(messages=before, chosen="well, yes", rejected="well, no"),
     dict(
-      chosen=[*before, assistant("yes")], rejected=[*before, assistant("no")]
+      prompt=before,
+      chosen=[assistant("well, yes")],
+      rejected=[assistant("well, no")],
+    ),
+    dict(
+      chosen=[*before, assistant("well, yes")],
+      rejected=[*before, assistant("well, no")],
     ),
   ]
-  masks = []
+  said = ""
   for number, form in enumerate(forms):
     filler = [dict(prompt=str(i), chosen="1", rejected="2") for i in range(20)]
     prepared = prepare(
@@ -161,9 +166,9 @@ def test_the_three_ways_to_write_a_pair(tmp_path):
       tokens, mask = prepared.tokens(split), prepared.mask(split)
       ids = tokens.read(0, len(tokens))
       words = ids[mask.read(0, len(mask)) > 0].tolist()
-      masks.append(TOKENIZER.decode(words).count("yes"))
-      assert "b" not in TOKENIZER.decode(words)
-  assert sum(masks) == len(forms)
+      said += TOKENIZER.decode(words)
+  assert "b" not in said
+  assert said.count("well, yes") == said.count("well, no") == len(forms)
 
 
 def test_processes_make_no_difference(folder, tmp_path):

@@ -12,13 +12,15 @@ from intellect_jax.inner.preference import count_pairs, pair_sums
 from intellect_jax.inner.step import EvalStep, TrainStep
 from intellect_jax.model import llama, sharding
 
-BETA = 0.3
+BETA, NLL_WEIGHT = 0.3, 0.4
 B, L = 8, 32
 
 
-def tiny(**island_inner):
+def tiny(nll_weight=0.0, **island_inner):
   tiny = config.load(config.base_path().parent / "tiny.py")
-  tiny.run.inner.update(batch_size=B, loss="dpo", dpo_beta=BETA)
+  tiny.run.inner.update(
+    batch_size=B, loss="dpo", dpo_beta=BETA, dpo_nll_weight=nll_weight
+  )
   tiny.run.data.sequence_length = L
   tiny.island.inner.update(island_inner)
   return tiny
@@ -49,10 +51,12 @@ def some_pairs(seed=0):
 
 
 def in_float64(nll, reference, weights, segments):
-  """Loss, its gradient for nll, correct and margin, pair by pair, by loops."""
+  """Pair by pair, by loops: DPO's loss, its gradient for nll, correct, margin;
+  the NLL of the chosen, a mean over tokens of each, and its gradient."""
   nll = np.asarray(nll, np.float64)
   reference = np.asarray(reference, np.float64)
   loss, correct, margins, gradient = 0.0, 0, 0.0, np.zeros_like(nll)
+  chosen_nll, by_chosen = 0.0, np.zeros_like(nll)
   for row in range(len(nll)):
     for chosen in range(1, segments[row].max() + 1, 2):
       yes = (segments[row] == chosen) * np.float64(weights[row])
@@ -63,7 +67,9 @@ def in_float64(nll, reference, weights, segments):
       correct += margin > 0
       margins += margin
       gradient[row] += BETA / (1 + np.exp(margin)) * (yes - no)
-  return loss, gradient, correct, margins
+      chosen_nll += np.sum(yes * nll[row]) / np.sum(yes)
+      by_chosen[row] += yes / np.sum(yes)
+  return loss, gradient, correct, margins, chosen_nll, by_chosen
 
 
 def test_loss_and_gradient_are_those_of_float64():
@@ -84,14 +90,16 @@ def test_loss_and_gradient_are_those_of_float64():
   np.testing.assert_allclose(gradient, expected[1], rtol=1e-4, atol=1e-7)
   assert float(sums.correct) == expected[2]
   np.testing.assert_allclose(sums.margin, expected[3], rtol=1e-4)
+  np.testing.assert_allclose(sums.chosen_nll, expected[4], rtol=1e-5)
   pairs = sum(s.max() // 2 for s in batch["segment_ids"])
   assert float(count_pairs(*args)) == pairs
   assert 0 < expected[2] < pairs
 
 
-def test_the_gradient_goes_through_the_model():
+@pytest.mark.parametrize("nll_weight", [0.0, NLL_WEIGHT])
+def test_the_gradient_goes_through_the_model(nll_weight):
   """That of all parameters: a chain of float64's and of the model's own."""
-  c, batch = tiny(), some_pairs()
+  c, batch = tiny(nll_weight), some_pairs()
   objective = Objective(c.run, c.island)
   assert objective.frozen is not None
   rng = np.random.default_rng(0)
@@ -119,12 +127,14 @@ def test_the_gradient_goes_through_the_model():
     return value, pull(by_nll)[0]
 
   nothing = np.zeros((B, L), np.float32)
-  loss, by_nll, *_ = in_float64(
+  loss, by_nll, _, _, chosen_nll, by_chosen = in_float64(
     nll(params, nothing)[0],
     nll(frozen, nothing)[0],
     batch["weights"],
     batch["segment_ids"],
   )
+  loss += nll_weight * chosen_nll
+  by_nll += nll_weight * by_chosen
   _, expected = nll(params, np.float32(by_nll))
   total, gradient = jax.jit(
     jax.value_and_grad(lambda p: objective.sums(p, frozen, batch).total)
@@ -133,9 +143,9 @@ def test_the_gradient_goes_through_the_model():
   chex.assert_trees_all_close(gradient, expected, rtol=1e-3, atol=1e-5)
 
 
-def start(fsdp=1, **island_inner):
+def start(fsdp=1, nll_weight=0.0, **island_inner):
   """A step, and a state whose parameters are the frozen ones."""
-  c = tiny(**island_inner)
+  c = tiny(nll_weight, **island_inner)
   step = TrainStep(
     c.run, c.island, sharding.make_mesh(fsdp, 1, jax.devices()[:fsdp])
   )
@@ -168,8 +178,11 @@ def test_it_learns_what_is_preferred(trained):
   c = tiny()
   evaluate = EvalStep(c.run, c.island, step.mesh, step.frozen)
   _, after = train(step, jax.tree.map(jnp.copy, state), 1)
-  loss = evaluate(state.params, [some_pairs()])
-  assert loss == pytest.approx(after[0]["loss"], rel=1e-4)
+  told = evaluate.figures(state.params, [some_pairs(), some_pairs()])
+  for name, figure in told.items():  # the same pairs twice: the same means
+    assert figure == pytest.approx(after[0][name], rel=1e-4)
+  pairs = sum(s.max() // 2 for s in some_pairs()["segment_ids"])
+  assert after[0]["pairs"] == pairs
   again = step.init(jax.random.key(0)).params
   chex.assert_trees_all_equal(step.frozen, again)
 
@@ -179,3 +192,12 @@ def test_meshes_and_microbatches_change_nothing(trained):
   _, metrics = train(step, state, 3)
   for seen, expected in zip(metrics, trained[2], strict=False):
     chex.assert_trees_all_close(seen, expected, rtol=2e-3, atol=1e-5)
+
+
+def test_with_their_nll_the_chosen_answers_stay_likely(trained):
+  """DPO is content if the rejected grow unlikely faster than the chosen."""
+  step, state = start(nll_weight=1.0)
+  _, metrics = train(step, state, 6)
+  assert metrics[0]["chosen_nll"] == trained[2][0]["chosen_nll"]
+  assert metrics[-1]["chosen_nll"] < trained[2][-1]["chosen_nll"]
+  assert metrics[-1]["preference_accuracy"] > 0.95

@@ -315,7 +315,7 @@ SUMMARY = dict(
 
 
 def test_the_summary_of_a_swarm():
-  text = "\n".join(lines_of(progress.summary_table(SUMMARY)))
+  text = "\n".join(lines_of(progress.summary_table(SUMMARY, RUN)))
   for words in (
     "1,004,096",
     "6.9000 nats/token",
@@ -328,14 +328,28 @@ def test_the_summary_of_a_swarm():
     assert words in text
 
 
+def test_losses_of_preferences_are_of_pairs():
+  run = config.base().run
+  run.inner.loss = "dpo"
+  losses = {1: 0.6931, 3: 0.25}
+  lines = lines_of(progress.render(make_status(), run, losses))
+  row = row_of(lines, "held-out loss")
+  assert "0.6931 → 0.2500 nats/pair at record 3" in row
+  assert "nats/pair" in progress.line(make_status(), run, losses)
+  text = "\n".join(lines_of(progress.summary_table(SUMMARY, run)))
+  assert "4.5000 nats/pair" in text and "nats/token" not in text
+
+
 def test_states_that_differ_are_not_called_one():
   hashes = {"island-0": "ab" * 32, "island-1": "cd" * 32}
-  text = "\n".join(lines_of(progress.summary_table(dict(theta_hash=hashes))))
+  text = "\n".join(
+    lines_of(progress.summary_table(dict(theta_hash=hashes), RUN))
+  )
   assert "abababababababab… on island-0" in text
   assert "cdcdcdcdcdcdcdcd… on island-1" in text
 
 
 def test_a_summary_may_have_holes():
   summary = dict(rounds=0, final_eval_loss=None, islands=[], theta_hash={})
-  text = "\n".join(lines_of(progress.summary_table(summary)))
+  text = "\n".join(lines_of(progress.summary_table(summary, RUN)))
   assert "not known" in text

@@ -186,11 +186,12 @@ def test_the_card_has_all_of_it(workdir):
 
 def test_preferences_have_no_perplexity_and_adapters_their_own_library(workdir):
   run = run_half()
-  run.inner.loss = "dpo"
+  run.inner.update(loss="dpo", dpo_nll_weight=0.2)
   run.model.lora_rank = 4
   told = gather(workdir, run, "a-run", record=4)
   meta = {"run_id": "a-run", "record_hash": "abc", "exported by": "0.1"}
   text = card(run, told, "theta", "float32", meta, adapter=True)
-  assert "perplexity" not in text and "| 4 | 3.0000 |" in text
+  assert "perplexity" not in text and "nats a token" not in text
+  assert "| record | nats a pair |" in text and "| 4 | 3.0000 |" in text
   assert "library_name: peft" in text and "PeftModel" in text
-  assert "| loss | dpo, beta 0.1 |" in text
+  assert "| loss | dpo, beta 0.1, NLL of the chosen times 0.2 |" in text
