@@ -12,10 +12,10 @@ Sources: [I1] INTELLECT-1, arXiv 2412.01152; [D] DiLoCo, arXiv 2311.08105;
 [H] Hägele et al., arXiv 2405.18392; [Z] linear to zero, arXiv 2502.15938;
 [C] Covenant-72B, arXiv 2603.08163; [DD] Decoupled DiLoCo, arXiv 2604.21428;
 [PI] Pier, arXiv 2511.17849; [S] Streaming DiLoCo, arXiv 2501.18512;
-[SP] SparseLoCo, arXiv 2508.15706; [DPO] direct preference optimization,
-arXiv 2305.18290; [IR] iterative reasoning preference optimization,
-arXiv 2404.19733; [LoRA] low-rank adaptation, arXiv 2106.09685;
-[P] docs/protocol.md of this project.
+[E] eager updates, arXiv 2502.12996; [SP] SparseLoCo, arXiv 2508.15706;
+[DPO] direct preference optimization, arXiv 2305.18290; [IR] iterative
+reasoning preference optimization, arXiv 2404.19733; [LoRA] low-rank
+adaptation, arXiv 2106.09685; [P] docs/protocol.md of this project.
 """
 
 import ml_collections
@@ -132,6 +132,9 @@ def run_config() -> ml_collections.ConfigDict:
       # alpha: x <- alpha x + (1 - alpha) theta at a merge. With overlap 0.5 [S];
       # 0 throws away the steps of the overlap [P 8].
       merge_alpha=0.0,
+      # While a delta is exchanged, train on from where its own part of the outer
+      # step leads, and hear of the others one round late [E].
+      eager=False,
       # P: parts of the model that are exchanged one after the other, H / P steps
       # apart; 1: all of it at once [S].
       fragments=1,

@@ -208,6 +208,14 @@ def validate_run(run: ConfigDict) -> None:
     "at least 0 and below 1, where x would never hear of theta",
   )
   _require(
+    not outer.eager
+    or max(outer.overlap_steps, outer.max_ahead_steps) > 0 == outer.merge_alpha,
+    "run.outer.eager",
+    outer.eager,
+    "False without steps ahead (run.outer.overlap_steps or max_ahead_steps), and"
+    " with a run.outer.merge_alpha, which is another rule for them",
+  )
+  _require(
     outer.clip_ratio == 0 or outer.clip_ratio >= 1,
     "run.outer.clip_ratio",
     outer.clip_ratio,
@@ -314,6 +322,12 @@ def _validate_sparse(outer: ConfigDict) -> None:
     "run.outer.fragments",
     outer.fragments,
     "1 with run.outer.codec=sparse2",
+  )
+  _require(
+    not outer.eager,
+    "run.outer.eager",
+    outer.eager,
+    "False with run.outer.codec=sparse2, whose records have little of a delta",
   )
   _require(
     0 <= outer.feedback <= 1,

@@ -112,18 +112,19 @@ class Crew:
   # -------------------------------------------------------------- deltas, means
 
   def propose_delta(
-    self, keep_x: bool, fragment: int = 0
+    self, keep_x: bool, fragment: int = 0, eager: ipb.Eager | None = None
   ) -> tuple[pb.Blob, float]:
     """Encodes theta - x once, and serves it until it is withdrawn.
 
     Args:
       keep_x: steps will go on from here before the record comes.
       fragment: of which.
+      eager: they go on from where this leads; None: from x as it is.
 
     Returns:
       The blob, and the norm of the decoded delta.
     """
-    freeze = ipb.Freeze(keep_x=keep_x, fragment=fragment)
+    freeze = ipb.Freeze(keep_x=keep_x, fragment=fragment, eager=eager)
     reports = self.order(ipb.Order(freeze=freeze))
     states = {report.state_hash for report in reports}
     if len(states) > 1:

@@ -92,8 +92,9 @@ class Follower:
     held, began = self._held, time.monotonic()
     self._rules[fragment] = outer = self.run.outer
     keep_x = overlap.most_ahead(outer) > 0 and not overlap.blends(outer)
+    eager = self._expected(fragment) if outer.eager else None
     with self._news.busy("encoding", held.slow_seconds):
-      delta, norm = self._crew.propose_delta(keep_x, fragment)
+      delta, norm = self._crew.propose_delta(keep_x, fragment, eager)
     self._diary.hand_in_seconds = time.monotonic() - began
     proposal = self._windows.propose(fragment)
     proposal.base = held.record.number
@@ -104,6 +105,25 @@ class Follower:
       for start, stop in held.fragments[fragment].runs:
         proposal.blocks.add(start=start, stop=stop)
     self._agent.propose(proposal)
+
+  def _expected(self, fragment: int) -> ipb.Eager | None:
+    """What the fragment's next step is like if it is as the newest one was.
+
+    None: there is none, or this island was not part of it.
+    """
+    sealed = self._held.log.record(self._windows.parts[fragment].moved)
+    if sealed is None:
+      return None
+    step = pb.Record.FromString(sealed.body).step
+    weight = sum(member.weight for member in step.members)
+    for member in step.members:
+      if member.island == self._island:
+        return ipb.Eager(
+          part=(step.scale or 1.0) * member.clip * member.weight / weight,
+          learning_rate=step.learning_rate,
+          momentum=step.momentum,
+        )
+    return None
 
   # ------------------------------------------------------------- records
 

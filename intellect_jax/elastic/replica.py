@@ -77,8 +77,9 @@ class Replica:
     self._batches: Iterator[dict[str, np.ndarray]] = iter(())
     shardings = train_step.state_shardings.params
     self._excerpts = [Excerpt(f, shardings) for f in held.fragments]
-    # By fragment: x at the proposal, if steps go on.
-    self._frozen: dict[int, list[jax.Array]] = {}
+    # By fragment, if steps go on after the proposal: x there; then where they
+    # go on from, if that is elsewhere.
+    self._frozen: dict[int, list[list[jax.Array]]] = {}
 
   def do(self, order: ipb.Order) -> ipb.Report:
     """Carries out an order."""
@@ -154,7 +155,9 @@ class Replica:
     start, stop = self._part.delta_cut(number)
     encoded = encode(fragment, start, stop, chunk)
     if order.keep_x:
-      self._frozen[number] = self._excerpts[number].copy(self.state.params)
+      self._frozen[number] = [self._excerpts[number].copy(self.state.params)]
+    if order.HasField("eager"):
+      self._go_ahead(number, order.eager)
     report = self._part.keep(delta_name(number), start, encoded, number)
     report.state_hash = self._held.state_hash(number)
     return report
@@ -175,23 +178,47 @@ class Replica:
       at // codec.block_bytes * codec.block for at in (start, stop)
     )
     tensors, origin = fragment.overlapping(first, last)
-    values = np.empty(sum(t.stop - t.start for t in tensors), np.float32)
     theta, x = held.outer.theta, self.state.params
-    delta(theta, x, held.layout, values, tensors, fragment.tensors)
-    values = values[first - origin : last - origin]
+    source = delta(
+      theta, x, held.layout, reduce.PIECE, tensors, fragment.tensors
+    )
+    left_out = np.empty(0 if feedback is None else last - first, np.float32)
 
     def pieces() -> Iterator[np.ndarray]:
-      for at in range(0, len(values), reduce.PIECE):
-        piece = values[at : at + reduce.PIECE]
+      stop = origin
+      for piece in source:
+        start, stop = stop, stop + len(piece)
+        piece = piece[max(0, first - start) : max(0, last - start)]
+        start = max(first, start)
         if feedback is not None:
-          feedback.add_to(piece, first + at)
+          before, piece = piece, left_out[start - first :][: len(piece)]
+          piece[:] = before
+          feedback.add_to(piece, start)
         yield piece
 
-    encoded = reduce.encode(codec, pieces(), stop - start, chunk)
+    try:
+      encoded = reduce.encode(codec, pieces(), stop - start, chunk)
+    finally:
+      for _ in source:  # the island's other processes need this one to the end
+        pass
     if feedback is not None:
-      codec.accumulate(values, encoded.codes, -1.0)  # leaves what is left out
-      feedback.propose(values)
+      codec.accumulate(left_out, encoded.codes, -1.0)
+      feedback.propose(left_out)
     return encoded
+
+  def _go_ahead(self, number: int, expected: ipb.Eager) -> None:
+    """Goes on from where the island's own part of the next step leads."""
+    excerpt, outer = self._excerpts[number], self._held.outer
+    x = excerpt.eager(
+      self.state.params,
+      excerpt.place(outer.theta),
+      excerpt.place(outer.momentum),
+      expected.part,
+      expected.learning_rate,
+      expected.momentum,
+    )
+    self.state = self.state._replace(params=x)
+    self._frozen[number].append(excerpt.copy(x))
 
   def _merge(self, order: ipb.Merge) -> None:
     """Applies a record, whose mean is on the shelf: docs/protocol.md, 3.
@@ -200,10 +227,11 @@ class Replica:
 
       x <- theta_new + (x - anchor)
 
-    where the anchor is x at the proposal if the record includes it, so that
-    steps taken since go on from the new theta; and the old theta if it was left
-    out, so that its whole displacement stays for the next proposal. With an
-    alpha, what is included is blended: x <- alpha x + (1 - alpha) theta_new.
+    where the anchor is what steps went on from since the proposal if the record
+    includes it, so that they go on from the new theta; and the old theta if it
+    was left out, so that its whole displacement stays for the next proposal.
+    With an alpha, what is included is blended: x <- alpha x + (1 - alpha)
+    theta_new.
     """
     held = self._held
     if not order.record.HasField("step"):
@@ -211,19 +239,27 @@ class Replica:
       return
     number = order.record.step.fragment
     excerpt, x = self._excerpts[number], self.state.params
-    anchor = self._frozen.pop(number, None)
-    if order.anchor == ipb.Merge.ANCHOR_THETA:
-      anchor = excerpt.place(held.outer.theta)
+    frozen = self._frozen.pop(number, [])
+    goes_on = order.anchor == ipb.Merge.ANCHOR_FROZEN and bool(frozen)
+    stays = order.anchor == ipb.Merge.ANCHOR_THETA
+    if goes_on:
+      x = excerpt.displacement(x, frozen[-1])
+    elif stays:
+      if len(frozen) > 1:  # back to what was proposed, and on from there
+        x = excerpt.rebase(excerpt.displacement(x, frozen[1]), frozen[0])
+      x = excerpt.displacement(x, excerpt.place(held.outer.theta))
+    del frozen  # before theta comes to the devices
     held.apply(order.record)
     theta = excerpt.place(held.outer.theta)
     if order.alpha:
       x = excerpt.blend(x, theta, order.alpha)
-    elif order.anchor == ipb.Merge.ANCHOR_X or anchor is None:
-      x = excerpt.set(x, theta)
+    elif goes_on or stays:
+      x = excerpt.rebase(x, theta)
     else:
-      x = excerpt.rebase(x, anchor, theta)
-    self.state = self.state._replace(params=jax.block_until_ready(x))
+      x = excerpt.set(x, theta)
+    self.state = self.state._replace(params=x)
     if self._theta is not None:
+      theta = excerpt.place(held.outer.theta)
       self._theta = excerpt.set(self._theta, theta)
 
   def _revert(self, order: ipb.Revert) -> None:
@@ -231,8 +267,10 @@ class Replica:
       excerpt = self._excerpts[order.fragment]
       theta = excerpt.place(self._held.outer.theta)
       params = excerpt.set(self.state.params, theta)
-      self.state = self.state._replace(params=jax.block_until_ready(params))
+      self.state = self.state._replace(params=params)
+      self._frozen.pop(order.fragment, None)
       return
+    self._frozen.clear()
     self.state = self.state._replace(params=self._held.place_theta())
     self._keep_theta(self.state.params)
 

@@ -20,6 +20,7 @@ SETTABLE = (
   "run.outer.clip_ratio",
   "run.outer.decay_to",
   "run.outer.decay_tokens",
+  "run.outer.eager",
   "run.outer.inner_steps",
   "run.outer.learning_rate",
   "run.outer.max_ahead_steps",

@@ -20,7 +20,7 @@ from intellect_jax.model.huggingface import tensor_names
 from intellect_jax.outer import traffic
 from intellect_jax.outer.codec import make_codec
 from intellect_jax.outer.layout import Layout
-from intellect_jax.outer.overlap import most_ahead
+from intellect_jax.outer.overlap import blends, most_ahead
 from intellect_jax.outer.rates import learning_rate
 from intellect_jax.outer.schedule import payload_reduction
 
@@ -170,6 +170,9 @@ class Forecast:
     chunk = inner.loss_chunk or self.run.data.sequence_length
     on_device = self.island.encode_on_device != "no" and not self.sparse
     theta = memory.parameters if on_device else 0
+    outer = self.run.outer
+    keeps = most_ahead(outer) > 0 and not blends(outer)
+    kept = memory.parameters * keeps * (2 if outer.eager else 1)
     table = _table("one device", "", "GB", "how it is known")
     for name, size, source in (
       ("parameters", memory.parameters, "exact: shapes and shardings"),
@@ -185,9 +188,10 @@ class Forecast:
       ("logits", memory.logits, f"formula: {chunk} positions a sequence"),
       ("a whole weight", memory.gathered, "formula: the largest, float32"),
       ("theta", theta, "as the parameters: deltas are encoded here"),
+      ("x at a proposal", kept, "where steps ahead began"),
       (
         "in all",
-        memory.total + theta,
+        memory.total + theta + kept,
         "the sum; on CPUs XLA takes 0.7 to 1.1 of it",
       ),
     ):
@@ -205,12 +209,8 @@ class Forecast:
     saved = outer + feedback + device_state
     for name, size, what in (
       ("outer state", outer, "theta and b, float32"),
-      ("error feedback", feedback, "float32, with a sparse codec"),
-      (
-        "a round",
-        outer / 2 + self.coded + mean,
-        "a delta, its codes, the mean",
-      ),
+      ("error feedback", 2 * feedback, "float32, and what it becomes: sparse"),
+      ("a round", self.coded + mean, "the codes of a delta, and the mean"),
       ("served to a newcomer", outer, "a copy of theta and b"),
       ("a checkpoint, on disk", saved, "outer and inner state"),
       ("a record, on disk", mean, record),

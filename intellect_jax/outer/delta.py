@@ -1,6 +1,7 @@
 """The pseudo-gradient of DiLoCo."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+import math
 
 import chex
 import numpy as np
@@ -12,36 +13,49 @@ def delta(
   theta: np.ndarray,
   params: Params,
   layout: Layout,
-  out: np.ndarray,
+  size: int,
   tensors: Sequence[Tensor] | None = None,
   together: Sequence[Tensor] | None = None,
-) -> None:
-  """Writes theta - x to `out`: how far the inner steps moved, sign reversed.
+) -> Iterator[np.ndarray]:
+  """Yields theta - x in pieces: how far the inner steps moved, sign reversed.
 
-  DiLoCo, arXiv 2311.08105, equation 1. One tensor at a time, so that the
-  parameters x are never on the host as a whole. Of an island that spans
-  processes, all call this together, each for its own tensors.
+  DiLoCo, arXiv 2311.08105, equation 1. Neither the delta nor the parameters x
+  are ever on the host as a whole. Of an island that spans processes, all go
+  through this together and to the end, each for its own tensors.
 
   Args:
     theta: outer parameters at the window's base, float32 [layout.size].
     params: x, the island's parameters, tree of jax or numpy arrays.
     layout: of `params`.
-    out: float32, as long as `tensors`; overwritten, zero in the padding.
-    tensors: some of the layout, which stand in `out` one after the other;
-      None: all.
+    size: values of a piece, or so many as one row of a tensor has.
+    tensors: some of the layout, one after the other; None: all.
     together: what all processes want between them; None: all of the layout.
+
+  Yields:
+    float32, whole codec blocks, zero in the padding. The next piece overwrites
+    it.
   """
-  tensors = layout.tensors if tensors is None else tensors
-  origins, size = {}, 0  # of `out`, in the layout's floats
-  for tensor in tensors:
-    origins[tensor.name] = tensor.start - size
-    size += tensor.stop - tensor.start
   chex.assert_shape(theta, (layout.size,))
-  chex.assert_shape(out, (size,))
-  chex.assert_type([theta, out], np.float32)
-  for tensor, index, values in layout.pieces(params, tensors, together):
-    before, after = tensor.of(theta), tensor.of(out, origins[tensor.name])
-    np.subtract(before[index], values, out=after[index])
-  for tensor in tensors:
-    origin = origins[tensor.name]
-    out[tensor.start + tensor.size - origin : tensor.stop - origin] = 0
+  chex.assert_type(theta, np.float32)
+  tensors = layout.tensors if tensors is None else tensors
+  block, filled = layout.block, 0
+  rows = (math.prod(tensor.shape[1:]) for tensor in tensors)
+  # Beside that, what is left of a block, and padding.
+  buffer = np.empty(max(size, *rows, 0) + 2 * block, np.float32)
+  for tensor, rows, parts in layout.slabs(params, tensors, together, size):
+    before = tensor.of(theta)[rows]
+    ends = rows.stop == tensor.shape[0]
+    padding = (tensor.stop - tensor.start - tensor.size) * ends
+    if filled + before.size + padding > len(buffer):
+      whole = filled // block * block
+      yield buffer[:whole]
+      buffer[: filled - whole] = buffer[whole:filled]
+      filled -= whole
+    out = buffer[filled:][: before.size].reshape(before.shape)
+    for index, values in parts:
+      np.subtract(before[index], values, out=out[index])
+    filled += before.size
+    buffer[filled : filled + padding] = 0
+    filled += padding
+  if filled:
+    yield buffer[:filled]

@@ -125,7 +125,7 @@ class DeltaEncoder:
   ) -> None:
     """Writes to `out` what the encoded delta has from byte `at` on.
 
-    It is `delta.delta`, encoded. Of an island that spans processes, all call
+    It is what `delta.delta` yields, encoded. Of an island that spans processes, all call
     this together, each for its own bytes.
 
     Args:

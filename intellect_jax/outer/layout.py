@@ -13,6 +13,7 @@ import functools
 import math
 import operator
 import re
+import sys
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -54,6 +55,14 @@ class Tensor(NamedTuple):
     """The view of `vector`, which begins at float `origin`, on this tensor."""
     start = self.start - origin
     return vector[start : start + self.size].reshape(self.shape)
+
+
+class Slab(NamedTuple):
+  """Some rows of a tensor."""
+
+  tensor: Tensor
+  rows: slice  # of its first axis
+  parts: list[tuple[Any, np.ndarray]]  # index in the slab, and values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,50 +117,50 @@ class Layout:
       t for t in self.tensors if max(t.start, start) < min(t.stop, stop)
     )
 
-  def pieces(
+  def slabs(
     self,
     params: Params,
     wanted: Iterable[Tensor] | None = None,
     together: Iterable[Tensor] | None = None,
-  ) -> Iterator[tuple[Tensor, Any, np.ndarray]]:
-    """Yields (tensor, index, values): each tensor in the parts devices hold.
+    most: int = sys.maxsize,
+  ) -> Iterator[Slab]:
+    """Yields each tensor in slabs of rows, as the devices hold them.
 
-    Parts of a sharded tensor come straight from their devices, a layer at a
-    time: nothing is gathered on a device, and no leaf is copied whole. `values`
-    belongs at `index` of the tensor; it may be a view of a device buffer, which
-    cannot be donated while the view lives, so do not keep it.
+    Parts of a sharded tensor come straight from their devices: nothing is
+    gathered on a device, and no more than a slab is copied. Values may be views
+    of a device buffer, which cannot be donated while the view lives, so do not
+    keep them.
 
     A leaf that spans processes is gathered, one layer at a time: all of them
-    call this together, each with the tensors that it wants itself.
+    call this together, each with the tensors that it wants itself, and to the
+    end.
 
     Args:
       params: arrays of numpy or jax.
       wanted: by this process; None: all.
       together: wanted by any process; None: all.
+      most: values of a slab, if a row is not longer than that.
     """
     wanted = self.tensors if wanted is None else wanted
     names = {tensor.name for tensor in wanted}
     for tensor in self.tensors if together is None else together:
-      leaf = tensor.leaf(params)
-      spread = isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
-      gathered = _gather(leaf, tensor.layer) if spread else None
+      leaf, layer = tensor.leaf(params), tensor.layer
+      if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        leaf, layer = _gather(leaf, layer), None
       if tensor.name not in names:
         continue
-      if gathered is not None:
-        yield tensor, ..., np.asarray(gathered.addressable_data(0))
-      elif isinstance(leaf, jax.Array):
-        for shard in leaf.addressable_shards:
-          piece = _of_layer(shard, tensor.layer)
-          if shard.replica_id == 0 and piece is not None:
-            yield tensor, *piece
-      else:
-        yield tensor, ..., leaf if tensor.layer is None else leaf[tensor.layer]
+      count = tensor.shape[0]
+      step = max(1, most * count // tensor.size)
+      for start in range(0, count, step):
+        rows = slice(start, min(start + step, count))
+        yield Slab(tensor, rows, [*_parts(leaf, layer, rows)])
 
   def flatten(self, params: Params) -> np.ndarray:
     """Returns a new float32 [size] with the values of `params`."""
     vector = np.zeros(self.size, np.float32)
-    for tensor, index, values in self.pieces(params):
-      tensor.of(vector)[index] = values
+    for tensor, rows, parts in self.slabs(params):
+      for index, values in parts:
+        tensor.of(vector)[rows][index] = values
     return vector
 
   def unflatten(self, vector: np.ndarray) -> Params:
@@ -176,20 +185,45 @@ def _in_order(name: str) -> list[str | int]:
   ]
 
 
-def _of_layer(
-  shard: jax.Shard, layer: int | None
-) -> tuple[tuple[slice, ...], np.ndarray] | None:
-  """What `shard` holds of one layer, and where in the layer it belongs."""
-  data = shard.data
-  assert data is not None  # it is addressable
-  if layer is None:
-    return shard.index, np.asarray(data)
-  layers, *index = shard.index
-  row = layer - (layers.start or 0)
-  if not 0 <= row < data.shape[0]:
-    return None
-  row_data = jax.lax.dynamic_index_in_dim(data, row, keepdims=False)
-  return tuple(index), np.asarray(row_data)
+def _parts(
+  leaf: Any, layer: int | None, rows: slice
+) -> Iterator[tuple[Any, np.ndarray]]:
+  """What this process holds of some rows, and where among them it belongs."""
+  if not isinstance(leaf, jax.Array):
+    yield ..., (leaf if layer is None else leaf[layer])[rows]
+    return
+  # Of copies on several devices, any one.
+  for shard in {str(s.index): s for s in leaf.addressable_shards}.values():
+    row, index, shape = None, shard.index, shard.data.shape
+    if layer is not None:
+      (layers, *index), shape = index, shape[1:]
+      row = layer - (layers.start or 0)
+      if not 0 <= row < shard.data.shape[0]:
+        continue
+    first = index[0].start or 0
+    start, stop = max(rows.start, first), min(rows.stop, first + shape[0])
+    if start < stop:
+      place = slice(start - rows.start, stop - rows.start), *index[1:]
+      yield place, _rows(shard, row, start - first, stop - first)
+
+
+def _rows(
+  shard: jax.Shard, layer: int | None, start: int, stop: int
+) -> np.ndarray:
+  """Some rows of what a device holds, of one of its layers, on the host."""
+  if shard.device.platform == "cpu":
+    host = np.asarray(shard.data)  # a view
+    return (host if layer is None else host[layer])[start:stop]
+  return np.asarray(_cut(shard.data, layer, start, stop - start))
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _cut(
+  data: jax.Array, layer: int | None, start: int, count: int
+) -> jax.Array:
+  if layer is not None:
+    data = jax.lax.dynamic_index_in_dim(data, layer, keepdims=False)
+  return jax.lax.dynamic_slice_in_dim(data, start, count)
 
 
 def _gather(leaf: jax.Array, layer: int | None) -> jax.Array:

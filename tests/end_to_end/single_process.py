@@ -27,7 +27,6 @@ from intellect_jax.inner.step import TrainState, TrainStep
 from intellect_jax.model import sharding
 from intellect_jax.model.huggingface import tensor_names
 from intellect_jax.outer.codec import make_codec
-from intellect_jax.outer.delta import delta
 from intellect_jax.outer.layout import Layout
 from intellect_jax.outer.schedule import position
 
@@ -44,7 +43,6 @@ def simulate(
   outer = OuterState(layout.size)
   outer.replace(np.concatenate([theta, np.zeros_like(theta)]), 0)
   moments, left = {}, {}  # by island
-  values = np.empty(layout.size, np.float32)
   codes = np.empty(layout.blocks * codec.block_bytes, np.uint8)
   hashes = [outer.manifest()[1].id.hex()]
   for base, record in itertools.pairwise(records):
@@ -61,7 +59,7 @@ def simulate(
         state, _ = step(state, batch, at)
         tokens += batch["tokens"].size
       moments[member.island] = state.opt_state
-      delta(outer.theta, state.params, layout, values)
+      values = outer.theta - layout.flatten(state.params)
       if codec.sparse:
         beta = np.float32(run.outer.feedback)
         values += beta * left.get(member.island, np.float32(0))

@@ -194,8 +194,68 @@ def streaming(run: Run, records: list[pb.Record]) -> tuple[list[bytes], bytes]:
   return hashes, outer.manifest()[1].id
 
 
-def test_islands_agree_with_two_fragments_in_flight(parts, tmp_path):
-  outer = dict(fragments=2, overlap_steps=3, merge_alpha=0.5, codec="int8")
+def test_eager_steps_are_the_loop_that_is_written_down(parts, tmp_path):
+  """Bit for bit: with halves alone, no product is rounded."""
+  halves = dict(learning_rate=0.5, momentum=0.5)
+  ways = dict(overlap_steps=OVERLAP, eager=True)
+  with Run(parts, tmp_path, codec="float32", **halves, **ways) as run:
+    _, summary = run.train("ada")
+    status = run.end()
+  _, *records = run.records()
+  hashes, whole = eagerly(run, records)
+  assert len(hashes) == ROUNDS
+  assert [record.step.base_state for record in records] == hashes
+  assert summary["theta_hash"] == {"ada": whole.hex()}
+  assert status.total_tokens == summary["tokens_committed"]
+  # As far as it went ahead after the last proposal, and no more.
+  assert summary["tokens_lost"] <= OVERLAP * tokens_a_step(run)
+
+
+def tokens_a_step(run: Run) -> int:
+  return run.run.inner.batch_size * run.run.data.sequence_length
+
+
+def eagerly(run: Run, records: list[pb.Record]) -> tuple[list[bytes], bytes]:
+  """The hash of theta and b before each record, and at the end."""
+  inner, half = run.run.inner, np.float32(0.5)
+  state = run.step.init(jax.random.key(run.run.seed))
+  layout = Layout.of(state.params, tensor_names(state.params))
+  theta = layout.flatten(state.params)
+  b = np.zeros_like(theta)
+
+  def digest() -> bytes:
+    outer = OuterState(layout.size)
+    outer.replace(np.concatenate([theta, b]), 0)
+    return outer.manifest()[1].id
+
+  samples, tokens = [(0, ROUNDS * STEPS * inner.batch_size)], tokens_a_step(run)
+  batches = run.index.batches(samples, inner.batch_size)
+  hashes, total, own, mean, anchor = [], 0, 0, np.zeros_like(theta), theta
+  for number, batch in enumerate(batches, start=1):
+    state, _ = run.step(state, batch, total + own)
+    own += tokens
+    x = layout.flatten(state.params)
+    if hashes and number % STEPS == OVERLAP:  # its record is here
+      b = half * b + mean
+      theta = theta - half * (mean + half * b)
+      x = theta + (x - anchor)
+      total, own = total + STEPS * tokens, OVERLAP * tokens
+    if number % STEPS == 0:
+      mean = theta - x
+      if hashes:  # not yet in the first round; its part of the mean is all
+        x = theta - half * (mean + half * (half * b + mean))
+      anchor = x
+      hashes.append(digest())
+    params = run.step.place(layout.unflatten(x))
+    state = TrainState(params, state.opt_state)
+  b = half * b + mean
+  theta = theta - half * (mean + half * b)
+  return hashes, digest()
+
+
+@pytest.mark.parametrize("rule", [dict(merge_alpha=0.5), dict(eager=True)])
+def test_islands_agree_with_two_fragments_in_flight(parts, tmp_path, rule):
+  outer = dict(fragments=2, overlap_steps=3, codec="int8") | rule
   with (
     Run(parts, tmp_path, islands=2, **outer) as run,
     concurrent.futures.ThreadPoolExecutor(2) as pool,

@@ -8,6 +8,7 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 import pytest
 
+from intellect_jax.outer import overlap
 from intellect_jax.outer.excerpt import Excerpt
 from intellect_jax.outer.fragments import partition
 from intellect_jax.outer.layout import Layout
@@ -71,7 +72,7 @@ def test_a_fragment_has_some_of_the_layers(case):
   assert few == (0 < len(layers) < LAYERS)
 
 
-@pytest.mark.parametrize("move", ["set", "blend", "rebase"])
+@pytest.mark.parametrize("move", ["set", "blend", "rebase", "eager"])
 def test_a_move_is_of_the_fragment_alone(case, move):
   layout, fragment, excerpt, x, vector, theta = case
   index = places(fragment)
@@ -85,8 +86,13 @@ def test_a_move_is_of_the_fragment_alone(case, move):
       expected[index] = 0.25 * vector[index] + 0.75 * theta[index]
     case "rebase":
       anchor = excerpt.copy(x)
-      x = excerpt.rebase(x, anchor, new)  # nothing was done since the anchor
+      x = excerpt.displacement(x, anchor)  # nothing was done since
+      x = excerpt.rebase(x, new)
       expected[index] = theta[index]
+    case "eager":
+      rule = 0.5, 0.75, 0.5
+      x = excerpt.eager(x, new, excerpt.place(-vector), *rule)
+      expected[index] = overlap.eager(vector, theta, -vector, *rule)[index]
   np.testing.assert_allclose(layout.flatten(x), expected, rtol=1e-6, atol=1e-6)
   still = np.delete(np.arange(layout.size), index)
   np.testing.assert_array_equal(layout.flatten(x)[still], vector[still])
@@ -95,7 +101,7 @@ def test_a_move_is_of_the_fragment_alone(case, move):
 
 def test_a_copy_outlives_what_it_was_taken_from(case):
   _, _, excerpt, x, vector, theta = case
-  copy, expected = excerpt.copy(x), excerpt.place(vector)
+  copy, expected = excerpt.copy(x), list(excerpt.place(vector))
   moved = excerpt.set(x, excerpt.place(theta))  # donates x
   jax.block_until_ready(moved)
   for kept, values in zip(copy, expected, strict=True):

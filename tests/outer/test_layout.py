@@ -10,6 +10,7 @@ import pytest
 from intellect_jax.outer.delta import delta
 from intellect_jax.outer.layout import Layout
 
+PIECE = 512  # values, less than some tensors have
 LAYERS = 12  # so that layer 10 must come after layer 2
 
 
@@ -38,6 +39,18 @@ def stacked_params():
 
   params = {name: draw(shape) for name, shape in shapes.items()}
   return params | {"blocks": {k: draw(s) for k, s in blocks.items()}}
+
+
+def whole_delta(theta, params, layout, tensors=None):
+  """Whatever the size of the pieces is."""
+  once, apart = (
+    np.concatenate(
+      [p.copy() for p in delta(theta, params, layout, size, tensors)]
+    )
+    for size in (layout.size, PIECE)
+  )
+  np.testing.assert_array_equal(once, apart)
+  return apart
 
 
 def put(params, fsdp, tensor):
@@ -142,7 +155,7 @@ def test_parameters_can_be_donated_after_flatten_and_delta(
 ):
   sharded = put(params, *mesh)
   vector = layout.flatten(sharded)
-  delta(vector, sharded, layout, np.empty_like(vector))
+  whole_delta(vector, sharded, layout)
   double = jax.jit(
     lambda tree: jax.tree.map(lambda x: 2 * x, tree), donate_argnums=0
   )
@@ -158,8 +171,7 @@ def test_delta_is_theta_minus_x_and_zero_in_the_padding(params, layout, mesh):
     lambda p: p + rng.standard_normal(p.shape, dtype=np.float32), params
   )
   theta = layout.flatten(moved)
-  out = np.full_like(theta, np.nan)
-  delta(theta, put(params, *mesh), layout, out)
+  out = whole_delta(theta, put(params, *mesh), layout)
   np.testing.assert_array_equal(out, theta - x)
 
 
@@ -170,17 +182,24 @@ def test_neighbours_make_up_the_delta(params, layout):
   x = jax.tree.map(
     lambda p: p + rng.standard_normal(p.shape, dtype=np.float32), params
   )
-  whole = np.empty(layout.size, np.float32)
-  delta(theta, x, layout, whole)
+  whole = whole_delta(theta, x, layout)
   bounds = [0, layout.block, 7 * layout.block, layout.size]
   for start, stop in itertools.pairwise(bounds):
     tensors = layout.overlapping(start, stop)
     origin, end = tensors[0].start, tensors[-1].stop
     assert origin <= start and stop <= end
-    out = np.full(end - origin, np.nan, np.float32)
-    delta(theta, x, layout, out, tensors)
+    out = whole_delta(theta, x, layout, tensors)
     np.testing.assert_array_equal(out, whole[origin:end])
   assert layout.overlapping(5, 5) == ()
+
+
+def test_pieces_are_small_and_whole_blocks(params, layout):
+  theta = layout.flatten(params)
+  for size in (layout.block, PIECE):
+    sizes = [len(piece) for piece in delta(theta, params, layout, size)]
+    assert sum(sizes) == layout.size
+    assert all(s % layout.block == 0 for s in sizes)
+    assert max(sizes) <= size + 2 * layout.block
 
 
 def test_a_codec_of_large_blocks_changes_the_end_alone(params, layout):
@@ -192,8 +211,7 @@ def test_a_codec_of_large_blocks_changes_the_end_alone(params, layout):
   # Who reads theta of a run need not know its codec.
   restored = layout.unflatten(vector)
   jax.tree.map(np.testing.assert_array_equal, restored, params)
-  out = np.full_like(vector, np.nan)
-  delta(2 * vector, params, large, out)
+  out = whole_delta(2 * vector, params, large)
   np.testing.assert_array_equal(out, vector)
 
 

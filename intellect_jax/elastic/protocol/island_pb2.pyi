@@ -165,12 +165,24 @@ class Step(_message.Message):
     def __init__(self, position: _Optional[float] = ..., total_tokens: _Optional[float] = ..., scale: _Optional[float] = ...) -> None: ...
 
 class Freeze(_message.Message):
-    __slots__ = ("keep_x", "fragment")
+    __slots__ = ("keep_x", "fragment", "eager")
     KEEP_X_FIELD_NUMBER: _ClassVar[int]
     FRAGMENT_FIELD_NUMBER: _ClassVar[int]
+    EAGER_FIELD_NUMBER: _ClassVar[int]
     keep_x: bool
     fragment: int
-    def __init__(self, keep_x: _Optional[bool] = ..., fragment: _Optional[int] = ...) -> None: ...
+    eager: Eager
+    def __init__(self, keep_x: _Optional[bool] = ..., fragment: _Optional[int] = ..., eager: _Optional[_Union[Eager, _Mapping]] = ...) -> None: ...
+
+class Eager(_message.Message):
+    __slots__ = ("part", "learning_rate", "momentum")
+    PART_FIELD_NUMBER: _ClassVar[int]
+    LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
+    MOMENTUM_FIELD_NUMBER: _ClassVar[int]
+    part: float
+    learning_rate: float
+    momentum: float
+    def __init__(self, part: _Optional[float] = ..., learning_rate: _Optional[float] = ..., momentum: _Optional[float] = ...) -> None: ...
 
 class Merge(_message.Message):
     __slots__ = ("record", "anchor", "alpha")
