@@ -5,6 +5,10 @@ and not when all have reduced everything: links that are slow one way, or far,
 are used both ways at a time. Nothing is believed: when the coordinator has
 fixed the ids of the shares, what came is compared with them, and what differs,
 or did not come, is fetched as any blob is (docs/protocol.md, 3).
+
+Shares can only grow as fast as deltas come. So where a peer is read on several
+connections, its share has one of them until all deltas are here: a share that
+took half the link would have nothing more to carry before its end.
 """
 
 import threading
@@ -51,6 +55,7 @@ class Ahead:
     self._fetcher = fetcher
     self._cancelled = cancelled
     self._fixed = threading.Event()  # owners that are not there are not awaited
+    self._alone = threading.Event()  # no deltas are on the way any more
     self._came: dict[int, blobs.Manifest] = {}
     self._chunk = blobs.chunk_bytes(len(into), block_bytes)
     self._threads: dict[int, threading.Thread] = {}
@@ -70,9 +75,14 @@ class Ahead:
       self._threads[index] = thread
       thread.start()
 
+  def deltas_came(self) -> None:
+    """What this island reduces is here: its link is free for the shares."""
+    self._alone.set()
+
   def take(self, index: int) -> blobs.Manifest | None:
     """What came of a share once it is fixed; None if that is not all of it."""
     self._fixed.set()
+    self._alone.set()
     if index not in self._threads:
       return None
     self._threads[index].join()
@@ -86,7 +96,13 @@ class Ahead:
     while done < len(part):
       try:
         for chunk in self._fetcher.follow(
-          address, name, done, len(part), self._chunk, self._cancelled
+          address,
+          name,
+          done,
+          len(part),
+          self._chunk,
+          self._cancelled,
+          self._alone,
         ):
           part[done : done + len(chunk)] = np.frombuffer(chunk, np.uint8)
           hashes.append(blobs.chunk_hash(chunk))

@@ -6,7 +6,7 @@ chunk hashes, so that any range of it can be verified (docs/protocol.md, 2).
 `fetching.py` brings them here.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 import dataclasses
 import functools
 import itertools
@@ -30,6 +30,8 @@ _MAX_CHUNK = 1 << 20  # bytes; larger frames gain nothing, smaller cost CPU
 _MANY = 64  # chunks of a blob, if it has so many blocks …
 _SMALL_CHUNK = 1 << 16  # bytes; a smaller frame costs as much as this one …
 _FEW = 16  # … and so many chunks are enough
+NUMBER = 4  # bytes of a frame's number, where it has one
+_FETCHES = 1024  # that may be under way on several connections
 _MAX_MANIFEST = 64 << 20  # bytes; a blob of 2 TB has this much
 _HEADER = struct.Struct("<QI")  # length, chunk size
 _HASH = 32
@@ -165,11 +167,15 @@ class _Served:
   def has(self, start: int, stop: int) -> bool:
     return self.start <= start and stop <= self.start + len(self.data)
 
-  def frames(self, start: int, stop: int, every: slice) -> Iterator[bytes]:
-    """Of the chunks that cover [start, stop) of the blob, these."""
-    for offset in self.manifest.chunks(start, stop)[every]:
-      here = offset - self.start
-      yield self.data[here : here + self.manifest.chunk].tobytes()
+  def frame(self, start: int, stop: int, number: int) -> np.ndarray | None:
+    """0: the manifest; then the chunks that cover [start, stop) of the blob."""
+    if number == 0:
+      return np.frombuffer(self.manifest.pack(), np.uint8)
+    chunks = self.manifest.chunks(start, stop)
+    if number > len(chunks):
+      return None
+    here = chunks[number - 1] - self.start
+    return self.data[here : here + self.manifest.chunk]
 
 
 class BlobStore:
@@ -179,6 +185,7 @@ class BlobStore:
     """`upload_mbit`: cap on what is served, 10^6 bits/s; 0 is none."""
     self._blobs: dict[bytes, _Served] = {}
     self._growing: dict[bytes, Growing] = {}  # by name: they have no id yet
+    self._fetches: dict[bytes, Iterator[int]] = {}  # frames that come next
     self._lock = threading.Lock()
     self._pace = Pace(upload_mbit)
     self.rate = Rate(upload_mbit)
@@ -256,30 +263,53 @@ class BlobStore:
   ) -> Iterator[bytes]:
     """The manifest, then the chunks that cover the range; none if not here.
 
-    Of what grows, chunks alone: its manifest is not known yet. On a lane, those
-    of that lane, and the manifest on the first one.
+    Of what grows, chunks alone: its manifest is not known yet. Of a fetch that
+    comes on several connections, what is next whenever one of them can take it,
+    each frame with its number in front.
     """
-    every = slice(request.lane, None, max(1, request.lanes))
-    growing = self._growing.get(request.id)
-    if growing is not None:
-      frames = growing.frames(request.start, every)
-    else:
-      served = self._find(request)
-      if served is None:
-        return
-      if request.lane == 0:
-        yield served.manifest.pack()
-      frames = served.frames(request.start, request.stop, every)
+    frame, first = self._source(request)
+    if frame is None:
+      return
     self.rate.begin(time.monotonic())
     try:
-      for frame in frames:
-        self._pace.take(len(frame))
-        self.bytes_sent += len(frame)  # statistics: a lost update does no harm
-        self.bytes_relayed += len(frame) if relayed else 0
-        yield frame
-        self.rate.count(len(frame), time.monotonic())
+      for number in self._numbers(request.fetch):
+        data = frame(number)
+        if data is None:
+          return
+        self._pace.take(len(data))
+        size = len(data) if number >= first else 0  # manifests are not counted
+        self.bytes_sent += size  # statistics: a lost update does no harm
+        self.bytes_relayed += size if relayed else 0
+        named = number.to_bytes(NUMBER) if request.fetch else b""
+        yield b"".join((named, data.data))
+        self.rate.count(len(data), time.monotonic())
     finally:
       self.rate.end()
+
+  def _source(
+    self, request: pb.FetchRequest
+  ) -> tuple[Callable[[int], np.ndarray | None] | None, int]:
+    """What gives frames by number, None after the last; the first chunk's.
+
+    It is None itself if nothing of that is here.
+    """
+    growing = self._growing.get(request.id)
+    if growing is not None:
+      return functools.partial(growing.frame, request.start), 0
+    served = self._find(request)
+    if served is None:
+      return None, 0
+    return functools.partial(served.frame, request.start, request.stop), 1
+
+  def _numbers(self, fetch: bytes) -> Iterator[int]:
+    """Of frames, in order; all connections of a fetch take them from one."""
+    if not fetch:
+      return itertools.count()
+    with self._lock:
+      numbers = self._fetches.setdefault(fetch, itertools.count())
+      if len(self._fetches) > _FETCHES:
+        del self._fetches[next(iter(self._fetches))]  # the oldest
+    return numbers
 
   def _find(self, request: pb.FetchRequest) -> _Served | None:
     with self._lock:

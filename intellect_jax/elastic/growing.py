@@ -5,7 +5,6 @@ gathering of a mean need not wait for that, the owner of a share serves the
 chunks that it has under a name that follows from the plan: see `ahead.py`.
 """
 
-from collections.abc import Iterator
 import threading
 
 from blake3 import blake3
@@ -40,12 +39,15 @@ class Growing:
       self._ended = True
       self._changed.notify_all()
 
-  def frames(self, start: int, every: slice = slice(None)) -> Iterator[bytes]:
-    """Chunks from byte `start` on, or some, each as soon as it is there."""
-    for offset in range(start, len(self._data), self._chunk)[every]:
-      stop = min(offset + self._chunk, len(self._data))
-      with self._changed:
-        self._changed.wait_for(lambda s=stop: self._ended or self._size >= s)
-        if self._size < stop:
-          return
-      yield self._data[offset:stop].tobytes()
+  def frame(self, start: int, number: int) -> np.ndarray | None:
+    """The chunk of this number from byte `start` on, as soon as it is there.
+
+    None after the last one, or if it will not come.
+    """
+    first = start + number * self._chunk
+    if first >= len(self._data):
+      return None
+    stop = min(first + self._chunk, len(self._data))
+    with self._changed:
+      self._changed.wait_for(lambda: self._ended or self._size >= stop)
+      return self._data[first:stop] if self._size >= stop else None

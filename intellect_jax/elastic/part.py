@@ -153,9 +153,9 @@ class Part:
     if self._exchange.codec.sparse:
       return self._collect(work, cancelled)
     plan, share = work.plan, work.plan.shares[work.share]
-    fragment = plan.fragment
+    fragment, ahead = plan.fragment, None
     if self._inner.processes == 1:
-      self._ahead[fragment] = Ahead(
+      self._ahead[fragment] = ahead = Ahead(
         self._exchange.fetcher,
         plan,
         work.share,
@@ -166,6 +166,8 @@ class Part:
     length = (share.stop - share.start) * self.block_bytes
     part = self._inner.cut(length, self.chunk(fragment))[self._inner.process]
     mean = self._exchange.reduce_share(plan, work.share, cancelled, part)
+    if ahead is not None:
+      ahead.deltas_came()
     report = self.keep(plan.attempt, part[0], mean, fragment)
     report.mean_squared_norm = self._exchange.codec.squared_norm(mean.codes)
     return report

@@ -11,7 +11,7 @@ import grpc
 
 from intellect_jax.errors import UserError
 
-PROTOCOL_VERSION = 2  # of elastic.proto and of what its words mean
+PROTOCOL_VERSION = 3  # of elastic.proto and of what its words mean
 
 
 @dataclasses.dataclass(frozen=True)

@@ -79,14 +79,20 @@ class Slow(blobs.BlobStore):
 
 
 class Listed(blobs.BlobStore):
-  """Notes from which connections it was asked."""
+  """Notes from which connections it was asked.
 
-  def __init__(self):
+  A fetch on several begins when all `connections` have come.
+  """
+
+  def __init__(self, connections: int):
     super().__init__()
     self.callers: set[str] = set()
+    self._all = threading.Barrier(connections)
 
   def serve(self, request, context):
     self.callers.add(context.peer())
+    if request.fetch:
+      self._all.wait(30)
     yield from super().serve(request, context)
 
 
@@ -269,16 +275,16 @@ def far(monkeypatch):
 )
 def test_a_far_peer_is_read_on_several_connections(far, fetcher, start, stop):
   data = some_bytes()
-  with served(Listed(), threads=16) as store:
+  with served(Listed(8), threads=16) as store:
     blob = store.publish(data, CHUNK)
     near = fetched(fetcher, store.addresses, blob.id, start, stop)
     assert len(store.callers) == 1
     assert fetched(fetcher, store.addresses, blob.id, start, stop) == near
-    assert len(store.callers) == 8 or stop - start < 8 * CHUNK
+    assert len(store.callers) == 8
 
 
 def test_connections_are_divided_among_far_peers(far, fetcher):
-  with served(Listed(), 16) as one, served(Listed(), 16) as other:
+  with served(Listed(4), 16) as one, served(Listed(4), 16) as other:
     for store in (one, other):
       store.publish(some_bytes(), CHUNK)
     blob = blobs.Manifest.of(some_bytes(), CHUNK).id
@@ -288,20 +294,51 @@ def test_connections_are_divided_among_far_peers(far, fetcher):
     assert len(one.callers) == len(other.callers) == 4
 
 
-def test_what_grows_is_read_on_several_connections(far, fetcher):
-  data = some_bytes()
-  with served(Listed(), threads=16) as store:
+def test_what_grows_is_read_on_several_connections_once_alone(far, fetcher):
+  data, alone = some_bytes(), threading.Event()
+  with served(Listed(8), threads=16) as store:
     blob = store.publish(data, CHUNK)
     fetched(fetcher, store.addresses, blob.id)
     growing = store.grow(b"name", data, CHUNK)
     frames = fetcher.follow(
       *(store.addresses[0], b"name", 3 * CHUNK, LENGTH, CHUNK),
       threading.Event(),
+      alone,
     )
-    for stop in (20 * CHUNK, LENGTH):
-      growing.reach(stop)
-    assert b"".join(frames) == data[3 * CHUNK :].tobytes()
-    assert len(store.callers) == 8
+    growing.reach(20 * CHUNK)
+    first = [next(frames) for _ in range(3, 20)]
+    assert len(store.callers) == 2  # the first fetch was on another
+    alone.set()
+    growing.reach(LENGTH)
+    assert b"".join([*first, *frames]) == data[3 * CHUNK :].tobytes()
+    assert len(store.callers) == 9
+
+
+class Jammed(Listed):
+  """One connection brings a frame, and then waits; the others go on."""
+
+  def __init__(self):
+    super().__init__(8)
+    self.go_on = threading.Event()
+    self._jam = threading.Lock()
+
+  def serve(self, request, context):
+    jammed = bool(request.fetch) and self._jam.acquire(blocking=False)
+    for frame in super().serve(request, context):
+      yield frame
+      if jammed:
+        self.go_on.wait(30)
+
+
+def test_a_connection_that_is_slow_is_not_waited_for(far, fetcher):
+  data = some_bytes()
+  with served(Jammed(), threads=16) as store:
+    blob = store.publish(data, CHUNK)
+    fetched(fetcher, store.addresses, blob.id)
+    chunks = fetched(fetcher, store.addresses, blob.id)
+    assert not store.go_on.is_set()
+    store.go_on.set()
+  assert b"".join(chunk for _, chunk in chunks) == data.tobytes()
 
 
 def test_a_far_peer_that_fails_is_replaced_where_it_failed(far, fetcher):

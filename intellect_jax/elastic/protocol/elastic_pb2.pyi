@@ -8,20 +8,18 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class FetchRequest(_message.Message):
-    __slots__ = ("id", "start", "stop", "island", "lane", "lanes")
+    __slots__ = ("id", "start", "stop", "island", "fetch")
     ID_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
     STOP_FIELD_NUMBER: _ClassVar[int]
     ISLAND_FIELD_NUMBER: _ClassVar[int]
-    LANE_FIELD_NUMBER: _ClassVar[int]
-    LANES_FIELD_NUMBER: _ClassVar[int]
+    FETCH_FIELD_NUMBER: _ClassVar[int]
     id: bytes
     start: int
     stop: int
     island: str
-    lane: int
-    lanes: int
-    def __init__(self, id: _Optional[bytes] = ..., start: _Optional[int] = ..., stop: _Optional[int] = ..., island: _Optional[str] = ..., lane: _Optional[int] = ..., lanes: _Optional[int] = ...) -> None: ...
+    fetch: bytes
+    def __init__(self, id: _Optional[bytes] = ..., start: _Optional[int] = ..., stop: _Optional[int] = ..., island: _Optional[str] = ..., fetch: _Optional[bytes] = ...) -> None: ...
 
 class RawFrame(_message.Message):
     __slots__ = ()
