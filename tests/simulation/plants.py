@@ -301,13 +301,13 @@ def wait_for_the_dead():
 
 
 def settle_a_tie_by_the_first_word():
-  right = tie.Ties.right
+  right = tie.Tie.right
 
   def hasty(self, complete: bool) -> bytes:
     found = right(self, complete)
     return found or next(iter(self._claims.values()), b"")
 
-  return mock.patch.object(tie.Ties, "right", hasty)
+  return mock.patch.object(tie.Tie, "right", hasty)
 
 
 def leave_before_the_others_agree():
@@ -315,7 +315,9 @@ def leave_before_the_others_agree():
   compare = ending.Ending._compare
 
   def hasty(self, now: float) -> None:
-    self._dismiss([m for m in self._inside() if self._ties.claimed(m.island)])
+    self._dismiss(
+      [m for m in self._inside() if self._ties.of(0).claimed(m.island)]
+    )
     compare(self, now)
 
   return mock.patch.object(ending.Ending, "_compare", hasty)

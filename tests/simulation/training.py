@@ -271,7 +271,8 @@ class Training:
       island.disk.log[record.number], island.theta
     )
     island.settle(record)
-    if record.number == 0 or self._world.random.random() < 0.5:
+    stays = self._world.streams and record.HasField("settings")
+    if record.number == 0 or (not stays and self._world.random.random() < 0.5):
       island.disk.save(record.number, island.theta, island.feedback)
     if record.HasField("step"):
       self.decide(record)
