@@ -24,6 +24,7 @@ from intellect_jax.elastic import (
   samples,
   tie,
   transfers,
+  windows,
 )
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.outer import feedback
@@ -353,7 +354,48 @@ def send_what_another_process_has_sent():
   return mock.patch.object(feedback.ErrorFeedback, "decide", trusting)
 
 
+def take_turns_by_the_window():
+  """Whose turn it is hangs on the island's own window, not on the chain."""
+
+  def turns(self) -> list[int]:
+    free = [f for f, part in enumerate(self.parts) if not part.proposed]
+    return free[:: -1 if self.next % 2 else 1]
+
+  return mock.patch.object(windows.Windows, "turns", property(turns))
+
+
+def hand_in_only_what_is_asked_for():
+  """Who is asked for a fragment hands in none of those before it."""
+
+  def before(self, asked) -> list[int]:
+    return [f for f in self.turns if asked(f) and self.parts[f].steps]
+
+  return mock.patch.object(windows.Windows, "before", before)
+
+
+def stay_in_other_rounds_when_one_fragment_was_wrong():
+  """Attempts wait for an island that has withdrawn from them."""
+  rechecked = coordination.Coordinator._on_rechecked
+
+  def lenient(self, member, answer: pb.Rechecked, now: float) -> None:
+    with mock.patch.object(self.rounds, "gone", lambda island: None):
+      rechecked(self, member, answer, now)
+
+  return mock.patch.object(coordination.Coordinator, "_on_rechecked", lenient)
+
+
+def keep_what_was_heard_of_a_lost_ledger():
+  """Records after the head of a welcome are adopted in time."""
+  return mock.patch.object(
+    round.IslandRound, "welcomed", lambda self, head: None
+  )
+
+
 PLANTS: list[Plant] = [
+  take_turns_by_the_window,
+  hand_in_only_what_is_asked_for,
+  stay_in_other_rounds_when_one_fragment_was_wrong,
+  keep_what_was_heard_of_a_lost_ledger,
   send_what_was_left_out_before_a_record_decides,
   forget_what_was_left_out,
   announce_before_durable,
