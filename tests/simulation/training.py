@@ -132,7 +132,8 @@ class Training:
     yield lambda: self._steps is None
 
   def _half_done(self, steps: object) -> None:
-    if self._steps is steps and not self._island.hung:
+    island = self._island
+    if self._steps is steps and not (island.hung or island.ending):
       self._request()
 
   def _done(self, steps: object) -> None:
