@@ -374,7 +374,7 @@ class Agent:
 
   def _on_recheck(self, recheck: pb.Recheck) -> None:
     with self.news.changed:
-      self.news.recheck = recheck
+      self.news.rechecks.append(recheck)
 
   def _on_offer_state(self, offer: pb.OfferState) -> None:
     if self._deciding:  # what it has now is not what the run has

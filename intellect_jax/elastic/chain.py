@@ -63,24 +63,20 @@ class Chain:
         return record.number
     return -1
 
-  def state_at(self, number: int) -> bytes:
-    """The hash of theta and b at a record that counts; empty: not known yet.
+  def made(self, fragment: int) -> int:
+    """Number of the newest record that a fragment's bits are from; or 0."""
+    for record in reversed(self.effective):
+      if moves(record, fragment) and not record.HasField("annulment"):
+        return record.number
+    return 0
 
-    Of several fragments nobody names the hash of all.
-    """
-    steps = [r for r in self.effective if r.HasField("step")]
-    later = (record.step for record in steps if record.number > number)
-    if (step := next(later, None)) is not None:
-      return b"" if step.blocks else step.base_state
-    return b"" if steps or not self.records else self.records[0].genesis.state
-
-  def fragment_at(self, number: int, fragment: int) -> bytes:
-    """The hash of one of several fragments, likewise."""
-    for record in self.effective:
-      step = record.step if record.HasField("step") else None
-      if record.number > number and step and step.fragment == fragment:
-        return step.base_state
-    return b""
+  def state_at(self, number: int, fragment: int) -> bytes:
+    """The hash of a fragment at a record that counts; empty: not known yet."""
+    steps = steps_of(self.effective, fragment)
+    later = (r.step.base_state for r in steps if r.number > number)
+    if steps or not self.records:
+      return next(later, b"")
+    return first_state(self.records[0].genesis, fragment)
 
   def has(self, number: int, digest: bytes) -> bool:
     """Whether this very record is in the chain."""
@@ -129,6 +125,16 @@ def moves(record: pb.Record, fragment: int) -> bool:
   if record.HasField("step"):
     return record.step.fragment == fragment
   return record.HasField("genesis") or record.HasField("annulment")
+
+
+def steps_of(records: Sequence[pb.Record], fragment: int) -> list[pb.Record]:
+  """Those of `records` that are steps of a fragment."""
+  return [r for r in records if r.HasField("step") and moves(r, fragment)]
+
+
+def first_state(genesis: pb.Genesis, fragment: int) -> bytes:
+  """The hash of a fragment of record 0's state."""
+  return genesis.fragments[fragment] if genesis.fragments else genesis.state
 
 
 def effective(records: Sequence[pb.Record]) -> list[pb.Record]:

@@ -20,6 +20,8 @@ An event is noted where it belongs, and then `_advance` does whatever can be
 done by now. So nothing hangs on the order of events.
 """
 
+from collections.abc import Sequence
+
 from ml_collections import ConfigDict
 
 from intellect_jax.elastic.actions import Close, CoordinatorAction, Stop
@@ -231,10 +233,10 @@ class Coordinator:
     self._quorum.note(now)
     self._annulments.advance(now)
     self.rounds.announce_closing(now)
-    for island in self._ties.overdue(now):
+    for island, fragments in self._ties.overdue(now).items():
       member = self._members.members[island]
       if member.state is State.JOINING:  # else it was but one vote in a tie
-        self._give_state(member)
+        self._give_state(member, fragments)
     self._ending.advance(now)
     return self._advance(now)
 
@@ -317,14 +319,18 @@ class Coordinator:
   def _on_rechecked(
     self, member: Member, answer: pb.Rechecked, now: float
   ) -> None:
-    if not self._ties.rechecked(member.island, answer):
+    if answer.fragment >= len(self._ties):
       return
-    known = self._ties.known(answer.record)
+    tie = self._ties.of(answer.fragment)
+    if not tie.rechecked(member.island, answer):
+      return
+    known = tie.known(answer.record)
     if known and answer.state != known:
-      self._give_state(member)
-    elif answer.mended:
+      self._give_state(member, [answer.fragment])
+    elif answer.mended:  # it has withdrawn what it had in all rounds
+      self.rounds.gone(member.island)
       self.rounds.excuse(member.island)
-    if self._ties.disputed():
+    if tie.disputed():
       self.rounds.doubt()
 
   def _on_dropped(
@@ -353,11 +359,10 @@ class Coordinator:
       member.session = None
     self._gone(member)
 
-  def _repair(self, member: Member) -> None:
-    """A member's state is not the run's: its log may mend it."""
-    several = self.books.run.outer.fragments > 1  # their hashes prove no replay
-    if several or not self._ties.ask(member.island):  # or it could not
-      self._give_state(member)
+  def _repair(self, member: Member, fragments: Sequence[int]) -> None:
+    """Some of a member's state is not the run's: its log may mend it."""
+    if not self._ties.ask(member.island, fragments):  # or it could not
+      self._give_state(member, fragments)
       return
     text = f"{member.island} diverged at record {self.head.number}"
     self._outbox.warn(f"{text}, and replays its log.")
@@ -365,14 +370,17 @@ class Coordinator:
     self.rounds.gone(member.island)
     self.rounds.excuse(member.island)
 
-  def _give_state(self, member: Member) -> None:
-    """A member's state is not the run's: it goes back to the others'."""
+  def _give_state(self, member: Member, fragments: Sequence[int]) -> None:
+    """Some of a member's state is not the run's: it goes back to the others'.
+
+    What it has said of other fragments stays evidence, for those others.
+    """
     text = f"{member.island} diverged at record {self.head.number}"
     self._outbox.warn(f"{text}, and is given the others' state.")
     cause = f"its state at record {self.head.number} had diverged"
     self.books.accounts.depart(member, cause)
     member.state, member.record = State.JOINING, -1
-    self._ties.retract(member.island)
+    self._ties.retract(member.island, fragments)
     self.rounds.gone(member.island)
     self._transfers.tell_to_wait(member.island)
     welcome = pb.Welcome(
@@ -423,6 +431,6 @@ class Coordinator:
     who = pb.Eviction(island=island, incarnation=member.incarnation)
     self.books.change(pb.Settings(evicted=who, reason=reason), now)
     self._outbox.refuse(member, f"an operator evicted it: {reason}")
-    self._ties.retract(island)
+    self._ties.retract(island, range(len(self._ties)))
     self._evict(member, "evicted by an operator")
     member.state = State.LEFT

@@ -5,7 +5,7 @@ record comes after it that would have its hash, and who is wrong must be given
 it by somebody (docs/protocol.md, 6).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from intellect_jax.elastic.books import Books
 from intellect_jax.elastic.membership import Member, Membership, State
@@ -23,12 +23,13 @@ class Ending:
     members: Membership,
     ties: Ties,
     outbox: Outbox,
-    repair: Callable[[Member], None],
+    repair: Callable[[Member, Sequence[int]], None],
   ):
     """The run may be far from its end.
 
     Args:
-      repair: called with a member whose state is not the run's.
+      repair: called with a member whose state is not the run's, and the
+        fragments that are not.
     """
     self._books = books
     self._members = members
@@ -36,7 +37,8 @@ class Ending:
     self._outbox = outbox
     self._repair = repair
     self._mending = False  # somebody is given the final state anew
-    self._unsettled = False  # replay could not tell which state is right
+    # Fragments of which replay could not tell which state is right.
+    self._unsettled: set[int] = set()
     self._dismissed: set[int] = set()  # sessions that may go
 
   def advance(self, now: float) -> None:
@@ -52,21 +54,30 @@ class Ending:
     """Whoever is here tells the hash of its final state."""
     elastic, since = self._books.elastic, now - self._books.appended_at
     here = [m for m in self._inside() if m.session is not None and not m.hung]
-    said = [m for m in here if self._ties.claimed(m.island)]
+    ties = [self._ties.of(fragment) for fragment in range(len(self._ties))]
+    said = [m for m in here if all(tie.claimed(m.island) for tie in ties)]
     complete = len(said) == len(here) or since > elastic.lease_seconds
-    right = self._ties.right(complete)
-    if not right and not self._unsettled and (why := self._ties.hopeless()):
-      self._outbox.warn(f"The run ends all the same: {why}.")
-      self._unsettled = True
-    if not right and not self._unsettled:
+    settled = {}  # the hash by fragment
+    for tie in ties:
+      if right := tie.right(complete):
+        settled[tie.fragment] = right
+      elif tie.fragment not in self._unsettled and (why := tie.hopeless()):
+        self._outbox.warn(f"The run ends all the same: {why}.")
+        self._unsettled.add(tie.fragment)
+    if len(settled.keys() | self._unsettled) < len(ties):
       return
-    holding = said
-    if right:
-      holding = [m for m in said if self._ties.claimed(m.island) == right]
+    holding = []
     for member in said:
-      if member not in holding:
+      wrong = [
+        fragment
+        for fragment, right in settled.items()
+        if ties[fragment].claimed(member.island) != right
+      ]
+      if wrong:
         self._mending = True
-        self._repair(member)
+        self._repair(member, wrong)
+      else:
+        holding.append(member)
     patience = max(
       elastic.lease_seconds, elastic.recheck_patience * self._mending
     )

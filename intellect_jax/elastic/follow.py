@@ -200,22 +200,17 @@ class Follower:
     if news.evicted:
       news.evicted = False
       self._give_up("evicted while it was silent")
-    if news.recheck is not None:
-      recheck, news.recheck = news.recheck, None
-      self._recheck(recheck.right)
+    while news.rechecks:
+      self._recheck(news.rechecks.popleft())
     self._diary.stands()
 
-  def _recheck(self, right: bytes) -> None:
-    """Islands hold different states: what does this one's log come to?
-
-    Args:
-      right: the state hash that it must be; empty: not known.
-    """
+  def _recheck(self, wanted: pb.Recheck) -> None:
+    """Islands hold different states: what does this one's log come to?"""
     if not self._agent.standing:
       return
     patience = self.run.elastic.recheck_patience
     with self._news.busy("replaying the log", patience):
-      answer = rebuild.recheck(self._crew, self._held, self._island, right)
+      answer = rebuild.recheck(self._crew, self._held, self._island, wanted)
     if answer.mended:
       self._agent.withdraw()
       self._give_up("its state was not what its log comes to")

@@ -11,10 +11,18 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from intellect_jax.elastic import blobs, fetching, figures, history, rpc
+from intellect_jax.elastic import (
+  blobs,
+  chain,
+  fetching,
+  figures,
+  history,
+  rpc,
+)
 from intellect_jax.elastic.log import RecordLog
 from intellect_jax.elastic.means import Mean
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
+from intellect_jax.elastic.protocol import island_pb2 as ipb
 from intellect_jax.elastic.saves import Saves
 from intellect_jax.elastic.shelf import MeanShelf
 from intellect_jax.elastic.state import OuterState
@@ -195,11 +203,19 @@ class Holdings:
     """The hash of all of theta and b."""
     if len(self.fragments) == 1:
       return self.state_hash()
-    return self.actual_hash()
-
-  def actual_hash(self) -> bytes:
-    """The hash of theta and b as they are in memory now."""
     return self.outer.manifest()[1].id
+
+  def actual_hash(self, fragment: int) -> bytes:
+    """The hash of a fragment of theta and b as they are in memory now."""
+    return self.outer.fragment_hash(self.places[fragment])
+
+  def describe(self) -> pb.StateReady:
+    """The hashes of theta and b as they are in memory now; nobody serves them."""
+    record, manifest = self.outer.manifest()
+    ready = pb.StateReady(record=record, state=pb.Blob(id=manifest.id))
+    if len(self.fragments) > 1:
+      ready.fragments.extend(map(self.outer.fragment_hash, self.places))
+    return ready
 
   def look_back(
     self, told: Callable[[figures.Direction], None]
@@ -311,35 +327,34 @@ class Holdings:
       self.decide(record, included=False)
     return TrainState(self.place_theta(), saved.inner.opt_state)
 
-  def rebuild(
-    self, checkpoint: int, to: int, agreed: bytes, right: bytes
-  ) -> bytes:
-    """Replays a checkpoint through the log up to record `to`, where this stands.
+  def rebuild(self, order: ipb.Rebuild) -> bytes:
+    """Replays a fragment from a checkpoint through the log up to this record.
 
-    Args:
-      checkpoint: its record.
-      to: number of a record.
-      agreed: the state hash of the checkpoint that others confirm; then theta
-        and b become what the replay comes to. Empty: nobody does.
-      right: the state hash that the replay should come to; then likewise.
+    If others confirm the checkpoint, or if the replay comes to what is right, the
+    fragment becomes that; see `Rebuild` in island.proto.
 
     Returns:
       The state hash by replay; empty if the checkpoint is not what is agreed.
     """
-    replay = OuterState(self.layout.size)
-    replay.replace(self.saves.outer(self.layout.size, checkpoint), checkpoint)
-    if agreed and replay.manifest()[1].id != agreed:
-      logging.warning("Checkpoint %d is not what others had.", checkpoint)
+    size, places = self.layout.size, self.places[order.fragment]
+    replay = OuterState(size)
+    replay.replace(self.saves.outer(size, order.checkpoint), order.checkpoint)
+    if order.agreed and replay.fragment_hash(places) != order.agreed:
+      logging.warning("Checkpoint %d is not what others had.", order.checkpoint)
       return b""
-    for record in self.log.after(checkpoint):
-      if record.number > to:
+    for record in self.log.after(order.checkpoint):
+      if record.number > order.record:
         break
-      history.move(self.log, replay, record)
-    rebuilt = replay.manifest()[1].id
-    sure = agreed or rebuilt == right
-    if sure and rebuilt != self.actual_hash():
-      both = np.concatenate([replay.theta, replay.momentum])
-      self.stand_at(self.record, both)
+      if chain.moves(record, order.fragment):
+        history.move(self.log, replay, record)
+    rebuilt = replay.fragment_hash(places)
+    sure = order.agreed or rebuilt == order.right
+    if sure and rebuilt != self.actual_hash(order.fragment):
+      theta, momentum = self.outer.theta.copy(), self.outer.momentum.copy()
+      for start, stop in places:
+        theta[start:stop] = replay.theta[start:stop]
+        momentum[start:stop] = replay.momentum[start:stop]
+      self.stand_at(self.record, np.concatenate([theta, momentum]))
     return rebuilt
 
   # ---------------------------------------------------- for other islands

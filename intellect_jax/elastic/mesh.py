@@ -298,25 +298,20 @@ class ElasticDeviceMesh:
     self._diary.wait()
     self._held.saves.wait()
     self._agent.beat()
-    digest = self._held.actual_hash()
-    self._say_state(digest)
+    state = self._held.describe()
+    self._agent.say(state_ready=state)
     if self._held.record.final:
-      self._await_others(digest)
+      self._await_others(state)
     final = self._held.record.final
     reason = "the run is final" if final else "it was asked to stop"
     self._agent.say(leave=pb.Leave(reason=reason))
     self._agent.flush()
 
-  def _say_state(self, digest: bytes) -> None:
-    """Tells the hash of theta and b."""
-    ready = pb.StateReady(record=self.record, state=pb.Blob(id=digest))
-    self._agent.say(state_ready=ready)
-
-  def _await_others(self, digest: bytes) -> None:
+  def _await_others(self, state: pb.StateReady) -> None:
     """Stays until all that are here hold the same final state, this one too.
 
     Not without a coordinator: another would have to be started for that.
-    `digest`: of what it holds now.
+    `state`: that it holds now.
     """
     news, patience = self._news, self._run.elastic.lease_seconds
     while self._held.record.final and not news.finished:
@@ -329,8 +324,8 @@ class ElasticDeviceMesh:
       if heard:
         self._crew.order(ipb.Order(save=ipb.Save()))
         self._held.saves.wait()
-        digest = self._held.actual_hash()
-      self._say_state(digest)  # again: it may not have been heard
+        state = self._held.describe()
+      self._agent.say(state_ready=state)  # again: it may not have been heard
 
   def __exit__(self, kind, error, trace) -> None:
     """Ends what was started; also after a failure half-way."""

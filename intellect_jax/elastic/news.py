@@ -22,7 +22,7 @@ class News:
       proposed for.
     restores: states that others offer.
     initialise: it is to make the initial state.
-    recheck: it is to replay its log, and to compare.
+    rechecks: it is to replay its log, and to compare fragments.
     leases: samples by window.
     adopted: records to apply, in order.
     annulled: the record that it stood at, which no longer counts, and the
@@ -43,7 +43,7 @@ class News:
     self.hand_in: dict[int, int] = {}
     self.restores: collections.deque[pb.Restore] = collections.deque()
     self.initialise = False
-    self.recheck: pb.Recheck | None = None
+    self.rechecks: collections.deque[pb.Recheck] = collections.deque()
     self.leases: dict[int, list[Interval]] = {}
     self.adopted: collections.deque[pb.Record] = collections.deque()
     self.annulled: tuple[int, int] | None = None
@@ -63,7 +63,7 @@ class News:
   def diverted(self) -> bool:
     """Whether it has to go on from another state than it thought, or may."""
     came = bool(self.restores) or self.initialise or self.evicted
-    return came or self.recheck is not None or self.annulled is not None
+    return came or bool(self.rechecks) or self.annulled is not None
 
   def wait(
     self, ready: Callable[[], bool], reason: str, timeout: float | None = None

@@ -26,7 +26,10 @@ class Start(NamedTuple):
 
 
 def starts(
-  records: Sequence[pb.Record], island: str, checkpoints: Sequence[int]
+  records: Sequence[pb.Record],
+  island: str,
+  checkpoints: Sequence[int],
+  fragment: int,
 ) -> list[Start]:
   """Checkpoints that a replay may begin from, the best first.
 
@@ -37,30 +40,32 @@ def starts(
     records: of the island's log from 0 on, annulled ones too.
     island: whose own word does not count.
     checkpoints: records of those that are here.
+    fragment: of theta and b.
   """
   counting = chain.effective(records)
   numbers = {record.number for record in counting}
   found = [
-    Start(number, _agreed(counting, number, island))
+    Start(number, _agreed(counting, number, island, fragment))
     for number in sorted(numbers.intersection(checkpoints))
   ]
   confirmed = [start for start in found if start.agreed]
   return confirmed[::-1] + [start for start in found if not start.agreed]
 
 
-def _agreed(counting: list[pb.Record], number: int, island: str) -> bytes:
+def _agreed(
+  counting: list[pb.Record], number: int, island: str, fragment: int
+) -> bytes:
   """The state hash at a record that others have said; empty: nobody has."""
-  steps = [record for record in counting if record.HasField("step")]
+  steps = chain.steps_of(counting, fragment)
   for record in steps:
     if record.number > number:
       others = {member.island for member in record.step.members} - {island}
-      whole = others and not record.step.blocks  # and not a fragment's
-      return record.step.base_state if whole else b""
-  return b"" if steps else counting[0].genesis.state
+      return record.step.base_state if others else b""
+  return b"" if steps else chain.first_state(counting[0].genesis, fragment)
 
 
 def recheck(
-  crew: Crew, held: Holdings, island: str, right: bytes
+  crew: Crew, held: Holdings, island: str, wanted: pb.Recheck
 ) -> pb.Rechecked:
   """Replays the log, and goes on with that if it is sure to be right.
 
@@ -68,19 +73,21 @@ def recheck(
     crew: the island's processes.
     held: of this one.
     island: its name.
-    right: the state hash that it must be; empty: not known.
+    wanted: of which fragment, and what its state hash must be, if that is known.
 
   Returns:
-    What the coordinator is to hear. If theta and b were mended, x is still what
+    What the coordinator is to hear. If the fragment was mended, x is still what
     it was.
 
   Raises:
     RuntimeError: if the island's processes come to different bits.
   """
-  record = held.record.number
-  answer = pb.Rechecked(record=record, state=held.actual_hash())
-  checkpoints = held.saves.numbers()
-  for start in starts(held.log.records(), island, checkpoints):
+  record, fragment, right = held.record.number, wanted.fragment, wanted.right
+  answer = pb.Rechecked(
+    record=record, fragment=fragment, state=held.actual_hash(fragment)
+  )
+  records, checkpoints = held.log.records(), held.saves.numbers()
+  for start in starts(records, island, checkpoints, fragment):
     if start.checkpoint > record or crew.reach(start.checkpoint) < record:
       continue
     order = ipb.Rebuild(
@@ -88,6 +95,7 @@ def recheck(
       record=record,
       agreed=start.agreed,
       right=right,
+      fragment=fragment,
     )
     reports = crew.order(ipb.Order(rebuild=order))
     if len({report.rebuilt for report in reports}) > 1:
@@ -100,9 +108,10 @@ def recheck(
       continue  # the checkpoint itself is not what others had there
     wrong = any(report.state_hash != rebuilt for report in reports)
     logging.warning(
-      "Replayed record %d from checkpoint %d: theta and b are %s.",
+      "Replayed record %d from checkpoint %d: fragment %d is %s.",
       record,
       start.checkpoint,
+      fragment,
       "not that" if wrong else "that",
     )
     sure = bool(start.agreed) or rebuilt == right

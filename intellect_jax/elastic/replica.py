@@ -275,11 +275,9 @@ class Replica:
     self._keep_theta(self.state.params)
 
   def _rebuild(self, order: ipb.Rebuild) -> ipb.Report:
-    """Compares theta and b with what the log comes to; x stays."""
-    held, before = self._held, self._held.actual_hash()
-    rebuilt = held.rebuild(
-      order.checkpoint, order.record, order.agreed, order.right
-    )
+    """Compares a fragment with what the log comes to; x stays."""
+    held, before = self._held, self._held.actual_hash(order.fragment)
+    rebuilt = held.rebuild(order)
     return ipb.Report(record=order.record, state_hash=before, rebuilt=rebuilt)
 
   def _keep_theta(self, theta: Params) -> None:

@@ -6,7 +6,7 @@ and what becomes a record.
 """
 
 import collections
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 import statistics
 
@@ -19,7 +19,7 @@ from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.elastic.quorum import Quorum
 from intellect_jax.elastic.round import CoordinatorRound
 from intellect_jax.elastic.shares import capacity, relayed_only
-from intellect_jax.elastic.tie import Ties, disagreement
+from intellect_jax.elastic.tie import Ties
 from intellect_jax.elastic.transfers import Transfers
 from intellect_jax.outer.codec import make_codec
 
@@ -52,13 +52,14 @@ class Rounds:
     outbox: Outbox,
     transfers: Transfers,
     ties: Ties,
-    repair: Callable[[Member], None],
+    repair: Callable[[Member, Sequence[int]], None],
     now: float,
   ):
     """Opens the first rounds.
 
     Args:
-      repair: called with a member whose state is not the run's.
+      repair: called with a member whose state is not the run's, and the
+        fragments that are not.
     """
     self._books = books
     self._members = members
@@ -140,8 +141,8 @@ class Rounds:
     if refusal:
       self._outbox.refuse(member, f"its proposal was refused: {refusal}")
       return
-    if self._single:
-      self._ties.claim(member.island, proposal.base, proposal.base_state)
+    tie = self._ties.of(proposal.fragment)
+    tie.claim(member.island, proposal.base, proposal.base_state)
     if open_.round.contradicted_by(proposal):
       open_.round.abandon()
     open_.proposed_after[member.island] = now - open_.since
@@ -337,47 +338,20 @@ class Rounds:
     late = self._late(open_) and now < self._deadline(open_)
     return open_.round.planned or not late
 
-  @property
-  def _single(self) -> bool:
-    """Whether there is one fragment, all of theta and b."""
-    return len(self._open) == 1
-
   def _agree(self, open_: _Open, now: float) -> bool:
-    """Whether it is settled which state is the run's; others are repaired.
-
-    Of several fragments, the state of this one is what most hold.
-    """
-    proposals = open_.round.proposals
-    if self._single:
-      right = self._ties.right(not self._late(open_))
-      why = "" if right else self._ties.hopeless()
-    else:
-      right, why = self._most(open_)
+    """Whether it is settled which state is the run's; others are repaired."""
+    proposals, fragment = open_.round.proposals, self._open.index(open_)
+    tie = self._ties.of(fragment)
+    right = tie.right(not self._late(open_))
     if right:
       for island, proposal in list(proposals.items()):
         if proposal.base_state != right:
-          self._repair(self._members.members[island])
-    elif why:
+          self._repair(self._members.members[island], [fragment])
+    elif why := tie.hopeless():
       self._outbox.warn(f"The run is paused: {why}.")
       pause = pb.Settings.PAUSE_BEGIN
       self._books.change(pb.Settings(pause=pause, reason=why), now)
     return bool(right)
-
-  def _most(self, open_: _Open) -> tuple[bytes, str]:
-    """What most hold of one of several fragments, or why that cannot be told.
-
-    Neither, while somebody may yet decide it.
-    """
-    proposals = open_.round.proposals
-    held = {island: p.base_state for island, p in proposals.items()}
-    ranked = collections.Counter(held.values()).most_common(2)
-    if ranked and (len(ranked) == 1 or ranked[0][1] > ranked[1][1]):
-      return ranked[0][0], ""
-    if not ranked or self._late(open_):
-      return b"", ""
-    number = self._open.index(open_)
-    what = f"fragment {number} of the state at record {open_.base}"
-    return b"", disagreement(what, held)
 
   def _commit(self, fragment: int, now: float) -> None:
     """Writes the record: every member that still lives is prepared."""

@@ -4,11 +4,12 @@ All that stand at one record must hold the same bits of theta and b; what each
 holds is in its proposals and offers. The chain knows the right one as soon as a
 later record names it. Until then most islands do, and a tie is settled by
 replay (docs/protocol.md, 4): each rebuilds the state from its own checkpoint and
-log, and says what it comes to (rebuild.py).
+log, and says what it comes to (rebuild.py). All of this is by fragment: records
+of one leave the others as they are.
 """
 
 import collections
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 
 from intellect_jax.elastic.books import Books
 from intellect_jax.elastic.membership import Membership
@@ -17,9 +18,78 @@ from intellect_jax.elastic.protocol import elastic_pb2 as pb
 
 
 class Ties:
-  """What islands say of the run's newest state, and which of them is right."""
+  """What islands say of the run's newest state, by fragment."""
 
   def __init__(self, books: Books, members: Membership, outbox: Outbox):
+    count = books.run.outer.fragments
+    self._ties = [Tie(f, count, books, members, outbox) for f in range(count)]
+
+  def of(self, fragment: int) -> "Tie":
+    return self._ties[fragment]
+
+  def __len__(self) -> int:
+    return len(self._ties)
+
+  def claim(self, island: str, ready: pb.StateReady) -> None:
+    """An island holds a state, and tells the hashes of its fragments."""
+    for tie, state in self._each(ready):
+      tie.claim(island, ready.record, state)
+
+  def wrong(self, ready: pb.StateReady) -> list[int]:
+    """The fragments of a state that are not the run's."""
+    return [
+      t.fragment for t, s in self._each(ready) if t.wrong(ready.record, s)
+    ]
+
+  def _each(self, ready: pb.StateReady) -> Iterable[tuple["Tie", bytes]]:
+    states = ready.fragments or [ready.state.id]
+    return zip(self._ties, states, strict=False)
+
+  def known(self, record: int) -> bool:
+    """Whether the hash of the run's state at a record is known."""
+    return all(tie.known(record) for tie in self._ties)
+
+  def disputed(self) -> bool:
+    """Whether the newest state's hash is not known, and not for want of one."""
+    return any(tie.disputed() for tie in self._ties)
+
+  def ask(self, island: str, fragments: Sequence[int]) -> bool:
+    """Has an island replay its log. False: it has, and no more can be had."""
+    return all([self._ties[fragment].ask(island) for fragment in fragments])
+
+  def overdue(self, now: float) -> dict[str, list[int]]:
+    """Lets time pass. Returns who takes too long with what, and is left out."""
+    late: dict[str, list[int]] = {}
+    for tie in self._ties:
+      for island in tie.overdue(now):
+        late.setdefault(island, []).append(tie.fragment)
+    return late
+
+  def retract(self, island: str, fragments: Sequence[int]) -> None:
+    """What an island held of these fragments is no longer there."""
+    for fragment in fragments:
+      self._ties[fragment].retract(island)
+
+  def gone(self, island: str) -> None:
+    """A stream broke: it may not have heard. What it has said stays evidence."""
+    for tie in self._ties:
+      tie.gone(island)
+
+
+class Tie:
+  """What islands say of a fragment, and which of them is right."""
+
+  def __init__(
+    self,
+    fragment: int,
+    count: int,
+    books: Books,
+    members: Membership,
+    outbox: Outbox,
+  ):
+    """`count` is that of all fragments."""
+    self.fragment = fragment
+    self._several = count > 1
     self._books = books
     self._members = members
     self._outbox = outbox
@@ -41,7 +111,7 @@ class Ties:
       self._claims[island] = state
 
   def ask(self, island: str) -> bool:
-    """Has an island replay its log. False: it has, and no more can be had."""
+    """As `Ties.ask`."""
     self._follow()
     right = self.known(self._books.head.number)
     answer = self._answers.get(island)
@@ -53,7 +123,7 @@ class Ties:
       self._asked[island] = self._now
       if right:
         self._told.add(island)
-      recheck = pb.Recheck(right=right)
+      recheck = pb.Recheck(right=right, fragment=self.fragment)
       self._outbox.tell(island, pb.ToIsland(recheck=recheck))
     return True
 
@@ -76,7 +146,7 @@ class Ties:
     return asked
 
   def overdue(self, now: float) -> list[str]:
-    """Lets time pass. Returns who takes too long, and is left out."""
+    """As `Ties.overdue`."""
     self._follow()
     self._now = now
     patience = self._books.elastic.recheck_patience
@@ -87,18 +157,18 @@ class Ties:
     return late
 
   def retract(self, island: str) -> None:
-    """What an island held is no longer there."""
+    """As `Ties.retract`."""
     self._claims.pop(island, None)
     self._answers.pop(island, None)
     self.gone(island)
 
   def gone(self, island: str) -> None:
-    """A stream broke: it may not have heard. What it has said stays evidence."""
+    """As `Ties.gone`."""
     self._asked.pop(island, None)
 
   def _follow(self) -> None:
     """Begins anew when a record has moved the state."""
-    state = self._books.chain.state
+    state = self._books.chain.made(self.fragment)
     if self._of != state:
       self._of, self._settled, self._contested = state, b"", False
       self._claims.clear()
@@ -117,7 +187,7 @@ class Ties:
     """The hash of the run's state at a record; empty: not known yet."""
     self._follow()
     newest = self._books.chain.counting(record) >= self._of
-    known = self._books.chain.state_at(record)
+    known = self._books.chain.state_at(record, self.fragment)
     return known or (self._settled if newest else b"")
 
   def wrong(self, record: int, state: bytes) -> bool:
@@ -161,8 +231,19 @@ class Ties:
       return ""
     self._answers.clear()
     record = self._books.head.number
-    what = f"the state at record {record}, and their logs do not settle it"
-    return disagreement(what, self._claims)
+    said = "; ".join(
+      f"{island} has {state.hex()[:16]}"
+      for island, state in sorted(self._claims.items())
+    )
+    return (
+      f"islands disagree on {self._what} at record {record}, and their logs do"
+      f" not settle it: {said}. Evict who is wrong, or roll back, and resume"
+    )
+
+  @property
+  def _what(self) -> str:
+    part = f"fragment {self.fragment} of " if self._several else ""
+    return f"{part}the state"
 
   def _replayed(self) -> bytes:
     """What those who are here come to; empty: they are still at it."""
@@ -170,8 +251,8 @@ class Ties:
     if here and not (self._asked or self._answers):
       names, record = ", ".join(here), self._books.head.number
       self._outbox.warn(
-        f"{names} hold different states of record {record}, and none has most"
-        " votes: each replays its log."
+        f"{names} disagree on {self._what} at record {record}, and none has"
+        " most votes: each replays its log."
       )
     waiting = [island for island in here if self.ask(island)]
     if waiting:
@@ -179,17 +260,6 @@ class Ties:
     held = {self._claims[island] for island in here}
     found = _most(self._answers.values())
     return found or (held.pop() if len(held) == 1 else b"")
-
-
-def disagreement(what: str, held: Mapping[str, bytes]) -> str:
-  """For an operator: who holds which state, by its hash."""
-  said = "; ".join(
-    f"{island} has {state.hex()[:16]}" for island, state in sorted(held.items())
-  )
-  return (
-    f"islands disagree on {what}: {said}. Evict who is wrong, or roll back, and"
-    " resume"
-  )
 
 
 def _most(answers: Iterable[pb.Rechecked]) -> bytes:

@@ -7,7 +7,7 @@ fetches it on its own and replays the log from there; nobody waits meanwhile,
 and when a donor dies it goes on from the others.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from intellect_jax.elastic.books import Books
 from intellect_jax.elastic.membership import Member, Membership, State
@@ -30,12 +30,13 @@ class Transfers:
     members: Membership,
     outbox: Outbox,
     ties: Ties,
-    repair: Callable[[Member], None],
+    repair: Callable[[Member, Sequence[int]], None],
   ):
     """Nobody waits yet.
 
     Args:
-      repair: called with a donor whose state is not the run's.
+      repair: called with a donor whose state is not the run's, and the
+        fragments that are not.
     """
     self._books = books
     self._members = members
@@ -89,16 +90,6 @@ class Transfers:
     if member.session is None:
       self.has_one(member.island)  # if not, it says so again
 
-  def _is_wrong(self, ready: pb.StateReady) -> bool:
-    """Whether a state is not the run's, as far as that is known."""
-    if self._ties.wrong(ready.record, ready.state.id):
-      return True
-    chain = self._books.chain
-    return any(
-      chain.fragment_at(ready.record, fragment) not in (b"", state)
-      for fragment, state in enumerate(ready.fragments)
-    )
-
   # ------------------------------------------------------ the first state
 
   def initialiser(self) -> Member | None:
@@ -133,7 +124,7 @@ class Transfers:
     if member.island in self._uninvited:
       return  # perhaps of another chain
     if not chain.records:
-      genesis = pb.Genesis(state=state.id)
+      genesis = pb.Genesis(state=state.id, fragments=ready.fragments)
       self._books.append(pb.Record(genesis=genesis), now)
     elif ready.record == 0 and self._made_another(member, state.id):
       reason = "its initial state differs from the run's"
@@ -145,10 +136,10 @@ class Transfers:
     if asked_at is not None:
       patience = _OFFER_SLACK + (now - asked_at) / 2
       self._offer_by = min(self._offer_by, now + patience)
-    self._ties.claim(member.island, ready.record, state.id)
-    if self._is_wrong(ready):
+    self._ties.claim(member.island, ready)
+    if wrong := self._ties.wrong(ready):
       self._offers.pop(member.island, None)
-      self._repair(member)
+      self._repair(member, wrong)
     elif state.parts:
       self._offers[member.island] = ready
 
@@ -178,9 +169,9 @@ class Transfers:
       old = chain.head.number - ready.record > _OFFER_AGE
       if old or chain.counting(ready.record) < 0:
         del self._offers[donor]
-      elif self._is_wrong(ready):
+      elif wrong := self._ties.wrong(ready):
         del self._offers[donor]
-        self._repair(self._members.members[donor])
+        self._repair(self._members.members[donor], wrong)
 
   def _ask(self, now: float) -> None:
     """Asks members for their states, by turns, until there are enough."""

@@ -1,6 +1,6 @@
 """Islands that hold different states of one record: the coordinator's side."""
 
-from driver import TOKENS, Driver, asked, lost
+from driver import BLOCK, TOKENS, Driver, asked, lost
 
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 
@@ -233,3 +233,74 @@ def test_at_the_end_nobody_waits_for_long_for_who_says_nothing():
   driver.wait(3.0, beating="abc")
   assert driver.take("a", "finished")
   assert driver.take("b", "finished")
+
+
+# ------------------------------------------------------- several fragments
+
+
+def propose_part(driver: Driver, island: str, state: bytes) -> None:
+  """Fragment 1, of which nobody commits windows."""
+  part = pb.Part(addresses=[f"{island}:1"])
+  proposal = pb.Proposal(
+    fragment=1,
+    base=driver.machine.head.number,
+    delta=pb.Blob(id=island.encode(), length=64 * BLOCK, parts=[part]),
+    norm=2.0,
+    base_state=state,
+    tokens=TOKENS,
+    steps=1,
+  )
+  driver.say(island, proposal=proposal)
+
+
+def part_replayed(driver: Driver, island: str, held: bytes, right: bytes):
+  (recheck,) = driver.take(island, "recheck")
+  assert recheck.fragment == 1
+  answer = pb.Rechecked(
+    fragment=1,
+    record=driver.machine.head.number,
+    state=right,
+    rebuilt=right,
+    agreed=True,
+    mended=held != right,
+  )
+  driver.say(island, rechecked=answer)
+
+
+def test_a_tie_over_one_of_several_fragments_is_settled_by_replay():
+  driver = Driver(outer=dict(fragments=2))
+  driver.begin("ab")
+  for island in "ab":
+    propose_part(driver, island, b"theta0")
+  driver.prepare("ab", driver.reduce("ab"))
+  assert driver.machine.head.step.fragment == 1
+  driver.propose("ab", state=b"theta0")
+  attempt = driver.reduce("ab")  # of fragment 0: it is under way
+  propose_part(driver, "a", b"x")
+  propose_part(driver, "b", b"s")
+  part_replayed(driver, "b", b"s", b"s")
+  part_replayed(driver, "a", b"x", b"s")
+  assert not driver.machine.books.steering.paused
+  # Who was wrong has withdrawn from all rounds: the attempt is made anew.
+  driver.prepare("ab", attempt)
+  assert driver.machine.head.number == 1
+  propose_part(driver, "a", b"s")
+  assert planned(driver, "a") == ["a", "b"]
+  driver.prepare("ab", driver.reduce("ab"))
+  assert driver.machine.head.step.base_state == b"s"
+
+
+def test_a_fragment_that_is_not_the_runs_is_found_in_an_offer():
+  driver = Driver(outer=dict(fragments=2))
+  driver.begin("abc")
+  for island in "abc":
+    propose_part(driver, island, b"theta0")
+  driver.prepare("abc", driver.reduce("abc"))
+  for island in "abc":
+    propose_part(driver, island, b"s")
+  driver.prepare("abc", driver.reduce("abc"))
+  blob = pb.Blob(id=b"whole", parts=[pb.Part(addresses=["a"])])
+  ready = pb.StateReady(record=1, state=blob, fragments=[b"theta0", b"x"])
+  driver.say("a", state_ready=ready)
+  (recheck,) = driver.take("a", "recheck")
+  assert recheck.fragment == 1

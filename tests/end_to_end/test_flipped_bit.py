@@ -1,13 +1,17 @@
 """A bit flips in the theta of one of two islands: neither has most votes."""
 
 from processes import command
+import pytest
 
 WINDOW = 2048  # tokens
 
 
-def test_a_tie_is_settled_by_replay_and_the_end_is_one_state(world):
+@pytest.mark.parametrize("fragments", [1, 2])
+def test_a_tie_is_settled_by_replay_and_the_end_is_one_state(world, fragments):
   coordinator = world.coordinator(
-    f"tokens={10 * WINDOW}", "elastic.start_islands=2"
+    f"tokens={10 * WINDOW}",
+    "elastic.start_islands=2",
+    f"outer.fragments={fragments}",
   )
   ada = world.island("ada", coordinator)
   bo = world.island("bo", coordinator, flips=True)

@@ -78,7 +78,7 @@ def _strike(world: World, kind: str, snapshot) -> None:
     case "hang":
       island.hung = True
       world.later(mend, lambda: _unhang(island))
-    case "flip" if island.theta and not world.streams:  # else a tie pauses it
+    case "flip" if island.theta:
       fragment = random.randrange(world.fragments) if world.streams else 0
       island.theta = flip(island.theta, random.random(), fragment)
     case "slow":

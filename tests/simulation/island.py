@@ -10,7 +10,7 @@ from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.outer.feedback import ErrorFeedback
 from simulation.disk import Disk
 from simulation.exchange import WORK, Exchange
-from simulation.symbols import NOTHING, Theta, genesis, hash_of, whole
+from simulation.symbols import NOTHING, Theta, genesis, hash_of, replaced, whole
 from simulation.training import Training
 
 if TYPE_CHECKING:
@@ -263,33 +263,34 @@ class Island:
         self.on_recheck(recheck)
       elif self.standing and self.held >= 0:
         self.training.merge(early=True)
-        self.send(pb.FromIsland(rechecked=self.recheck(recheck.right)))
+        self.send(pb.FromIsland(rechecked=self.recheck(recheck)))
         self.ready()
         self.training.go_on()
 
     self.later(WORK, replayed)
 
-  def recheck(self, right: bytes) -> pb.Rechecked:
-    disk, record = self.disk, self.held
-    answer = pb.Rechecked(record=record, state=whole(self.theta))
-    found = self.theta
-    for start in rebuild.starts(disk.records(), self.name, disk.whole()):
+  def recheck(self, wanted: pb.Recheck) -> pb.Rechecked:
+    disk, record, right = self.disk, self.held, wanted.right
+    fragment, held = wanted.fragment, self.theta[wanted.fragment]
+    answer = pb.Rechecked(record=record, fragment=fragment, state=held)
+    checkpoints, records = disk.whole(), disk.records()
+    for start in rebuild.starts(records, self.name, checkpoints, fragment):
       if start.checkpoint > record:
         continue
       reach, theta = disk.replay(start.checkpoint, record)
       saved = disk.saved[start.checkpoint][1]
-      if reach < record or start.agreed not in (b"", whole(saved)):
+      if reach < record or start.agreed not in (b"", saved[fragment]):
         continue
-      sure = bool(start.agreed) or whole(theta) == right
+      sure = bool(start.agreed) or theta[fragment] == right
       if sure or not answer.rebuilt:
-        answer.checkpoint, answer.rebuilt = start.checkpoint, whole(theta)
-        found = theta
+        answer.checkpoint, answer.rebuilt = start.checkpoint, theta[fragment]
         answer.agreed, answer.mended = bool(start.agreed), sure
       if sure or not right:
         break
-    answer.mended &= found != self.theta
+    answer.mended &= answer.rebuilt != held
     if answer.mended:
-      self.theta, answer.state = found, answer.rebuilt
+      answer.state = answer.rebuilt
+      self.theta = replaced(self.theta, fragment, answer.rebuilt)
       self.carry_out(self.round.withdraw())
       inside = self.in_run
       self.give_up("its state was not what its log comes to")

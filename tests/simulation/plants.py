@@ -24,6 +24,7 @@ from intellect_jax.elastic import (
   samples,
   tie,
   transfers,
+  windows,
 )
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.outer import feedback
@@ -301,13 +302,13 @@ def wait_for_the_dead():
 
 
 def settle_a_tie_by_the_first_word():
-  right = tie.Ties.right
+  right = tie.Tie.right
 
   def hasty(self, complete: bool) -> bytes:
     found = right(self, complete)
     return found or next(iter(self._claims.values()), b"")
 
-  return mock.patch.object(tie.Ties, "right", hasty)
+  return mock.patch.object(tie.Tie, "right", hasty)
 
 
 def leave_before_the_others_agree():
@@ -315,7 +316,9 @@ def leave_before_the_others_agree():
   compare = ending.Ending._compare
 
   def hasty(self, now: float) -> None:
-    self._dismiss([m for m in self._inside() if self._ties.claimed(m.island)])
+    self._dismiss(
+      [m for m in self._inside() if self._ties.of(0).claimed(m.island)]
+    )
     compare(self, now)
 
   return mock.patch.object(ending.Ending, "_compare", hasty)
@@ -351,7 +354,48 @@ def send_what_another_process_has_sent():
   return mock.patch.object(feedback.ErrorFeedback, "decide", trusting)
 
 
+def take_turns_by_the_window():
+  """Whose turn it is hangs on the island's own window, not on the chain."""
+
+  def turns(self) -> list[int]:
+    free = [f for f, part in enumerate(self.parts) if not part.proposed]
+    return free[:: -1 if self.next % 2 else 1]
+
+  return mock.patch.object(windows.Windows, "turns", property(turns))
+
+
+def hand_in_only_what_is_asked_for():
+  """Who is asked for a fragment hands in none of those before it."""
+
+  def before(self, asked) -> list[int]:
+    return [f for f in self.turns if asked(f) and self.parts[f].steps]
+
+  return mock.patch.object(windows.Windows, "before", before)
+
+
+def stay_in_other_rounds_when_one_fragment_was_wrong():
+  """Attempts wait for an island that has withdrawn from them."""
+  rechecked = coordination.Coordinator._on_rechecked
+
+  def lenient(self, member, answer: pb.Rechecked, now: float) -> None:
+    with mock.patch.object(self.rounds, "gone", lambda island: None):
+      rechecked(self, member, answer, now)
+
+  return mock.patch.object(coordination.Coordinator, "_on_rechecked", lenient)
+
+
+def keep_what_was_heard_of_a_lost_ledger():
+  """Records after the head of a welcome are adopted in time."""
+  return mock.patch.object(
+    round.IslandRound, "welcomed", lambda self, head: None
+  )
+
+
 PLANTS: list[Plant] = [
+  take_turns_by_the_window,
+  hand_in_only_what_is_asked_for,
+  stay_in_other_rounds_when_one_fragment_was_wrong,
+  keep_what_was_heard_of_a_lost_ledger,
   send_what_was_left_out_before_a_record_decides,
   forget_what_was_left_out,
   announce_before_durable,

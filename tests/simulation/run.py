@@ -49,13 +49,16 @@ def _in_flight(seed: int) -> dict[str, Any]:
   draw = random.Random(f"in flight {seed}")
   if draw.random() < 0.25:
     return {}
-  return dict(
+  outer = dict(
     fragments=draw.choice((1, 2, 2, 3, 3)),
     inner_steps=SAMPLES,
     overlap_steps=draw.choice((0, 0, 1, 2, 3)),
     max_ahead_steps=draw.choice((0, 0, 2, 4, 8)),
     merge_alpha=draw.choice((0.0, 0.5)),
   )
+  ahead = max(outer["overlap_steps"], outer["max_ahead_steps"])
+  eager = ahead > 0 == outer["merge_alpha"] and draw.random() < 0.5
+  return outer | dict(eager=eager)
 
 
 def finish(world: World, patience: float = PATIENCE) -> None:

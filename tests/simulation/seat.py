@@ -138,10 +138,11 @@ class Seat:
   ) -> None:
     """Notes the state that an island proposes with, if that may count."""
     fragment, chain = proposal.fragment, machine.books.chain
-    of = self.disk.term, _made(chain, fragment)
+    of = self.disk.term, chain.made(fragment)
     if self._claims_of[fragment] != of:
       self._claims_of[fragment], self._claims[fragment] = of, {}
     island = self.world.island_at(session)
+    assert island is not None, "it is heard"
     holders = [
       Holder(island.name, island.incarnation, w.number)
       for w in proposal.windows
@@ -180,7 +181,7 @@ class Seat:
           return
       match action:
         case actions_lib.Tell(session, message):
-          self._sent(message)
+          self._sent(session, message)
           world.send_down(session, message)
         case actions_lib.Close(session):
           world.end_stream(session)
@@ -225,6 +226,13 @@ class Seat:
     head = self.disk.log[-1] if self.disk.log else None
     self.world.invariants.check_settled(head, self.disk.losses)
 
+  def _gives_state(self, session: int) -> None:
+    """What it holds of other fragments goes with what is wrong in one."""
+    island = self.world.island_at(session)
+    if island is not None and self.world.fragments > 1:
+      for said in self._claims:
+        said.pop((island.name, island.incarnation), None)
+
   def _check_claimed(self, session: int, hello: pb.Hello) -> None:
     """A recovered coordinator leases to islands what they say they have."""
     machine = self.machine
@@ -241,19 +249,12 @@ class Seat:
       samples = chain_lib.intervals(grant)
       assert kept or subtract(samples, free), f"{holder} was forgotten"
 
-  def _sent(self, message: pb.ToIsland) -> None:
+  def _sent(self, session: int, message: pb.ToIsland) -> None:
+    if message.welcome.start == pb.Welcome.START_RESTORE:
+      self._gives_state(session)
     kind = message.WhichOneof("message")
     self.world.moment = kind
     if kind == "fix":
       self.world.invariants.check_fix(message.fix)
     elif kind == "record":
       self.world.invariants.check_announced(message.record)
-
-
-def _made(chain: chain_lib.Chain, fragment: int) -> int:
-  """Number of the record that made a fragment of theta what it is."""
-  for record in reversed(chain.effective):
-    step = record.HasField("step") and record.step.fragment == fragment
-    if step or record.HasField("genesis"):
-      return record.number
-  return 0

@@ -49,7 +49,7 @@ class Delta:
 
   @property
   def id(self) -> bytes:
-    return hash_of("delta", dataclasses.astuple(self))
+    return hash_of(self)
 
 
 def left_by(delta: bytes) -> bytes:

@@ -3,6 +3,7 @@
 import pytest
 
 from intellect_jax.elastic import chain
+from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.outer import overlap
 from simulation.run import finish, simulate
 from simulation.symbols import STEP_TOKENS, flip, is_flipped
@@ -35,11 +36,13 @@ def test_an_undisturbed_run_commits_every_token(islands, outer):
   )
   finish(world)
   disk = world.seats[0].disk
-  last = chain.opened(disk.log[-1])
-  assert last is not None
+  records = [pb.Record.FromString(sealed.body) for sealed in disk.log]
+  rounds = [len(chain.steps_of(records, f)) for f in range(world.fragments)]
+  assert 3 * min(rounds) >= max(rounds), "a fragment has no turns"
   lost = sum(loss.tokens for loss in disk.losses)
-  trained = [island.training.windows for island in world.islands]
-  assert last.total_tokens + lost == sum(w.tokens_trained for w in trained)
+  windows = [island.training.windows for island in world.islands]
+  trained = sum(each.tokens_trained for each in windows)
+  assert records[-1].total_tokens + lost == trained
   steps = SAMPLES + overlap.most_ahead(world.run.outer)
   assert lost <= islands * steps * STEP_TOKENS  # that the end cut short
 
@@ -52,13 +55,16 @@ def test_the_same_seed_gives_the_same_run():
   ]
 
 
+@pytest.mark.parametrize(("islands", "fragments"), [(3, 1), (2, 1), (2, 2)])
 @pytest.mark.parametrize("seed", range(5))
-def test_a_flipped_bit_is_found_and_mended(seed):
-  world = World(seed, islands=3, start_islands=3)
+def test_a_flipped_bit_is_found_and_mended(seed, islands, fragments):
+  """Also where two islands disagree, and over one fragment of several."""
+  outer = dict(fragments=fragments)
+  world = World(seed, islands, outer=outer, start_islands=islands)
   world.advance(20.0, until="record")
   world.advance(20.0, until="plan")
-  island = world.islands[seed % 3]
-  island.theta = flip(island.theta, 0.0)
+  island = world.islands[seed % islands]
+  island.theta = flip(island.theta, 0.0, seed % fragments)
   finish(world)
   assert not is_flipped(*island.theta)
   causes = [loss.cause for loss in world.seats[0].disk.losses]

@@ -132,7 +132,8 @@ class Training:
     yield lambda: self._steps is None
 
   def _half_done(self, steps: object) -> None:
-    if self._steps is steps and not self._island.hung:
+    island = self._island
+    if self._steps is steps and not (island.hung or island.ending):
       self._request()
 
   def _done(self, steps: object) -> None:
@@ -271,7 +272,8 @@ class Training:
       island.disk.log[record.number], island.theta
     )
     island.settle(record)
-    if record.number == 0 or self._world.random.random() < 0.5:
+    stays = self._world.streams and record.HasField("settings")
+    if record.number == 0 or (not stays and self._world.random.random() < 0.5):
       island.disk.save(record.number, island.theta, island.feedback)
     if record.HasField("step"):
       self.decide(record)

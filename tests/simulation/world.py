@@ -221,8 +221,10 @@ class World:
     if session in self._streams:
       self._streams[session].down(message)
 
-  def island_at(self, session: int) -> Island:
-    return self._streams[session].island
+  def island_at(self, session: int) -> Island | None:
+    """Who is at the other end; None: the stream has broken."""
+    stream = self._streams.get(session)
+    return stream.island if stream is not None else None
 
   def attending(self, seat: Seat) -> set[tuple[str, int]]:
     """Islands, and their incarnations, that a coordinator can hear."""

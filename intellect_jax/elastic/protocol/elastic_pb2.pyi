@@ -237,10 +237,12 @@ class Annulment(_message.Message):
     def __init__(self, to: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Genesis(_message.Message):
-    __slots__ = ("state",)
+    __slots__ = ("state", "fragments")
     STATE_FIELD_NUMBER: _ClassVar[int]
+    FRAGMENTS_FIELD_NUMBER: _ClassVar[int]
     state: bytes
-    def __init__(self, state: _Optional[bytes] = ...) -> None: ...
+    fragments: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, state: _Optional[bytes] = ..., fragments: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class SealedRecord(_message.Message):
     __slots__ = ("body", "hash", "holders")
@@ -479,20 +481,22 @@ class FetchFailed(_message.Message):
     def __init__(self, attempt: _Optional[bytes] = ..., peer: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Rechecked(_message.Message):
-    __slots__ = ("record", "state", "rebuilt", "checkpoint", "agreed", "mended")
+    __slots__ = ("record", "state", "rebuilt", "checkpoint", "agreed", "mended", "fragment")
     RECORD_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     REBUILT_FIELD_NUMBER: _ClassVar[int]
     CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
     AGREED_FIELD_NUMBER: _ClassVar[int]
     MENDED_FIELD_NUMBER: _ClassVar[int]
+    FRAGMENT_FIELD_NUMBER: _ClassVar[int]
     record: int
     state: bytes
     rebuilt: bytes
     checkpoint: int
     agreed: bool
     mended: bool
-    def __init__(self, record: _Optional[int] = ..., state: _Optional[bytes] = ..., rebuilt: _Optional[bytes] = ..., checkpoint: _Optional[int] = ..., agreed: _Optional[bool] = ..., mended: _Optional[bool] = ...) -> None: ...
+    fragment: int
+    def __init__(self, record: _Optional[int] = ..., state: _Optional[bytes] = ..., rebuilt: _Optional[bytes] = ..., checkpoint: _Optional[int] = ..., agreed: _Optional[bool] = ..., mended: _Optional[bool] = ..., fragment: _Optional[int] = ...) -> None: ...
 
 class Dropped(_message.Message):
     __slots__ = ("windows", "cause")
@@ -595,10 +599,12 @@ class OfferState(_message.Message):
     def __init__(self) -> None: ...
 
 class Recheck(_message.Message):
-    __slots__ = ("right",)
+    __slots__ = ("right", "fragment")
     RIGHT_FIELD_NUMBER: _ClassVar[int]
+    FRAGMENT_FIELD_NUMBER: _ClassVar[int]
     right: bytes
-    def __init__(self, right: _Optional[bytes] = ...) -> None: ...
+    fragment: int
+    def __init__(self, right: _Optional[bytes] = ..., fragment: _Optional[int] = ...) -> None: ...
 
 class LeaseGrant(_message.Message):
     __slots__ = ("window", "samples")

@@ -213,16 +213,18 @@ class Save(_message.Message):
     def __init__(self) -> None: ...
 
 class Rebuild(_message.Message):
-    __slots__ = ("checkpoint", "record", "agreed", "right")
+    __slots__ = ("checkpoint", "record", "agreed", "right", "fragment")
     CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
     RECORD_FIELD_NUMBER: _ClassVar[int]
     AGREED_FIELD_NUMBER: _ClassVar[int]
     RIGHT_FIELD_NUMBER: _ClassVar[int]
+    FRAGMENT_FIELD_NUMBER: _ClassVar[int]
     checkpoint: int
     record: int
     agreed: bytes
     right: bytes
-    def __init__(self, checkpoint: _Optional[int] = ..., record: _Optional[int] = ..., agreed: _Optional[bytes] = ..., right: _Optional[bytes] = ...) -> None: ...
+    fragment: int
+    def __init__(self, checkpoint: _Optional[int] = ..., record: _Optional[int] = ..., agreed: _Optional[bytes] = ..., right: _Optional[bytes] = ..., fragment: _Optional[int] = ...) -> None: ...
 
 class End(_message.Message):
     __slots__ = ("failure",)
