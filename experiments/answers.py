@@ -12,11 +12,12 @@ from collections.abc import Sequence
 import pathlib
 import random
 
-from absl import app, flags
+from absl import flags
 from conversations import POLITE, question, words
 import rich.console
 import rich.table
 
+from intellect_jax import command
 from intellect_jax import config as config_lib
 from intellect_jax.inference.engine import GREEDY, Engine
 from intellect_jax.inference.loading import Model, open_model
@@ -60,7 +61,7 @@ def shares(asked: Sequence[tuple[str, str]], said: Sequence[str]) -> list[str]:
   return [f"{100 * sum(kind) / len(kind):.1f} %" for kind in kinds]
 
 
-def main(_) -> None:
+def main() -> None:
   rng, known = random.Random(SEED.value), words()
   asked = [question(rng, known) for _ in range(QUESTIONS.value)]
   table = rich.table.Table("model", box=None)
@@ -74,4 +75,4 @@ def main(_) -> None:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  command.run(main)
