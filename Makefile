@@ -51,10 +51,11 @@ test-extras: setup  ## Install torch, lm-eval, openai, an S3 server …; test wi
 gpu-smoke: setup  ## Test what only a GPU can show, where there is one
 	$(BIN)/python tests/gpu_smoke.py
 
-bench: setup  ## Steps, codecs, exchange, links, faults, quality; short, 12 minutes
+bench: setup  ## Steps, codecs, exchange, overlap, links, faults, quality; short
 	$(BIN)/python -m benchmarks.inner_step
 	$(BIN)/python -m benchmarks.codec --quick
 	$(BIN)/python -m benchmarks.exchange --quick
+	$(BIN)/python -m benchmarks.overlap --quick
 	$(BIN)/python -m benchmarks.wan --quick
 	$(BIN)/python -m benchmarks.elastic --quick
 	$(BIN)/python -m benchmarks.quality --quick

@@ -6,6 +6,7 @@ compiles once, and needs no network.
 """
 
 from collections.abc import Callable, Sequence
+import itertools
 from typing import Any
 
 import jax
@@ -17,9 +18,10 @@ from intellect_jax.elastic import means
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.inner.step import TrainStep
 from intellect_jax.model.huggingface import tensor_names
-from intellect_jax.outer import delta, nesterov, overlap, traffic
+from intellect_jax.outer import nesterov, overlap, traffic
 from intellect_jax.outer.codec import Codec, make_codec
 from intellect_jax.outer.feedback import ErrorFeedback
+from intellect_jax.outer.fragments import partition
 from intellect_jax.outer.layout import Layout
 from intellect_jax.outer.schedule import Schedule, position
 
@@ -44,7 +46,8 @@ class Replicas:
     """Makes the initial state.
 
     Args:
-      run: the run half of the config; of `outer`, the codec, H, eta, mu, tau, alpha.
+      run: the run half of the config; of `outer`, the codec, H, eta, mu, tau,
+        alpha, P, and whether it is eager. Records come as late as they may.
       count: islands.
       train_step: compiled for `run.model` and `run.inner`.
       index: the global sample index. At each step, neighbours train on
@@ -63,6 +66,14 @@ class Replicas:
     self._feedback = [
       ErrorFeedback(zero, run.outer.feedback) for _ in range(count)
     ]
+    block = self.layout.block
+    # By fragment: where its values are, and each island's x at its proposal.
+    self._places = [
+      np.concatenate([np.arange(a * block, b * block) for a, b in f.runs])
+      for f in partition(self.layout, run.outer.fragments)
+    ]
+    self._anchors: dict[int, list[np.ndarray]] = {}
+    self._moved = [False] * run.outer.fragments
     batch, length = run.inner.batch_size, run.data.sequence_length
     self._tokens = batch * length  # of an island's step
     self.steps = run.tokens // (count * self._tokens)
@@ -81,18 +92,32 @@ class Replicas:
 
   def train(self, on_round: Callable[[int], Any] = lambda number: None) -> None:
     """All of the run; `on_round` hears the number of each record."""
-    outer, rounds, base = self._run.outer, 0, 0
+    outer, rounds, late = (
+      self._run.outer,
+      0,
+      overlap.most_ahead(self._run.outer),
+    )
+    turns, merges = itertools.cycle(self._turns()), {}
     for step in range(self.steps):
       self._train_step(step)
-      done = step + 1
-      if rounds and done == base + outer.overlap_steps:
-        self._merge()
-      if done == base + outer.inner_steps or done == self.steps:
-        self._outer_step()
-        rounds, base = rounds + 1, done
-        if not outer.overlap_steps:
-          self._merge()
+      done, within = step + 1, step % outer.inner_steps + 1
+      if done in merges:
+        self._merge(merges.pop(done))
+      before, after = (
+        n * outer.fragments // outer.inner_steps for n in (within - 1, within)
+      )
+      if after > before or done == self.steps:
+        fragment, rounds = next(turns), rounds + 1
+        self._outer_step(fragment)
+        if late:
+          merges[done + late] = fragment
+        else:
+          self._merge(fragment)
         on_round(rounds)
+
+  def _turns(self) -> list[int]:
+    """Fragment 0 is the last, so that its rounds end whole windows."""
+    return [*range(1, self._run.outer.fragments), 0]
 
   def _train_step(self, at: int) -> None:
     """Each island's step number `at`."""
@@ -104,31 +129,52 @@ class Replicas:
       for island, batches in zip(self._islands, self._batches, strict=True)
     ]
 
-  def _outer_step(self) -> None:
-    """A round: theta moves, and x is where it was."""
-    codes = []
-    for island, feedback in zip(self._islands, self._feedback, strict=True):
-      values = np.empty(self.layout.size, np.float32)
-      delta.delta(self.theta, island.params, self.layout, values)
-      feedback.add_to(values, 0)
+  def _outer_step(self, fragment: int) -> None:
+    """A round: theta moves, and x is where it was, or ahead of it."""
+    places, outer, codes = self._places[fragment], self._run.outer, []
+    theta, momentum = self.theta[places], self._momentum[places]
+    xs = [self.layout.flatten(i.params)[places] for i in self._islands]
+    for x, feedback in zip(xs, self._feedback, strict=True):
+      values = theta - x
+      if self.codec.sparse:
+        feedback.add_to(values, 0)
       codes.append(encoded(self.codec, values))
       if self.codec.sparse:
         self.codec.accumulate(values, codes[-1], -1.0)
         feedback.propose(values)
         feedback.decide(b"", included=True, lost=False)
-    mean, outer = coded_mean(self.codec, codes), self._run.outer
-    nesterov.apply(
-      self.theta, self._momentum, mean, outer.learning_rate, outer.momentum
-    )
+    if outer.eager and self._moved[fragment]:
+      rule = 1 / len(xs), outer.learning_rate, outer.momentum
+      xs = [overlap.eager(x, theta, momentum, *rule) for x in xs]
+      for number, x in enumerate(xs):
+        self._set(number, places, x)
+    self._anchors[fragment], self._moved[fragment] = xs, True
+    mean = coded_mean(self.codec, codes)
+    nesterov.apply(theta, momentum, mean, outer.learning_rate, outer.momentum)
+    self.theta[places], self._momentum[places] = theta, momentum
 
-  def _merge(self) -> None:
-    """x <- alpha x + (1 - alpha) theta: docs/protocol.md, 3."""
-    theta, alpha = self.params(), self._run.outer.merge_alpha
-    for number, island in enumerate(self._islands):
-      params = self._step.place(theta)
-      if alpha:
-        params = overlap.blend(island.params, params, alpha)
-      self._islands[number] = island._replace(params=params)
+  def _merge(self, fragment: int) -> None:
+    """What becomes of x: docs/protocol.md, 3."""
+    places, outer = self._places[fragment], self._run.outer
+    theta = self.theta[places]
+    anchors = self._anchors.pop(fragment)
+    for number, anchor in enumerate(anchors):
+      x = self.layout.flatten(self._islands[number].params)[places]
+      if overlap.blends(outer):
+        x = overlap.blend(x, theta, outer.merge_alpha)
+      elif overlap.most_ahead(outer):
+        x = overlap.rebase(overlap.displacement(x, anchor), theta)
+      else:
+        x = theta
+      self._set(number, places, x)
+
+  def _set(self, number: int, places: np.ndarray, values: np.ndarray) -> None:
+    """Moves some of an island's x."""
+    island = self._islands[number]
+    x = self.layout.flatten(island.params)
+    x[places] = values
+    params = self._step.place(self.layout.unflatten(x))
+    self._islands[number] = island._replace(params=params)
 
   def params(self) -> Any:
     """Theta as a tree of arrays."""

@@ -10,6 +10,7 @@ from intellect_jax.data.index import GlobalIndex
 from intellect_jax.data.tokenizer import tokenizer_of
 from intellect_jax.inner.step import TrainStep
 from intellect_jax.model import sharding
+from intellect_jax.outer.fragments import partition
 from intellect_jax.outer.schedule import Schedule
 
 STEPS = 4
@@ -77,3 +78,46 @@ def test_with_overlap_x_comes_back_to_theta_by_halves(world):
       state = state._replace(params=halves)
   expected = replicas.layout.flatten(state.params)
   np.testing.assert_allclose(replicas.theta, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_fragments_are_moved_in_turn(world):
+  """H = 2, P = 2: fragment 0 ends windows, the other one their first halves."""
+  run, step, index = world
+  run = run.copy_and_resolve_references()
+  batch, length = run.inner.batch_size, run.data.sequence_length
+  run.tokens = STEPS * batch * length
+  run.outer.update(codec="float32", learning_rate=1.0, momentum=0.0)
+  run.outer.update(inner_steps=2, fragments=2)
+  replicas = Replicas(run, 1, step, index)
+  replicas.train()
+
+  state, trained = step.init(jax.random.key(run.seed)), []
+  for at, samples in enumerate(index.batches([(0, STEPS * batch)], batch)):
+    state, _ = step(state, samples, Schedule(at * batch * length, run.tokens))
+    trained.append(replicas.layout.flatten(state.params))
+  for fragment, after in zip(
+    partition(replicas.layout, 2), (4, 3), strict=True
+  ):
+    for tensor in fragment.tensors:
+      np.testing.assert_allclose(
+        tensor.of(replicas.theta),
+        tensor.of(trained[after - 1]),
+        rtol=1e-4,
+        atol=1e-6,
+      )
+
+
+def test_a_lone_island_that_is_eager_goes_on_from_theta(world):
+  """With a record that comes one step late, it is as if it came at once."""
+  run, step, index = world
+  thetas = []
+  for late in (0, 1):
+    run = run.copy_and_resolve_references()
+    run.tokens = STEPS * run.inner.batch_size * run.data.sequence_length
+    run.outer.update(codec="float32", learning_rate=0.7, momentum=0.9)
+    run.outer.update(inner_steps=2, overlap_steps=late, eager=late > 0)
+    replicas = Replicas(run, 1, step, index)
+    replicas._moved = [True]  # as if there had been a record
+    replicas.train()
+    thetas.append(replicas.theta)
+  np.testing.assert_allclose(*thetas, rtol=1e-4, atol=1e-5)
