@@ -132,7 +132,7 @@ class Training:
     yield lambda: self._steps is None
 
   def _half_done(self, steps: object) -> None:
-    if self._steps is steps and not self._island.hung:
+    if self._steps is steps and not (self._island.hung or self._over):
       self._request()
 
   def _done(self, steps: object) -> None:
