@@ -43,8 +43,8 @@ class Admission:
     # Sessions of islands that have newer records: (hello, was it evicted).
     self._asking: dict[int, tuple[pb.Hello, bool]] = {}
 
-  def refusal(self, hello: pb.Hello, now: float) -> str:
-    """Why an island may not take part; empty if it may."""
+  def strange(self, hello: pb.Hello) -> str:
+    """Why this is no island of the run; empty if it is."""
     books = self._books
     if hello.protocol != rpc.PROTOCOL_VERSION:
       return (
@@ -63,7 +63,12 @@ class Admission:
         f"This workdir belongs to run {hello.run_id}, the coordinator leads"
         f" run {books.run_id}. Start the island with another --workdir."
       )
-    if (hello.island, hello.incarnation) in books.steering.evicted:
+    return ""
+
+  def refusal(self, hello: pb.Hello, now: float) -> str:
+    """Why an island of the run may not take part; empty if it may."""
+    evicted = self._books.steering.evicted
+    if (hello.island, hello.incarnation) in evicted:
       return (
         f"An operator evicted this process of island {hello.island!r}. Start"
         " it again when what was wrong with it is mended."

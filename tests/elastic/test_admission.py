@@ -85,6 +85,25 @@ def test_strangers_are_refused_and_cannot_stop_the_run(field, value, words):
   assert driver.commit("a").number == 1
 
 
+def test_who_was_evicted_is_refused_unless_it_has_seen_a_higher_term():
+  """It would not hear a refusal of a coordinator that has been replaced."""
+  driver = Driver()
+  driver.begin("ab")
+  driver.control(evict=pb.Evict(island="b"))
+  driver.restart()
+  hello = pb.Hello(
+    protocol=rpc.PROTOCOL_VERSION,
+    run_digest=config_lib.digest(driver.run),
+    island="b",
+    incarnation=1,
+  )
+  for term in (driver.term - 1, driver.term):  # it hears the first refusal
+    driver.say("b", term=term, hello=hello)
+    assert "evicted" in driver.take("b", "refusal")[-1].reason
+  (stop,) = driver.say("b", term=driver.term + 1, hello=hello)
+  assert isinstance(stop, Stop)
+
+
 def test_who_comes_when_all_is_over_is_told_so():
   driver = Driver()
   driver.run.tokens = TOKENS
