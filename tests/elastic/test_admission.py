@@ -179,6 +179,27 @@ def test_what_a_recovery_had_asked_for_is_no_chain_that_lost(answer):
   assert driver.take("a", "welcome")[0].start == pb.Welcome.START_GO_ON
 
 
+@pytest.mark.parametrize("message", ["ready", "proposal"])
+def test_who_learns_after_its_hello_of_what_the_disk_lost_says_it_again(
+  message,
+):
+  driver = Driver()
+  driver.begin("ab")
+  driver.commit("ab", window=1)
+  kept = list(driver.log)
+  del driver.log[1:]
+  driver.restart()
+  driver.hello("a", record=0)  # it had record 1, but could not adopt it yet
+  if message == "ready":
+    actions = driver.say("a", ready=pb.Ready(record=1))
+  else:
+    actions = driver.say("a", proposal=pb.Proposal(base=1))
+  assert [type(action) for action in actions] == [Close]
+  driver.hello("a", record=1, record_hash=kept[1].hash, head=1)
+  driver.say("a", records=pb.Records(records=kept[1:], end=2))
+  assert driver.log == kept
+
+
 def test_an_old_copy_of_the_ledger_stops_rather_than_lead():
   driver = Driver()
   driver.begin("a")
