@@ -178,9 +178,9 @@ class Coordinator:
       return []
     kind = message.WhichOneof("message")
     if kind == "hello":
-      reason = self._admission.strange(message.hello)
-      if not reason and message.term <= self.term:
-        reason = self._admission.refusal(message.hello, now)
+      reason = self._admission.refusal(message.hello, now)
+      if not reason and message.term <= self.term:  # or it would not hear it
+        reason = self._admission.eviction(message.hello)
       if reason:
         self._outbox.dismiss(session, reason)
         return self._outbox.take()

@@ -157,7 +157,12 @@ def test_records_that_are_no_continuation_are_of_a_chain_that_lost():
   driver.hello("b", record=2, record_hash=foreign.hash, head=2)
   driver.say("b", records=pb.Records(records=[foreign], end=3))
   assert driver.machine.head.number == 1
-  assert driver.take("b", "welcome")[-1].start == pb.Welcome.START_RESTORE
+  assert driver.take("b", "welcome")[-1].start == pb.Welcome.START_GO_BACK
+  # What it finds on its own disk, and in the chain that won, will do.
+  driver.hello("b", record=0)
+  assert driver.take("b", "welcome")[-1].start == pb.Welcome.START_GO_ON
+  driver.say("b", ready=pb.Ready(record=1))
+  assert driver.commit("ab", window=2).number == 2
 
 
 @pytest.mark.parametrize("answer", [slice(0, 1), slice(0, 3)])

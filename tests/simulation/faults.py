@@ -227,6 +227,8 @@ def mend_all(world: World) -> None:
 def flip_late(world: World) -> None:
   """A bit of an island flips when all else goes well, perhaps near the end."""
   island = world.random.choice(world.islands)
+  if world.streams:  # a tie would pause it
+    return
 
   def strike() -> None:
     if island.alive and island.theta and not island.ending:
