@@ -146,6 +146,9 @@ class Accounts:
     for holder, window in chain_lib.windows_of(pb.Record(step=step)):
       self.pool.consume(holder, chain_lib.intervals(window))
       self._committed[holder[:2]] += window.tokens
+      for each in self._unsettled:
+        if isinstance(each, _Drop):
+          each.windows.pop(holder, None)  # it counts after all
 
   def annul(self, before: Sequence[pb.Record], to: int, reason: str) -> None:
     """Takes back the windows of those records that are after `to`.

@@ -63,12 +63,17 @@ class Admission:
         f"This workdir belongs to run {hello.run_id}, the coordinator leads"
         f" run {books.run_id}. Start the island with another --workdir."
       )
-    if (hello.island, hello.incarnation) in books.steering.evicted:
+    return self._members.refusal(hello, now)
+
+  def eviction(self, hello: pb.Hello) -> str:
+    """Why an island may not come back; empty if it may."""
+    evicted = self._books.steering.evicted
+    if (hello.island, hello.incarnation) in evicted:
       return (
         f"An operator evicted this process of island {hello.island!r}. Start"
         " it again when what was wrong with it is mended."
       )
-    return self._members.refusal(hello, now)
+    return ""
 
   def hello(self, session: int, hello: pb.Hello, now: float) -> None:
     """Lets an island in; its process may replace an older one."""
@@ -158,7 +163,7 @@ class Admission:
     now: float,
   ) -> None:
     start = self._start(member, hello, now)
-    if start == pb.Welcome.START_RESTORE:
+    if start in (pb.Welcome.START_RESTORE, pb.Welcome.START_GO_BACK):
       if hello.has_state:
         cause = "its records are not those of the run"
         self._books.accounts.depart(member, cause)
@@ -183,7 +188,7 @@ class Admission:
     on_chain = chain.has(hello.record, hello.record_hash)
     if hello.alone:
       if hello.has_state and not on_chain:
-        return pb.Welcome.START_RESTORE
+        return pb.Welcome.START_GO_BACK
       if hello.record < chain.head.number:
         reason = "its island went back to a checkpoint"
         self._annulments.annul(hello.record, reason, now)
@@ -199,4 +204,6 @@ class Admission:
     if not chain.head.number and first in (None, member):
       self._transfers.makes(member.island)
       return pb.Welcome.START_INITIALISE
+    if hello.has_state:
+      return pb.Welcome.START_GO_BACK
     return pb.Welcome.START_RESTORE

@@ -181,6 +181,8 @@ class Coordinator:
     kind = message.WhichOneof("message")
     if kind == "hello":
       reason = self._admission.refusal(message.hello, now)
+      if not reason and message.term <= self.term:  # or it would not hear it
+        reason = self._admission.eviction(message.hello)
       if reason:
         self._outbox.dismiss(session, reason)
         return self._outbox.take()
@@ -273,13 +275,25 @@ class Coordinator:
       self._stop(reason)
 
   def _on_ready(self, member: Member, ready: pb.Ready, now: float) -> None:
-    if ready.record >= len(self.log) or self._transfers.waits(member.island):
+    if self._transfers.waits(member.island) or not self.log:
       return  # said before it heard that it waits
+    if self._knows_more(member, ready.record):
+      return
     if not member.hung:
       member.state = State.IN
     counting = self.books.chain.counting(ready.record)
     member.record = max(member.record, counting)
     self._transfers.has_one(member.island)
+
+  def _knows_more(self, member: Member, record: int) -> bool:
+    """Whether it stands at a record that this ledger has lost.
+
+    It has learned of it since its hello; the next one tells.
+    """
+    more = record > self.head.number
+    if more and member.session is not None:
+      self._outbox.add(Close(member.session))
+    return more
 
   def _on_state_ready(
     self, member: Member, ready: pb.StateReady, now: float
@@ -294,7 +308,9 @@ class Coordinator:
   def _on_proposal(
     self, member: Member, proposal: pb.Proposal, now: float
   ) -> None:
-    self.rounds.on_proposal(member, proposal, now)
+    waits = self._transfers.waits(member.island)
+    if waits or not self._knows_more(member, proposal.base):
+      self.rounds.on_proposal(member, proposal, now)
 
   def _on_share_reduced(
     self, member: Member, report: pb.ShareReduced, now: float

@@ -110,6 +110,21 @@ def test_dropped_windows_are_lost_once_and_their_samples_return():
   assert driver.take("a", "lease_grant")[0].samples == window[0].samples
 
 
+def test_what_is_dropped_and_committed_all_the_same_is_not_lost():
+  driver = Driver()
+  driver.begin("ab")
+  driver.propose("ab")
+  window = driver.machine.rounds.round.proposals["b"].windows
+  attempt = driver.reduce("ab")
+  driver.say("b", dropped=pb.Dropped(windows=window, cause="its own word"))
+  driver.trained["b"] += TOKENS  # it trains on
+  driver.beat("b")
+  driver.prepare("ab", attempt)
+  members = driver.machine.head.step.members
+  assert [member.island for member in members] == ["a", "b"]
+  assert lost(driver) == 0
+
+
 def test_leases_of_who_never_comes_back_after_a_restart_are_free_again():
   driver = Driver()
   driver.begin("ab")

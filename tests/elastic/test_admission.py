@@ -85,6 +85,25 @@ def test_strangers_are_refused_and_cannot_stop_the_run(field, value, words):
   assert driver.commit("a").number == 1
 
 
+def test_who_was_evicted_is_refused_unless_it_has_seen_a_higher_term():
+  """It would not hear a refusal of a coordinator that has been replaced."""
+  driver = Driver()
+  driver.begin("ab")
+  driver.control(evict=pb.Evict(island="b"))
+  driver.restart()
+  hello = pb.Hello(
+    protocol=rpc.PROTOCOL_VERSION,
+    run_digest=config_lib.digest(driver.run),
+    island="b",
+    incarnation=1,
+  )
+  for term in (driver.term - 1, driver.term):  # it hears the first refusal
+    driver.say("b", term=term, hello=hello)
+    assert "evicted" in driver.take("b", "refusal")[-1].reason
+  (stop,) = driver.say("b", term=driver.term + 1, hello=hello)
+  assert isinstance(stop, Stop)
+
+
 def test_who_comes_when_all_is_over_is_told_so():
   driver = Driver()
   driver.run.tokens = TOKENS
@@ -138,7 +157,12 @@ def test_records_that_are_no_continuation_are_of_a_chain_that_lost():
   driver.hello("b", record=2, record_hash=foreign.hash, head=2)
   driver.say("b", records=pb.Records(records=[foreign], end=3))
   assert driver.machine.head.number == 1
-  assert driver.take("b", "welcome")[-1].start == pb.Welcome.START_RESTORE
+  assert driver.take("b", "welcome")[-1].start == pb.Welcome.START_GO_BACK
+  # What it finds on its own disk, and in the chain that won, will do.
+  driver.hello("b", record=0)
+  assert driver.take("b", "welcome")[-1].start == pb.Welcome.START_GO_ON
+  driver.say("b", ready=pb.Ready(record=1))
+  assert driver.commit("ab", window=2).number == 2
 
 
 @pytest.mark.parametrize("answer", [slice(0, 1), slice(0, 3)])
@@ -158,6 +182,27 @@ def test_what_a_recovery_had_asked_for_is_no_chain_that_lost(answer):
     driver.say("a", records=sent)
   assert driver.log == kept
   assert driver.take("a", "welcome")[0].start == pb.Welcome.START_GO_ON
+
+
+@pytest.mark.parametrize("message", ["ready", "proposal"])
+def test_who_learns_after_its_hello_of_what_the_disk_lost_says_it_again(
+  message,
+):
+  driver = Driver()
+  driver.begin("ab")
+  driver.commit("ab", window=1)
+  kept = list(driver.log)
+  del driver.log[1:]
+  driver.restart()
+  driver.hello("a", record=0)  # it had record 1, but could not adopt it yet
+  if message == "ready":
+    actions = driver.say("a", ready=pb.Ready(record=1))
+  else:
+    actions = driver.say("a", proposal=pb.Proposal(base=1))
+  assert [type(action) for action in actions] == [Close]
+  driver.hello("a", record=1, record_hash=kept[1].hash, head=1)
+  driver.say("a", records=pb.Records(records=kept[1:], end=2))
+  assert driver.log == kept
 
 
 def test_an_old_copy_of_the_ledger_stops_rather_than_lead():

@@ -206,6 +206,24 @@ def test_no_hello_while_it_is_not_known_where_it_stands(
   assert coordinator.heard["hello"].empty()
 
 
+@pytest.mark.parametrize("has_own", [True, False])
+def test_whose_chain_has_lost_finds_out_where_it_stands_and_says_hello_again(
+  coordinator, agent, has_own
+):
+  news = agent.news
+  coordinator.hear("hello")
+  lost = pb.Welcome(start=pb.Welcome.START_GO_BACK, evicted=True)
+  coordinator.says.put(dict(welcome=lost))
+  assert news.wait(lambda: news.annulled is not None, "a word", SECONDS)
+  assert news.annulled == (0, -1) and not agent.standing
+  assert coordinator.heard["hello"].empty()
+  if has_own:
+    agent.stand_at(0)
+  else:
+    agent.stand_nowhere("it has no checkpoint")
+  assert coordinator.hear("hello").has_state == has_own
+
+
 def test_a_disk_that_takes_nothing_is_waited_for(coordinator, agent, tmp_path):
   """The island stays in the run, says so, and goes on when there is room."""
   coordinator.hear("hello")

@@ -224,6 +224,20 @@ def mend_all(world: World) -> None:
       _unhang(island)
 
 
+def flip_late(world: World) -> None:
+  """A bit of an island flips when all else goes well, perhaps near the end."""
+  island = world.random.choice(world.islands)
+  if world.streams:  # a tie would pause it
+    return
+
+  def strike() -> None:
+    if island.alive and island.theta and not island.ending:
+      world.note(f"flip {island.name}")
+      island.theta = flip(island.theta, world.random.random())
+
+  world.later(world.random.uniform(0.0, 20.0), strike)
+
+
 def operate_until_over(world: World, seconds: float) -> None:
   """Lets the run go to its end, with an operator who reads what it says."""
   end = world.now + seconds

@@ -102,6 +102,9 @@ class Island:
       self.seat += 1
       self.later((0.2, 0.4), self.connect)
       return
+    self.say_hello()
+
+  def say_hello(self) -> None:
     record = self.round.record
     hello = pb.Hello(
       protocol=rpc.PROTOCOL_VERSION,
@@ -185,6 +188,8 @@ class Island:
       self.read_log(0)
     elif welcome.start == pb.Welcome.START_RESTORE:
       self.forget()
+    elif welcome.start == pb.Welcome.START_GO_BACK:
+      self.go_back()
     elif self.round.record is None:
       pass  # it waits for a state
     elif welcome.head > self.round.record:
@@ -407,6 +412,30 @@ class Island:
     self.give_up("its base was annulled")
     self.carry_out(self.round.stand(back))
     self.read_log(back + 1)
+
+  def go_back(self) -> None:
+    """Its chain has lost: to what it has in common with the run's."""
+    record = self.round.record
+    self.forget()
+
+    def read() -> None:
+      log = self.world.log_for(self)
+      if record is None or self.round.record is not None or not log:
+        return
+      records = [pb.Record.FromString(sealed.body) for sealed in log]
+      counting = {each.number for each in chain.effective(records)}
+      common = -1
+      for number, sealed in enumerate(log):
+        own = self.disk.log.get(number)
+        if own is None or own.hash != sealed.hash:
+          break
+        common = number if number in counting else common
+      kept = {n: s for n, s in self.disk.log.items() if n <= common}
+      self.disk.log = kept
+      self.diverged(record, common)
+      self.say_hello()
+
+    self.later(self.world.latency, read)
 
   def unhang(self) -> None:
     """The training thread moves again."""

@@ -34,6 +34,8 @@ def simulate(seed: int, trace: bool = False) -> World:
       offer_patience=3.0,
     )
     faults.disturb(world, FAULTS)
+    if world.random.random() < 0.2:
+      faults.flip_late(world)
     finish(world)
   except Exception as error:
     kind = "" if isinstance(error, AssertionError) else type(error).__name__

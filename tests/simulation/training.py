@@ -132,8 +132,7 @@ class Training:
     yield lambda: self._steps is None
 
   def _half_done(self, steps: object) -> None:
-    island = self._island
-    if self._steps is steps and not (island.hung or island.ending):
+    if self._steps is steps and not (self._island.hung or self._over):
       self._request()
 
   def _done(self, steps: object) -> None:

@@ -550,10 +550,12 @@ class Welcome(_message.Message):
         START_GO_ON: _ClassVar[Welcome.Start]
         START_INITIALISE: _ClassVar[Welcome.Start]
         START_RESTORE: _ClassVar[Welcome.Start]
+        START_GO_BACK: _ClassVar[Welcome.Start]
     START_UNSPECIFIED: Welcome.Start
     START_GO_ON: Welcome.Start
     START_INITIALISE: Welcome.Start
     START_RESTORE: Welcome.Start
+    START_GO_BACK: Welcome.Start
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     HEAD_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
