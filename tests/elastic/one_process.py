@@ -22,13 +22,14 @@ def host(
   codec: str,
   scan_layers: bool = True,
   model: Mapping[str, int] = {},
+  fragments: int = 1,
 ) -> Host:
   """With a state, of which x has gone from theta; `model`: of its fields."""
   kernels.compile_all()
   config = config_lib.load(config_lib.base_path().with_name("tiny.py"))
   run, island = config.run, config.island
   run.model.update(model)
-  run.outer.codec = codec
+  run.outer.update(codec=codec, fragments=fragments)
   if codec == "sparse2":
     run.outer.update(learning_rate=1.0, momentum=0.0)
   island.model.scan_layers = scan_layers
