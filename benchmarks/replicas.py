@@ -42,6 +42,7 @@ class Replicas:
     count: int,
     train_step: TrainStep,
     index: GlobalIndex,
+    codec: Codec | None = None,
   ):
     """Makes the initial state.
 
@@ -52,10 +53,11 @@ class Replicas:
       train_step: compiled for `run.model` and `run.inner`.
       index: the global sample index. At each step, neighbours train on
         neighbouring batches of it, whatever the outer loop is like.
+      codec: of the exchange; None: that of `run.outer`.
     """
     self._run = run
     self._step = train_step
-    self.codec = make_codec(run.outer.codec)
+    self.codec = codec or make_codec(run.outer.codec)
     params = train_step.abstract_state.params
     self.layout = Layout.of(params, tensor_names(params), self.codec.block)
     first = train_step.init(jax.random.key(run.seed))
