@@ -5,8 +5,9 @@
 
 An outer step is timed from the islands' parameters to theta moved on all of
 them, and the all-reduce in it; processes, rounds, records and bytes are real,
-the parameters are random. TLS is off, hashing on. The same is done on a
-loopback of 1 Gbit/s, in a network namespace, where this user may make one.
+the parameters are random. TLS is off, hashing on; how long a GB takes through
+gRPC with TLS and without is shown beside. The same is done on a loopback of 1
+Gbit/s, in a network namespace, where this user may make one.
 Gloo and torchft need `pip install torch==2.13.0 torchft`; without them their
 rows are left out. Each figure is the median of its repetitions, the first of
 which touches all memory and is not counted. In each step a coordinator waits for
@@ -32,7 +33,7 @@ import numpy as np
 import rich.console
 import rich.table
 
-from benchmarks import machine
+from benchmarks import machine, tls
 from benchmarks.loopback import Child, Event, Loopback, names_of
 from benchmarks.replicas import coded_mean, encoded
 from intellect_jax.elastic import chain, rpc
@@ -61,11 +62,16 @@ def main(_) -> None:
     return
   found = machine.describe()
   found["ledger_seconds"] = ledger_seconds()
+  found["transport_seconds"] = tls.seconds_a_gigabyte()
   rows = [*unlimited(_QUICK.value), *in_namespace()]
   wrong = errors()
   rich.console.Console(width=110).print(
     table(rows),
     f"of each, a durable record: {found['ledger_seconds'] * 1e3:.1f} ms",
+    *(
+      f"a GB through gRPC, {kind}: {seconds:.2f} s"
+      for kind, seconds in found["transport_seconds"].items()
+    ),
     error_table(wrong),
   )
   if _JSON.value:
