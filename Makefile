@@ -38,6 +38,7 @@ instruct: setup  ## Fine-tune a small model on conversations, then preferences
 	$(BIN)/python -m intellect_jax.finetune --config=configs/preference.py \
 	  --init-from=runs/instruct/sft-llama --workdir=runs/instruct/dpo
 	$(BIN)/python experiments/answers.py
+	@echo "Talk to it: $(BIN)/python -m intellect_jax.chat --workdir=runs/instruct/dpo"
 
 test: setup  ## Run the tests, under 8 minutes on two cores
 	# Three on two cores: tests that start processes mostly wait for them.

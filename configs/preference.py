@@ -24,6 +24,9 @@ def get_config() -> ml_collections.ConfigDict:
   run.inner.update(
     loss="dpo",
     dpo_beta=0.5,
+    # Without it every second of the answers that were right becomes wrong: those
+    # of experiments/answers.py were 31 % instead of 58 % (59 % before DPO).
+    dpo_nll_weight=1.0,
     learning_rate=5e-5,
     warmup_tokens=20_000,
     decay_tokens=51_200,

@@ -112,12 +112,12 @@ class IslandReport:
     """A loss with its unit, and what DPO tells beside it."""
     said = f"{event[f'{prefix}loss']:.4f} nats/{self._unit}"
     if self._unit == "pair":
+      if "pairs" in event:
+        said += f" of {event['pairs']:.0f}"
       accuracy = event[f"{prefix}preference_accuracy"]
       said += f", accuracy {100 * accuracy:.1f} %"
       said += f", margin {event[f'{prefix}margin']:+.3f}"
-      said += f", chosen {event[f'{prefix}chosen_nll']:.3f} nats/token"
-    if "pairs" in event:
-      said += f", {event['pairs']:.0f} pairs"
+      said += f", chosen NLL {event[f'{prefix}chosen_nll']:.3f}"
     return said
 
   def _lost(self, event: Event) -> None:

@@ -34,8 +34,8 @@ def test_that_of_preferences_is_of_pairs_and_has_none(tmp_path, capsys):
   step, evaluation, kept = said(
     tmp_path, capsys, "dpo", PREFERENCES | dict(pairs=12.0), more
   )
-  told = "accuracy 75.0 %, margin +1.500, chosen 2.000 nats/token"
-  assert f"loss 0.5000 nats/pair, {told}, 12 pairs  " in step
+  told = "accuracy 75.0 %, margin +1.500, chosen NLL 2.000"
+  assert f"loss 0.5000 nats/pair of 12, {told}  " in step
   assert evaluation.endswith(f"loss 0.2500 nats/pair, {told}")
   assert kept[0]["pairs"] == 12
   assert kept[1]["eval_margin"] == pytest.approx(1.5)
