@@ -45,7 +45,7 @@ class Workdir:
 
   def checkpoints(self) -> list[int]:
     """Numbers of the checkpoints that are whole."""
-    folders = (self.workdir / "checkpoints").iterdir()
+    folders = (self.workdir / "checkpoints").glob("*")
     return sorted(int(path.name) for path in folders if path.name.isdigit())
 
   def summary(self) -> dict:

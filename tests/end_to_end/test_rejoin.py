@@ -28,6 +28,7 @@ def test_back_with_a_workdir_and_new_without_one(world, tmp_path):
     wait_until(lambda: record() >= number, coordinator, *running)
 
   wait_for_record(1, stays, sleeps, blinks)
+  wait_until(sleeps.checkpoints, coordinator, stays, sleeps, blinks)
   sleeps.kill()
   wait_for_record(record() + 6, stays, blinks)
   blinks.kill()
