@@ -329,7 +329,6 @@ class Agent:
       self._say_hello()  # with other addresses than it was welcomed with
     self._ready = False
     self._introduction.hello.run_id = welcome.run_id
-    self._round.welcomed(welcome.head)
     with self.news.changed:
       self.news.welcome = welcome
       self.news.head = welcome.head

@@ -411,16 +411,6 @@ class IslandRound:
     self._void.clear()
     self._waiting.clear()
 
-  def welcomed(self, head: int) -> None:
-    """The run's newest record is `head`: what was heard of later ones is lost."""
-    heard, self._waiting = self._waiting, {}
-    self._void.clear()
-    for number, (record, sealed) in heard.items():
-      if number <= head:
-        self._hear(record, sealed)
-    if self._fetching > head:
-      self._fetching = 0
-
   def propose(self, proposal: pb.Proposal) -> list[Action]:
     open_ = self._of(proposal.fragment)
     if self.record is not None and proposal.base >= open_.moved_at:
@@ -535,13 +525,10 @@ class IslandRound:
         elif self._tip.hash == sealed.hash:
           # Who says it may have come to it just now, and heard nobody before.
           again = self.reconnected()
-      self._hear(record, sealed)
+      self._waiting[record.number] = record, sealed
+      if record.HasField("annulment"):
+        self._void.update(range(record.annulment.to + 1, record.number))
     return again + self._adopt()
-
-  def _hear(self, record: pb.Record, sealed: pb.SealedRecord) -> None:
-    self._waiting[record.number] = record, sealed
-    if record.HasField("annulment"):
-      self._void.update(range(record.annulment.to + 1, record.number))
 
   def _lost_to(self, record: pb.Record, tip: bytes) -> bool:
     """Whether a record shows that this island's chain has lost."""

@@ -443,15 +443,6 @@ def test_a_second_rollback_leads_to_the_newest_record_that_counts():
   assert island.committed([second]) == [round_lib.Diverged(record=5, to=4)]
 
 
-def test_records_after_the_head_at_a_welcome_are_of_a_chain_that_is_lost():
-  """Or who adopts them stands where no coordinator knows of anything."""
-  island = IslandRound("b", record=0)
-  island.committed([sealed(1), sealed(2, settings=pb.Settings(finish=True))])
-  island.welcomed(1)
-  assert adopted(island.gathered(b"attempt 1")) == [1]
-  assert island.record == 1
-
-
 def test_an_island_without_a_state_waits_for_one():
   island = IslandRound("b", record=None)
   assert island.committed([sealed(1)]) == []

@@ -171,7 +171,6 @@ class Island:
 
   def on_welcome(self, welcome: pb.Welcome) -> None:
     self.head, self.said_ready = welcome.head, False
-    self.round.welcomed(welcome.head)
     if welcome.evicted:
       self.training.leases_ended()
       self.give_up("evicted while it was silent")

@@ -384,18 +384,10 @@ def stay_in_other_rounds_when_one_fragment_was_wrong():
   return mock.patch.object(coordination.Coordinator, "_on_rechecked", lenient)
 
 
-def keep_what_was_heard_of_a_lost_ledger():
-  """Records after the head of a welcome are adopted in time."""
-  return mock.patch.object(
-    round.IslandRound, "welcomed", lambda self, head: None
-  )
-
-
 PLANTS: list[Plant] = [
   take_turns_by_the_window,
   hand_in_only_what_is_asked_for,
   stay_in_other_rounds_when_one_fragment_was_wrong,
-  keep_what_was_heard_of_a_lost_ledger,
   send_what_was_left_out_before_a_record_decides,
   forget_what_was_left_out,
   announce_before_durable,
