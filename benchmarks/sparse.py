@@ -75,7 +75,6 @@ WAYS = {
   "rate 2, beta 1": Way(rate=2, beta=1.0),
   "H = 1": Way(steps=1),
   "long": Way(times=4),
-  "long, rate 2": Way(times=4, rate=2),
 }
 
 

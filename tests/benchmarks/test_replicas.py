@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from benchmarks.replicas import Replicas
+from benchmarks.sparse import Largest
 from intellect_jax import config as config_lib
 from intellect_jax.data.index import GlobalIndex
 from intellect_jax.data.tokenizer import tokenizer_of
@@ -121,3 +122,19 @@ def test_a_lone_island_that_is_eager_goes_on_from_theta(world):
     replicas.train()
     thetas.append(replicas.theta)
   np.testing.assert_allclose(*thetas, rtol=1e-4, atol=1e-5)
+
+
+def test_a_code_that_keeps_every_value_is_float32(world):
+  run, step, index = world
+  run = run.copy_and_resolve_references()
+  run.tokens = 2 * STEPS * run.inner.batch_size * run.data.sequence_length
+  run.outer.update(learning_rate=1.0, momentum=0.0, inner_steps=2)
+  thetas = []
+  for name, codec in (("float32", None), ("sparse2", Largest(4096))):
+    run.outer.codec = name
+    replicas = Replicas(run, 2, step, index, codec)
+    replicas.train()
+    theta = replicas.theta
+    thetas.append([tensor.of(theta) for tensor in replicas.layout.tensors])
+  for exact, coded in zip(*thetas, strict=True):
+    np.testing.assert_allclose(exact, coded, rtol=1e-4, atol=1e-6)
