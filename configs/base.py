@@ -213,7 +213,7 @@ def island_config() -> ml_collections.ConfigDict:
   island.checkpoint = ml_collections.ConfigDict(
     dict(
       every=1,  # records between two durable checkpoints; 0: at the end
-      keep=2,  # newest checkpoints to keep
+      keep=2,  # newest checkpoints to keep; more with run.outer.fragments
       remote="",  # URL of copies, as s3://bucket/folder (extra: remote)
       remote_patience=600.0,  # seconds that who leaves goes on copying
     )

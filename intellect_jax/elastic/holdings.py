@@ -128,6 +128,7 @@ class Holdings:
       self.shelf,
       self._state_bytes,
       max(self.mean_bytes),
+      run.outer.fragments,
       team.leads,
     )
     self.fetcher = fetching.Fetcher(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 import contextlib
+import math
 import pathlib
 from typing import Any
 
@@ -35,6 +36,7 @@ class Saves:
     shelf: MeanShelf,
     checkpoint_bytes: int,
     mean_bytes: int,
+    fragments: int = 1,
     leads: bool = True,
   ):
     """Opens what the workdir has.
@@ -48,6 +50,8 @@ class Saves:
       shelf: of the means in it.
       checkpoint_bytes: what one checkpoint takes.
       mean_bytes: what one mean takes.
+      fragments: of the model. A replay of one begins before its newest step, so
+        the more there are, the more checkpoints are kept.
       leads: this process of the island copies what all have saved.
 
     Raises:
@@ -70,6 +74,7 @@ class Saves:
         " --config.island.disk_gb=…, or set 0 for no cap."
       )
     folder, keep = workdir / "checkpoints", island.checkpoint.keep
+    keep += math.ceil(fragments / self._every) - 1 if self._every else 0
     self._remote = None
     if island.checkpoint.remote and leads:
       url = island.checkpoint.remote
