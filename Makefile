@@ -60,6 +60,7 @@ bench: setup  ## Steps, codecs, exchange, overlap, links, faults, quality; short
 	$(BIN)/python -m benchmarks.wan --quick
 	$(BIN)/python -m benchmarks.elastic --quick
 	$(BIN)/python -m benchmarks.quality --quick
+	$(BIN)/python -m benchmarks.sparse --quick
 
 chaos: setup  ## 60 faults of every kind, real processes; ARGS=--quick: 1 min
 	PYTHONPATH=. $(BIN)/python tests/chaos/chaos.py $(ARGS)

@@ -1,7 +1,7 @@
 """What it costs in quality to say less, on real text.
 
   python -m benchmarks.quality --json=benchmarks/results/quality.json
-  python -m benchmarks.quality --quick      # a twentieth of the tokens, 1 min
+  python -m benchmarks.quality --quick      # a fortieth of the tokens, 1 min
 
 The swarm of configs/demo.py, three islands on the shipped text, as replicas in
 one process (see replicas.py), with each way to say less. All have equally many
@@ -53,7 +53,7 @@ _DEMO = config_lib.base_path().parent / "demo.py"
 _ISLANDS = 3
 _PAIR = 2  # islands, of the payload reduction that has a bar
 _SEEDS, _QUICK_SEEDS = 3, 2
-_QUICK_PART = 20  # of the tokens
+_QUICK_PART = 40  # of the tokens
 _HELD_OUT = 256  # sequences
 _OFTEN = dict(inner_steps=4)  # with which the demo's tokens make 100 rounds
 _LATE = dict(codec="float32", overlap_steps=19)
