@@ -127,6 +127,8 @@ class Transfers:
       genesis = pb.Genesis(state=state.id, fragments=ready.fragments)
       self._books.append(pb.Record(genesis=genesis), now)
     elif ready.record == 0 and self._made_another(member, state.id):
+      if state.id == member.state_hash:
+        return  # an offer from before it was told to
       reason = "its initial state differs from the run's"
       self._outbox.refuse(member, reason)
       return

@@ -114,3 +114,20 @@ def test_a_donor_has_only_so_much_time():
   driver.say("e", fetch_failed=pb.FetchFailed(peer="b", reason="gone"))
   driver.wait(4.0, beating="abce")
   assert set(asked(driver, "bc")) >= set("bc") - {donors[0]}
+
+
+def test_who_makes_the_initial_state_again_may_have_offered_another_before():
+  driver = Driver()
+  driver.begin("a")
+  driver.hello("b")
+  driver.say("b", fetch_failed=pb.FetchFailed(peer="a"))
+  driver.offer("a", b"flipped")
+  assert len(driver.take("a", "recheck")) == 1
+  answer = pb.Rechecked(record=0, state=b"flipped")  # it has no way back
+  driver.say("a", rechecked=answer)
+  starts = [welcome.start for welcome in driver.take("a", "welcome")]
+  assert starts == [pb.Welcome.START_RESTORE, pb.Welcome.START_INITIALISE]
+  driver.offer("a", b"flipped")  # it had been asked before it heard that
+  assert driver.take("a", "refusal") == []
+  driver.offer("a")
+  assert donors_in(driver.take("b", "restore")[-1]) == ["a"]
