@@ -95,13 +95,15 @@ def _strike(world: World, kind: str, snapshot) -> None:
       seat.kill()
     case "torn" if seat.machine is not None:
       seat.crash_in = random.randrange(12)
-    case "unsynced":  # the disk lied about its newest record
+    case "unsynced":  # the disk lied about its newest record, and what followed
       seat.kill()
-      if len(seat.disk.log) > 1:
-        seat.disk.log.pop()
+      before, term = seat.disk.before, seat.disk.term
+      if before is not None and before.log:
+        seat.disk, seat.disk.term = before, term
     case "snapshot":  # an old copy of the database comes back
       seat.kill()
-      if snapshot.log and snapshot.term <= seat.disk.term:
+      kept = any(map(_has_state, world.islands))  # or all is lost, rightly
+      if snapshot.log and snapshot.term <= seat.disk.term and kept:
         seat.disk = snapshot.copy()
     case "second":  # another coordinator, while this one lives on, cut off
       other = next(s for s in world.seats if s is not seat)

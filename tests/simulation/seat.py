@@ -26,6 +26,7 @@ class Ledger:
   leases: dict[Holder, list[Interval]] = dataclasses.field(default_factory=dict)
   losses: list[pb.Loss] = dataclasses.field(default_factory=list)
   returned: list[Interval] = dataclasses.field(default_factory=list)
+  before: "Ledger | None" = None  # as it was when the newest record came
 
   def copy(self) -> "Ledger":
     return Ledger(
@@ -34,6 +35,7 @@ class Ledger:
       dict(self.leases),
       copy.copy(self.losses),
       list(self.returned),
+      self.before,
     )
 
   def end(self, holder: Holder, consumed: Sequence[Interval] = ()) -> None:
@@ -216,6 +218,8 @@ class Seat:
     claims = [claim for process, claim in said.items() if process in here]
     world.invariants.check_appended(record, sealed, held, claims)
     assert record.number == len(self.disk.log)
+    self.disk.before = None
+    self.disk.before = self.disk.copy()
     self.disk.log.append(sealed)
     for holder, window in chain_lib.windows_of(record):
       self.disk.end(holder, chain_lib.intervals(window))
