@@ -42,8 +42,8 @@ class Swarm:
     ):
       store = blobs.BlobStore(up)
       fetcher = fetching.Fetcher(rpc.LOOPBACK, 30.0, down)
-      store.rate = Rate(window_seconds=0.1)  # a round is short here
-      fetcher.rate = Rate(window_seconds=0.1)
+      store.rate = Rate(window_seconds=0.2)  # a round is short here
+      fetcher.rate = Rate(window_seconds=0.2)
       server = rpc.server(threads=4 * len(up_mbit))
       store.add_to(server)
       store.addresses = [rpc.listen(server, "127.0.0.1:0", rpc.LOOPBACK)]
