@@ -131,10 +131,9 @@ def _count_faults(
   for record in counting:
     for member in record.step.members:
       weight = sum(window.tokens for window in member.windows)
-      accounts = (
-        record.step.fragment == 0
-      )  # rounds of others carry weights alone
-      if accounts and np.float32(weight) != np.float32(member.weight):
+      # Rounds of fragments other than 0 carry weights alone.
+      said = np.float32(weight) == np.float32(member.weight)
+      if not (said or record.step.fragment):
         yield (
           f"record {record.number} gives {member.island} the weight"
           f" {member.weight:g} for {weight} tokens"

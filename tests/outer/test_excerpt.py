@@ -1,12 +1,11 @@
 """A fragment of x on the devices: read and moved, and the rest left alone."""
 
-from typing import NamedTuple
-
 import jax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 import numpy as np
 import pytest
+from stacked import Name, of_layer
 
 from intellect_jax.outer import overlap
 from intellect_jax.outer.excerpt import Excerpt
@@ -16,17 +15,9 @@ from intellect_jax.outer.layout import Layout
 LAYERS = 7
 
 
-class Name(NamedTuple):
-  name: str
-  path: tuple[str, ...]
-  layer: int | None
-
-
 def stacked_names():
   for layer in range(LAYERS):
-    prefix = f"model.layers.{layer}"
-    yield Name(f"{prefix}.self_attn.q_proj.weight", ("blocks", "q"), layer)
-    yield Name(f"{prefix}.input_layernorm.weight", ("blocks", "norm"), layer)
+    yield from of_layer(layer)
   yield Name("model.embed_tokens.weight", ("embed",), None)
 
 

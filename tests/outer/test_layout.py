@@ -1,11 +1,11 @@
 import itertools
-from typing import NamedTuple
 
 import jax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 import numpy as np
 import pytest
+from stacked import Name, of_layer
 
 from intellect_jax.outer.delta import delta
 from intellect_jax.outer.layout import Layout
@@ -14,18 +14,10 @@ PIECE = 512  # values, less than some tensors have
 LAYERS = 12  # so that layer 10 must come after layer 2
 
 
-class Name(NamedTuple):
-  name: str
-  path: tuple[str, ...]
-  layer: int | None
-
-
 def stacked_names():
   yield Name("model.norm.weight", ("norm",), None)
   for layer in reversed(range(LAYERS)):
-    prefix = f"model.layers.{layer}"
-    yield Name(f"{prefix}.self_attn.q_proj.weight", ("blocks", "q"), layer)
-    yield Name(f"{prefix}.input_layernorm.weight", ("blocks", "norm"), layer)
+    yield from of_layer(layer)
   yield Name("model.embed_tokens.weight", ("embed",), None)
 
 
