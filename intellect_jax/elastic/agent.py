@@ -345,13 +345,10 @@ class Agent:
         self._read_log(record + 1)
       else:
         self._say_ready()
-    elif welcome.start == pb.Welcome.START_GO_BACK and record is not None:
+    elif welcome.start == pb.Welcome.START_GO_BACK:
       self._owes_hello = True  # once it has found out where it can stand
-      self._carry_out([round_lib.Diverged(record, -1)])
-    elif welcome.start in (
-      pb.Welcome.START_RESTORE,
-      pb.Welcome.START_GO_BACK,
-    ):
+      self._carry_out([round_lib.Diverged(-1, -1)])
+    elif welcome.start == pb.Welcome.START_RESTORE:
       self._forget_state()
     elif welcome.start == pb.Welcome.START_INITIALISE:
       if record is None:

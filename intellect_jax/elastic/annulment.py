@@ -81,14 +81,21 @@ class Annulments:
     elif newest == 0:
       self._outbox.warn(f"The initial state is made again: {reason}.")
       self._transfers.initialise_again()
+    else:  # an operator may have gone back to what they have
+      self._transfers.go_back()
     self._held_at = now
 
   def warning(self) -> str:
     """What is missing; empty: nothing."""
     if not self._books.chain.records or self.is_held():
       return ""
+    newest = self._books.chain.state
+    missing = f"no island here has the state of record {newest}"
+    here = [m for m in self._members.members.values() if m.session is not None]
+    if here and newest and all(member.record < 0 for member in here):
+      return (
+        f"{missing}, or of one before it that is the run's: wait for one that"
+        " has, or roll back to where a checkpoint of theirs may be from"
+      )
     patience = self._books.elastic.annul_patience
-    return (
-      f"no island here has the state of record {self._books.chain.state};"
-      f" annulled after {patience:g} s"
-    )
+    return f"{missing}; annulled after {patience:g} s"

@@ -184,7 +184,7 @@ class Follower:
     """
     news = self._news
     if news.annulled is not None:
-      self._go_back()
+      self.go_back()
     if news.initialise and not self._agent.standing:
       self._initialise()
       self._give_up("its state was lost")
@@ -283,23 +283,31 @@ class Follower:
     else:
       self._give_up(cause)
 
-  def _go_back(self) -> None:
-    """Where it stood was annulled: to its own state from before that."""
+  def go_back(self) -> bool:
+    """Where it stood does not count: to its own state from before that.
+
+    Returns:
+      Whether it stands at one of the run's now.
+    """
     with self._news.changed:
       annulled, self._news.annulled = self._news.annulled, None
     if annulled is None or self._agent.standing:
-      return  # another island's state has come meanwhile
+      return True  # another island's state has come meanwhile
     record, to = annulled
-    logging.warning("Record %d was annulled; back to %d.", record, to)
+    cause = f"record {record} was annulled"
+    if to < 0:
+      cause = "what it had is not the run's"
+    logging.warning("Going back to a state of its own: %s.", cause)
     with self._news.busy("going back", self._held.slow_seconds):
-      went = join.go_back(self._crew, self._held, self._agent, record, to)
+      went = join.go_back(self._crew, self._held, self._agent, cause, to)
     if not went:
-      return
+      return False
     undone = max(to, self._held.record.number) + 1
     self._windows.annul(self._committed(self._held.log.records(undone)))
     self._diary.note("restored", source="checkpoint")
     self.steer()
-    self._give_up(f"record {record} was annulled")
+    self._give_up(cause)
+    return True
 
   def _committed(self, records: list[pb.Record]) -> int:
     """Tokens of this process in these records."""

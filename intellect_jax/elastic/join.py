@@ -84,9 +84,9 @@ def take_over(
 
 
 def go_back(
-  crew: Crew, held: Holdings, agent: Agent, record: int, to: int
+  crew: Crew, held: Holdings, agent: Agent, cause: str, to: int
 ) -> bool:
-  """Stands at a state of this island's own, from before `record`.
+  """Stands at a state of this island's own, from before what does not count.
 
   With the moments of the checkpoint. If it has none, the coordinator is told.
 
@@ -94,7 +94,7 @@ def go_back(
     crew: the island's processes.
     held: of this one.
     agent: speaks with the coordinator.
-    record: that it stood at, and that does not count.
+    cause: why it goes back.
     to: the newest of its own that does; -1: what the coordinator's log says.
 
   Returns:
@@ -106,7 +106,7 @@ def go_back(
   if went:
     agent.stand_at(held.record.number)
   else:
-    agent.stand_nowhere(f"record {record}, at which it stands, was annulled")
+    agent.stand_nowhere(f"it has no older state: {cause}")
   return went
 
 

@@ -249,11 +249,20 @@ class ElasticDeviceMesh:
       Whether there is a state to start from; False if the run is over.
     """
     news = self._news
-    while news.wait(lambda: news.initialise or bool(news.restores), "a state"):
-      if news.initialise:
+
+    def came() -> bool:
+      return (
+        news.initialise or bool(news.restores) or news.annulled is not None
+      )
+
+    while news.wait(came, "a state"):
+      if news.annulled is not None:
+        if self._follower.go_back():
+          return True
+      elif news.initialise:
         self._initialise()
         return True
-      if self._follower.take_over(news.restores.popleft()):
+      elif self._follower.take_over(news.restores.popleft()):
         self._moments_are_new = not resumed and self.record > 0
         return True
     return False

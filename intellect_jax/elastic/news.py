@@ -26,7 +26,8 @@ class News:
     leases: samples by window.
     adopted: records to apply, in order.
     annulled: the record that it stood at, which no longer counts, and the
-      newest of its own that does; -1: not known.
+      newest of its own that does; -1: not known. -1 twice: nothing that it had
+      is the run's, but for what its own disk and the run's log have in common.
     finished: the coordinator said that the run is over.
     failure: why the island must end.
     heartbeat: what the training thread last said of itself.

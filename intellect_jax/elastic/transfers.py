@@ -104,6 +104,17 @@ class Transfers:
     """It is told to make record 0's state."""
     self._makers.add(island)
 
+  def go_back(self) -> None:
+    """Those who wait look for a state of their own: nobody has one for them."""
+    for island in sorted(self._stateless):
+      self._told_to_wait.add(island)
+      welcome = pb.Welcome(
+        run_id=self._books.run_id,
+        start=pb.Welcome.START_GO_BACK,
+        head=self._books.head.number,
+      )
+      self._outbox.tell(island, pb.ToIsland(welcome=welcome))
+
   def initialise_again(self) -> None:
     """One of those who wait makes record 0's state, the same bits once more."""
     if self._stateless:

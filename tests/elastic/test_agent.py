@@ -215,7 +215,7 @@ def test_whose_chain_has_lost_finds_out_where_it_stands_and_says_hello_again(
   lost = pb.Welcome(start=pb.Welcome.START_GO_BACK, evicted=True)
   coordinator.says.put(dict(welcome=lost))
   assert news.wait(lambda: news.annulled is not None, "a word", SECONDS)
-  assert news.annulled == (0, -1) and not agent.standing
+  assert news.annulled == (-1, -1) and not agent.standing
   assert coordinator.heard["hello"].empty()
   if has_own:
     agent.stand_at(0)

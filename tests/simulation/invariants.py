@@ -93,6 +93,7 @@ class Invariants:
     sealed: pb.SealedRecord,
     held: set[bytes],
     claims: Sequence[bytes],
+    votes: Sequence[bytes],
   ) -> None:
     """One chain; each window and sample once in it; only fixed means.
 
@@ -102,6 +103,7 @@ class Invariants:
       held: ids of means that some island has written to its log.
       claims: state hashes of its fragment that islands, which are here, have
         proposed with.
+      votes: those that any island has, here or not, its newest process.
     """
     assert sealed.hash == blake3(sealed.body).digest()
     before = self.links.get(record.previous)
@@ -115,7 +117,7 @@ class Invariants:
       assert before.record.term <= record.term
     link = self._link(record, before, held)
     if before is not None and record.HasField("step"):
-      _check_base(record.step, before, claims)
+      _check_base(record.step, before, claims, votes)
     self.links[sealed.hash] = link
 
   def _link(
@@ -266,16 +268,20 @@ class Invariants:
 
 
 def _check_base(
-  step: pb.OuterStep, before: Link, claims: Sequence[bytes]
+  step: pb.OuterStep,
+  before: Link,
+  claims: Sequence[bytes],
+  votes: Sequence[bytes],
 ) -> None:
   """A record starts from the run's state.
 
-  From one with a flipped bit only if nobody could tell, for want of others, or
-  if most who are here had fetched it: a minority is repaired. Such a record's
-  word counts from then on, unless those who can replay from before say no.
+  From one with a flipped bit only if nobody who is here could tell, or if more
+  had fetched it, some of whom may have left since: a minority is repaired. Such
+  a record's word counts from then on, unless those who can replay from before
+  say no.
   """
   base, right = step.base_state, before.theta[step.fragment]
   if base not in (right, before.said[step.fragment]):
     assert is_flipped(base), "its base is not the run's state"
     held = claims.count(right)
-    assert not held or claims.count(base) > held, "a flipped bit has won"
+    assert not held or votes.count(base) > held, "a flipped bit has won"

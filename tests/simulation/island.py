@@ -413,13 +413,12 @@ class Island:
     self.read_log(back + 1)
 
   def go_back(self) -> None:
-    """Its chain has lost: to what it has in common with the run's."""
-    record = self.round.record
+    """What it had is not the run's: to the newest of its own that is."""
     self.forget()
 
     def read() -> None:
       log = self.world.log_for(self)
-      if record is None or self.round.record is not None or not log:
+      if self.round.record is not None or not log:
         return
       records = [pb.Record.FromString(sealed.body) for sealed in log]
       counting = {each.number for each in chain.effective(records)}
@@ -431,7 +430,7 @@ class Island:
         common = number if number in counting else common
       kept = {n: s for n, s in self.disk.log.items() if n <= common}
       self.disk.log = kept
-      self.diverged(record, common)
+      self.diverged(-1, common)
       self.say_hello()
 
     self.later(self.world.latency, read)

@@ -216,7 +216,10 @@ class Seat:
     here = world.attending(self) & inside
     said = self._claims[record.step.fragment]
     claims = [claim for process, claim in said.items() if process in here]
-    world.invariants.check_appended(record, sealed, held, claims)
+    votes = {island: claim for (island, _), claim in sorted(said.items())}
+    world.invariants.check_appended(
+      record, sealed, held, claims, list(votes.values())
+    )
     assert record.number == len(self.disk.log)
     self.disk.before = None
     self.disk.before = self.disk.copy()
