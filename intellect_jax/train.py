@@ -30,7 +30,7 @@ from intellect_jax.data.tokenizer import keep_file, tokenizer_of
 from intellect_jax.elastic import rpc, team
 from intellect_jax.elastic.describe import describe
 from intellect_jax.elastic.host import Host
-from intellect_jax.elastic.identity import Identity
+from intellect_jax.elastic.identity import Identity, run_of
 from intellect_jax.elastic.mate import Mate
 from intellect_jax.elastic.mesh import ElasticDeviceMesh
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
@@ -90,7 +90,8 @@ def main() -> None:
     # What can be wrong with the settings shows before anything is written.
     if coordinators and crew.leads:
       patience = island.connect_patience
-      description = describe(coordinators, credentials, patience)
+      run_id = run_of(workdir)
+      description = describe(coordinators, credentials, patience, run_id)
     if coordinators:
       description = _told(crew, description)
       run = _run_half(config, description)

@@ -15,11 +15,19 @@ _PAUSE = 0.2  # seconds between two addresses
 
 
 def describe(
-  coordinators: Sequence[str], credentials: rpc.Credentials, patience: float
+  coordinators: Sequence[str],
+  credentials: rpc.Credentials,
+  patience: float,
+  run_id: str = "",
 ) -> pb.Description:
   """What a newcomer must know, from the first coordinator that answers.
 
-  Waits `patience` seconds for one that is just being started.
+  Args:
+    coordinators: host:port of each.
+    credentials: for the channels.
+    patience: seconds that one may take which is just being started.
+    run_id: of the run that the island has been in, if there is one: then it
+      is one of those that a lost ledger is recovered from.
 
   Raises:
     UserError: if nobody answers, or in another protocol.
@@ -30,16 +38,26 @@ def describe(
     with rpc.channel(address, credentials) as channel:
       stub = pb_grpc.CoordinatorStub(channel)
       try:
-        return _checked(
-          stub.Describe(pb.DescribeRequest(), timeout=left), address
+        answer = stub.Describe(pb.DescribeRequest(), timeout=left)
+        description = _checked(answer, address)
+        description.run_id = description.run_id or run_id
+        if description.run_id:
+          return description
+        failure = None
+        cause = (
+          f"The coordinator at {address} is recovering a run from the islands"
+          " that were in it. This one has an empty workdir: start it again"
+          " when the run goes on."
         )
       except grpc.RpcError as error:
-        if time.monotonic() + _PAUSE >= end:
-          raise UserError(
-            f"No coordinator answered at {' or '.join(coordinators)} within"
-            f" {patience:g} s. Check --coordinator, and that one runs: python"
-            " -m intellect_jax.coordinator --config=… --listen=… --workdir=…"
-          ) from error
+        failure = error
+        cause = (
+          f"No coordinator answered at {' or '.join(coordinators)} within"
+          f" {patience:g} s. Check --coordinator, and that one runs: python"
+          " -m intellect_jax.coordinator --config=… --listen=… --workdir=…"
+        )
+    if time.monotonic() + _PAUSE >= end:
+      raise UserError(cause) from failure
     time.sleep(_PAUSE)
   raise UserError("--coordinator is an empty list; name a host:port.")
 

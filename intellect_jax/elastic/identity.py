@@ -9,6 +9,8 @@ import socket
 
 from intellect_jax.errors import UserError
 
+_FILE = "identity.json"
+
 
 class Identity:
   """The island of one workdir; one process at a time holds it.
@@ -30,7 +32,7 @@ class Identity:
     """
     workdir.mkdir(parents=True, exist_ok=True)
     self.workdir = workdir
-    self._path = workdir / "identity.json"
+    self._path = workdir / _FILE
     self._lock = open(workdir / "lock", "w")  # noqa: SIM115, held until close
     try:
       fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -40,15 +42,13 @@ class Identity:
         f"Another process works in {workdir}. End it first, or choose another"
         " --workdir."
       ) from error
-    known = _Saved()
-    if self._path.exists():
-      known = _Saved(**json.loads(self._path.read_text()))
-      if name and name != known.island:
-        self._lock.close()
-        raise UserError(
-          f"The workdir {workdir} belongs to island {known.island!r}, but"
-          f" --config.island.name is {name!r}. Choose another --workdir."
-        )
+    known = _saved(self._path)
+    if name and known.island not in ("", name):
+      self._lock.close()
+      raise UserError(
+        f"The workdir {workdir} belongs to island {known.island!r}, but"
+        f" --config.island.name is {name!r}. Choose another --workdir."
+      )
     default = f"{socket.gethostname()}-{os.getpid()}"
     self._saved = dataclasses.replace(
       known,
@@ -121,3 +121,12 @@ class _Saved:
   incarnation: int = 0
   run_id: str = ""
   term: int = 0
+
+
+def _saved(path: pathlib.Path) -> _Saved:
+  return _Saved(**json.loads(path.read_text())) if path.exists() else _Saved()
+
+
+def run_of(workdir: pathlib.Path) -> str:
+  """The run that a workdir belongs to, whoever holds it; empty: none yet."""
+  return _saved(workdir / _FILE).run_id

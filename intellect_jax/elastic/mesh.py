@@ -251,9 +251,7 @@ class ElasticDeviceMesh:
     news = self._news
 
     def came() -> bool:
-      return (
-        news.initialise or bool(news.restores) or news.annulled is not None
-      )
+      return news.initialise or bool(news.restores) or news.annulled is not None
 
     while news.wait(came, "a state"):
       if news.annulled is not None:

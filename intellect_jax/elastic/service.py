@@ -92,17 +92,20 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
     return self._ask(lambda machine: machine.status(time.monotonic()))
 
   def description(self) -> pb.Description:
-    """What a newcomer must know; not while the run is being recovered."""
+    """What a newcomer must know.
+
+    While the run is being recovered without a run id: islands know it.
+    """
     machine = self._machine
-    assert isinstance(machine, Coordinator)
-    return pb.Description(
+    description = pb.Description(
       protocol=rpc.PROTOCOL_VERSION,
-      run_id=machine.run_id,
       run_json=config_lib.to_json(self._run),
-      run_digest=machine.digest,
-      term=machine.term,
+      run_digest=config_lib.digest(self._run),
       relays=self._relays,
     )
+    if isinstance(machine, Coordinator):
+      description.run_id, description.term = machine.run_id, machine.term
+    return description
 
   def close(self) -> None:
     """Ends all streams; the run goes on with the next coordinator."""
@@ -115,8 +118,6 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
   # ----------------------------------------------------------------- RPCs
 
   def Describe(self, request, context) -> pb.Description:
-    if isinstance(self._machine, Recovery):
-      context.abort(grpc.StatusCode.UNAVAILABLE, self.status().phase)
     return self.description()
 
   def GetStatus(self, request, context) -> pb.Status:

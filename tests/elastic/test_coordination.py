@@ -382,3 +382,28 @@ def test_the_mean_that_nobody_has_any_more_is_annulled():
   assert driver.commit("bc", window=2).total_tokens == 2 * TOKENS
   driver.hello("a", incarnation=2, record=1)  # too late: it reads of it
   assert driver.take("a", "welcome")[0].start == pb.Welcome.START_GO_ON
+
+
+def test_islands_without_a_state_of_the_run_look_for_one_of_their_own():
+  """Nothing is annulled for want of those who may have it; an operator may."""
+  driver = Driver(annul_patience=10.0)
+  driver.begin("ab")
+  for window in (1, 2, 3):
+    driver.commit("ab", window)
+  driver.cut("b")
+  driver.hello("a", incarnation=2)  # with nothing that counts, so far
+  assert driver.take("a", "welcome")[0].start == pb.Welcome.START_RESTORE
+  driver.wait(15.0, beating="a")
+  (welcome,) = driver.take("a", "welcome")
+  assert welcome.start == pb.Welcome.START_GO_BACK
+  assert driver.machine.head.number == 3
+  assert "or roll back" in driver.machine.status(driver.now).warnings[-1]
+  # That is from where it has a checkpoint.
+  assert driver.control(rollback=pb.Rollback(to=1)).refusal == ""
+  driver.wait(15.0, beating="a")
+  (welcome,) = driver.take("a", "welcome")
+  assert welcome.start == pb.Welcome.START_GO_BACK
+  driver.hello("a", incarnation=2, record=1)
+  assert driver.take("a", "welcome")[0].start == pb.Welcome.START_GO_ON
+  driver.say("a", ready=pb.Ready(record=4))
+  assert driver.commit("a", window=1).number == 5

@@ -9,6 +9,7 @@ from simulation.world import run_config
 
 from intellect_jax import config as config_lib
 from intellect_jax.elastic import rpc
+from intellect_jax.elastic.describe import describe
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.elastic.protocol import elastic_pb2_grpc as pb_grpc
 from intellect_jax.elastic.service import CoordinatorService
@@ -211,9 +212,14 @@ def test_a_lost_ledger_is_recovered_from_the_islands(tmp_path):
   recovering = CoordinatorService(run_config(), empty, recover=True)
   with contextlib.closing(recovering) as made:
     assert "waiting for islands" in made.status().phase
+    # An island that has been in the run may come, with its own word for which
+    # that is: all of them may have lost power too.
+    with pytest.raises(UserError, match="recovering a run"):
+      describe([made.address], rpc.LOOPBACK, 0.3)
+    described = describe([made.address], rpc.LOOPBACK, SECONDS, run_id)
+    assert described.run_id == run_id
+    assert described.run_digest == made.description().run_digest
     with contextlib.closing(Stream(made.address)) as stream:
-      with pytest.raises(grpc.RpcError, match="recovering"):
-        stream.stub.Describe(pb.DescribeRequest(), timeout=SECONDS)
       state = dict(has_state=True, record=0, record_hash=first.hash)
       stream.say(hello=hello(run_id=run_id, **state), term=1)
       assert stream.hear("ask_records").start == 0

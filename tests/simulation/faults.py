@@ -1,5 +1,6 @@
 """What goes wrong, and when: one fault after the other, each mended later."""
 
+from intellect_jax.elastic.coordination import Coordinator
 from simulation.island import Island
 from simulation.symbols import flip
 from simulation.world import World
@@ -256,19 +257,17 @@ def operate_until_over(world: World, seconds: float) -> None:
         if machine is None:  # who could tell has left: --force decides
           seat.recover(force=True)
     if machine is not None and world.now > end - seconds / 2:
-      _roll_back(world)  # what the coordinator's warning names has not come
+      _roll_back(world, machine)  # what its warning names has not come
     lower = [s for s in world.seats if s.machine and s is not world.leader()]
     for seat in lower:
       seat.kill()  # there is another
     world.advance(5.0)
 
 
-def _roll_back(world: World) -> None:
+def _roll_back(world: World, machine: Coordinator) -> None:
   """No island has a state of the run: back to the oldest that one has saved."""
-  seat = world.leader()
-  machine = seat.machine
   if any("or roll back" in w for w in machine.status(world.now).warnings):
     newest = machine.books.chain.state
     saved = [i.disk.saved for i in world.islands if i.alive and i.disk.saved]
     older = [min(each) for each in saved if min(each) < newest]
-    seat.control(rollback={"to": max(older, default=0)})
+    world.leader().control(rollback={"to": max(older, default=0)})
