@@ -62,7 +62,7 @@ bench: setup  ## Steps, codecs, exchange, overlap, links, faults, quality; short
 	$(BIN)/python -m benchmarks.quality --quick
 	$(BIN)/python -m benchmarks.sparse --quick
 
-chaos: setup  ## 60 faults of every kind, real processes; ARGS=--quick: 1 min
+chaos: setup  ## 68 faults of every kind, real processes; ARGS=--quick: 1 min
 	PYTHONPATH=. $(BIN)/python tests/chaos/chaos.py $(ARGS)
 
 soak: setup  ## Eight islands and a fault every 30 s, for MINUTES=10

@@ -35,6 +35,18 @@ def lose_ledger(world: World, name: str) -> None:
   world.lose_ledger()
 
 
+def kill_all(world: World, name: str) -> None:
+  for each in ("coordinator", "relay", *world.names):
+    world.kill(each)
+
+
+def lose_ledger_and_kill_all(world: World, name: str) -> None:
+  """It is collected from islands that start again."""
+  for each in ("relay", *world.names):
+    world.kill(each)
+  world.lose_ledger()
+
+
 def kill_relay(world: World, name: str) -> None:
   world.kill("relay")
 
@@ -109,6 +121,8 @@ FAULTS: dict[str, Fault] = {
   "an island flaps": flap,
   "SIGKILL of the coordinator": kill_coordinator,
   "coordinator's disk lost": lose_ledger,
+  "SIGKILL of everything": kill_all,
+  "… and the coordinator's disk lost": lose_ledger_and_kill_all,
   "SIGKILL of the relay": kill_relay,
   "SIGSTOP of an island": freeze,
   "SIGSTOP, shorter than the lease": freeze_shortly,
@@ -120,5 +134,11 @@ FAULTS: dict[str, Fault] = {
   "two islands join at once": join_twice,
   "disk full": fill_disk,
 }
-# A ledger that was lost cannot say what was trained; a full disk is one island.
-NOT_SOAKED = "coordinator's disk lost", "disk full"
+# Who is killed with the coordinator, or its ledger, leaves nobody to say what it
+# had trained; a full disk is one island.
+NOT_SOAKED = (
+  "coordinator's disk lost",
+  "SIGKILL of everything",
+  "… and the coordinator's disk lost",
+  "disk full",
+)
