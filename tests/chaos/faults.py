@@ -107,6 +107,38 @@ def fill_disk(world: World, name: str) -> None:
   world.swarm.parts[name].restarts = 0
 
 
+# ------------------------------------------------------ what an operator does
+
+
+def evict(world: World, name: str) -> None:
+  """It is started again once it has heard of it."""
+  world.down.add(name)
+  if world.order(evict=pb.Evict(island=name)):
+    world.wait_for_end(name)
+  world.down.discard(name)
+
+
+def roll_back(world: World, name: str) -> None:
+  head = world.swarm.status().record
+  world.order(rollback=pb.Rollback(to=max(0, head - 2)))
+
+
+def change_settings(world: World, name: str) -> None:
+  values = {"run.outer.learning_rate": "0.5"}
+  world.order(set=pb.Set(values=values))
+
+
+def pause(world: World, name: str) -> None:
+  world.order(pause=pb.SetPause(paused=True))
+  world.let_pass(LEASE / 2)
+  world.order(pause=pb.SetPause(paused=False))
+
+
+def restart(world: World, name: str) -> None:
+  """SIGTERM: it hands in what it has, and comes back."""
+  world.restart(name)
+
+
 def _other(world: World, name: str) -> str:
   return world.names[world.names.index(name) - 1]
 
@@ -142,3 +174,10 @@ NOT_SOAKED = (
   "… and the coordinator's disk lost",
   "disk full",
 )
+ORDERS: dict[str, Fault] = {
+  "an operator evicts an island": evict,
+  "an operator rolls back": roll_back,
+  "an operator changes settings": change_settings,
+  "an operator pauses the run": pause,
+  "SIGTERM of an island": restart,
+}
