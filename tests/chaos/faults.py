@@ -1,6 +1,7 @@
 """What is done to a swarm. Each fault is over when its function returns."""
 
 from collections.abc import Callable
+import signal
 
 from world import LEASE, World
 
@@ -112,10 +113,8 @@ def fill_disk(world: World, name: str) -> None:
 
 def evict(world: World, name: str) -> None:
   """It is started again once it has heard of it."""
-  world.down.add(name)
   if world.order(evict=pb.Evict(island=name)):
-    world.wait_for_end(name)
-  world.down.discard(name)
+    world.start_again(name)
 
 
 def roll_back(world: World, name: str) -> None:
@@ -136,7 +135,8 @@ def pause(world: World, name: str) -> None:
 
 def restart(world: World, name: str) -> None:
   """SIGTERM: it hands in what it has, and comes back."""
-  world.restart(name)
+  world.signal(name, signal.SIGTERM)
+  world.start_again(name)
 
 
 def _other(world: World, name: str) -> str:

@@ -232,22 +232,17 @@ class World:
       part.process.terminate()
       part.process.wait(BOUND)
 
-  def wait_for_end(self, name: str) -> None:
-    """Of a process that was told to end, in its way."""
-    process = self.swarm.parts[name].process
-    assert process is not None
+  def start_again(self, name: str) -> None:
+    """A new process, once the one that was told to end has ended in its way."""
+    part = self.swarm.parts[name]
+    assert part.process is not None
+    self.down.add(name)
     end = time.monotonic() + BOUND
-    while process.poll() is None:
+    while part.process.poll() is None:
       assert time.monotonic() < end, f"{name} does not end"
       self.look()
-
-  def restart(self, name: str) -> None:
-    """SIGTERM, and a new process once it has ended."""
-    self.down.add(name)
-    self.signal(name, signal.SIGTERM)
-    self.wait_for_end(name)
     self.down.discard(name)
-    self.swarm.parts[name].start()
+    part.start()
 
   def order(self, **change) -> bool:
     """What an operator wants; whether the coordinator has done it."""
