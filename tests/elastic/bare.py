@@ -20,7 +20,7 @@ def bare_agent(
   log: RecordLog,
   store: blobs.BlobStore,
   lease_seconds: float = 3,
-  oldest: Callable[[], int] = lambda: 0,
+  checkpoints: Callable[[], list[int]] = lambda: [0],
   use_relays: Callable[[list[str]], bool] = lambda relays: False,
 ) -> Agent:
   """An agent of one block of values; its arguments are those of Agent."""
@@ -43,7 +43,7 @@ def bare_agent(
     log=log,
     lease_seconds=lease_seconds,
     threads=1,
-    oldest=oldest,
+    checkpoints=checkpoints,
     on_term=lambda term: None,
     use_relays=use_relays,
   )

@@ -189,9 +189,7 @@ def _steer(world: World, seat) -> None:
       head = seat.machine.head.number
       if head > 0:
         to = world.random.randrange(max(0, head - 2), head)
-        disks = [island.disk for island in world.islands if island.alive]
-        if all(disk.restore(to)[0] is not None for disk in disks):
-          seat.control(rollback={"to": to})
+        seat.control(rollback={"to": to})
 
 
 def _unhang(island: Island) -> None:
