@@ -41,9 +41,9 @@ class Follower:
     agent: Agent,
     diary: Diary,
     evaluation: Evaluation,
-    initialise: Callable[[], None],
+    initialise: Callable[[], object],
   ):
-    """`initialise` makes the initial state, and stands there."""
+    """`initialise` makes the initial state, and stands there if it counts."""
     self.run = run
     self.stopping = False
     self._started_run = run
@@ -187,6 +187,7 @@ class Follower:
       self.go_back()
     if news.initialise and not self._agent.standing:
       self._initialise()
+      self.steer()
       self._give_up("its state was lost")
     while news.adopted and (early or news.diverted or not self._overlaps):
       self._merge(news.adopted.popleft())
@@ -333,7 +334,9 @@ class Follower:
     """Stands at a state that another island serves. Whether it could."""
     before = self._held.record.number
     with self._news.busy("fetching a state", self._held.slow_seconds):
-      records = join.take_over(self._crew, self._held, self._agent, offer)
+      records = join.take_over(
+        self._crew, self._held, self._agent, offer, lambda: self.stopping
+      )
     if records is None:
       return False
     for record in records:

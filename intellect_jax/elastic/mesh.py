@@ -258,18 +258,24 @@ class ElasticDeviceMesh:
         if self._follower.go_back():
           return True
       elif news.initialise:
-        self._initialise()
-        return True
+        if self._initialise():
+          return True
       elif self._follower.take_over(news.restores.popleft()):
         self._moments_are_new = not resumed and self.record > 0
         return True
     return False
 
-  def _initialise(self) -> None:
-    """Makes the initial state, or makes it again if it was lost."""
+  def _initialise(self) -> bool:
+    """Makes the initial state, or makes it again if it was lost.
+
+    Returns:
+      Whether it is the run's; see `join.initialise`.
+    """
     self._news.initialise = False
     with self._news.busy("initialising", self._held.slow_seconds):
-      join.initialise(self._crew, self._agent)
+      return join.initialise(
+        self._crew, self._agent, lambda: self._follower.stopping
+      )
 
   def _catch_up(self) -> None:
     """Applies what was committed while this island was not there."""

@@ -1,73 +1,20 @@
 """An island's agent, over loopback, with a coordinator that says what we want."""
 
-import collections
 import contextlib
-import queue
-import threading
 
-from bare import bare_agent
+from bare import BREAK, SECONDS, Coordinator, bare_agent, genesis, settings
 import numpy as np
 import pytest
 
-from intellect_jax.elastic import blobs, chain, rpc
+from intellect_jax.elastic import blobs, chain
 from intellect_jax.elastic.log import RecordLog
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
-from intellect_jax.elastic.protocol import elastic_pb2_grpc as pb_grpc
-
-SECONDS = 30  # bound of every wait
-_BREAK = None
-
-
-class Coordinator(pb_grpc.CoordinatorServicer):
-  """Says what is put into `says`; what it hears comes out of `heard`."""
-
-  def __init__(self):
-    self.says: queue.Queue = queue.Queue()
-    self.heard = collections.defaultdict(queue.Queue)  # by kind
-    self._server = rpc.server(8)
-    pb_grpc.add_CoordinatorServicer_to_server(self, self._server)
-    self.address = rpc.listen(self._server, "127.0.0.1:0", rpc.LOOPBACK)
-
-  def Attend(self, request_iterator, context):
-    def hear() -> None:
-      with contextlib.suppress(Exception):  # the stream's end is no news here
-        for message in request_iterator:
-          kind = message.WhichOneof("message")
-          self.heard[kind].put(getattr(message, kind))
-        if context.is_active():  # the island has said its last
-          self.says.put(_BREAK)
-
-    threading.Thread(target=hear, daemon=True).start()
-    while (message := self.says.get(timeout=SECONDS)) is not _BREAK:
-      yield pb.ToIsland(term=1, **message)
-
-  def ReadLog(self, request, context):
-    yield from ()
-
-  def hear(self, kind: str):
-    """The next message of a kind."""
-    return self.heard[kind].get(timeout=SECONDS)
-
-  def close(self) -> None:
-    self.says.put(_BREAK)
-    self._server.stop(grace=None)
 
 
 @pytest.fixture
 def coordinator():
   with contextlib.closing(Coordinator()) as made:
     yield made
-
-
-def genesis() -> pb.SealedRecord:
-  return chain.seal(pb.Record(term=1, genesis=pb.Genesis(state=b"s")))
-
-
-def settings(number: int, previous: bytes) -> pb.SealedRecord:
-  changed = pb.Settings(reason="any")
-  return chain.seal(
-    pb.Record(number=number, term=1, previous=previous, settings=changed)
-  )
 
 
 @pytest.fixture
@@ -117,7 +64,7 @@ def test_other_relays_in_a_welcome_are_other_addresses(coordinator, agent):
   reached_at = [f"{host}:7601/ada", "r.org:1/ada"]
   assert coordinator.hear("hello").addresses == reached_at
   coordinator.says.put(dict(welcome=welcome))
-  coordinator.says.put(_BREAK)
+  coordinator.says.put(BREAK)
   coordinator.hear("hello")
   assert coordinator.heard["hello"].empty()  # the same relays are no news
 
@@ -140,7 +87,7 @@ def test_hello_names_what_is_leased_and_not_decided(coordinator, store, agent):
   record = pb.Record(number=1, term=1, previous=genesis().hash, step=step)
   coordinator.says.put(dict(record=chain.seal(record)))
   assert news.wait(lambda: len(news.adopted) == 1, "the record", SECONDS)
-  coordinator.says.put(_BREAK)
+  coordinator.says.put(BREAK)
   (left,) = coordinator.hear("hello").leases
   assert left.window == 9 and left.samples[0].start == 90
 
@@ -157,7 +104,7 @@ def test_leases_end_with_the_membership(coordinator, agent):
   assert not news.leases
   agent.request_lease(7, samples=1)
   assert coordinator.hear("lease_request").window == 7
-  coordinator.says.put(_BREAK)
+  coordinator.says.put(BREAK)
   assert not coordinator.hear("hello").leases
 
 
@@ -195,7 +142,7 @@ def test_no_hello_while_it_is_not_known_where_it_stands(
   news = agent.news
   annul_record_1(coordinator, news)
   assert news.annulled == (1, 0) and not news.adopted and not agent.standing
-  coordinator.says.put(_BREAK)
+  coordinator.says.put(BREAK)
   assert news.wait(lambda: news.silent_since is not None, "silence", SECONDS)
   if has_own:
     agent.stand_at(0)

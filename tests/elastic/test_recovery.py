@@ -31,13 +31,15 @@ class Driver:
 
   def answer(self, session: int, island: str, log, term: int = 1, **fields):
     """Says hello, then sends what it is asked for."""
-    known = dict(run_digest=config_lib.digest(RUN), run_id="run")
     hello = pb.Hello(
       protocol=rpc.PROTOCOL_VERSION,
+      run_digest=config_lib.digest(RUN),
+      run_id="run",
       island=island,
       has_state=bool(log),
-      **(known | fields),
     )
+    for name, value in fields.items():  # also an empty one
+      setattr(hello, name, value)
     actions = self.say(session, term, hello=hello)
     sent = actions[0].message if actions else pb.ToIsland(term=term)
     assert sent.term == term  # or the island would not obey
