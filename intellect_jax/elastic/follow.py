@@ -131,7 +131,8 @@ class Follower:
   def due(self) -> bool:
     """Whether something has come that changes this island's state now."""
     news = self._news
-    return news.diverted or (bool(news.adopted) and not self._overlaps)
+    with news.changed:  # the agent may take back what is adopted
+      return news.diverted or (bool(news.adopted) and not self._overlaps)
 
   @property
   def _overlaps(self) -> bool:
@@ -189,8 +190,8 @@ class Follower:
       self._initialise()
       self.steer()
       self._give_up("its state was lost")
-    while news.adopted and (early or news.diverted or not self._overlaps):
-      self._merge(news.adopted.popleft())
+    while (record := self._next_record(early)) is not None:
+      self._merge(record)
     while news.restores:  # its own state is void, or too far behind
       offer = news.restores.popleft()
       wanted = (
@@ -204,6 +205,13 @@ class Follower:
     while news.rechecks:
       self._recheck(news.rechecks.popleft())
     self._diary.stands()
+
+  def _next_record(self, early: bool) -> pb.Record | None:
+    """What is to be merged now, if there is anything."""
+    news = self._news
+    with news.changed:  # the agent may take back what is adopted
+      here = bool(news.adopted) and (early or self.due)
+      return news.adopted.popleft() if here else None
 
   def _recheck(self, wanted: pb.Recheck) -> None:
     """Islands hold different states: what does this one's log come to?"""

@@ -32,6 +32,7 @@ def bare_agent(
   lease_seconds: float = 3,
   oldest: Callable[[], int] = lambda: 0,
   use_relays: Callable[[list[str]], bool] = lambda relays: False,
+  on_term: Callable[[int], None] = lambda term: None,
 ) -> Agent:
   """An agent of one block of values; its arguments are those of Agent."""
   codec = make_codec("int8")
@@ -54,7 +55,7 @@ def bare_agent(
     lease_seconds=lease_seconds,
     threads=1,
     oldest=oldest,
-    on_term=lambda term: None,
+    on_term=on_term,
     use_relays=use_relays,
   )
 
@@ -84,10 +85,12 @@ class Coordinator(pb_grpc.CoordinatorServicer):
       yield pb.ToIsland(term=1, **message)
 
   def ReadLog(self, request, context):
+    log = self.log
     self.heard["read_log"].put(request)
-    if self.log is None:
+    if log is None:
       context.abort(grpc.StatusCode.UNAVAILABLE, "not now")
-    yield from self.log[request.start :]
+    else:
+      yield from log[request.start :]
 
   def hear(self, kind: str):
     """The next message of a kind."""

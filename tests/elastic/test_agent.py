@@ -1,6 +1,7 @@
 """An island's agent, over loopback, with a coordinator that says what we want."""
 
 import contextlib
+from unittest import mock
 
 from bare import BREAK, SECONDS, Coordinator, bare_agent, genesis, settings
 import numpy as np
@@ -23,7 +24,12 @@ def store():
 
 
 @pytest.fixture
-def agent(coordinator, store, tmp_path):
+def on_term():
+  return mock.Mock()
+
+
+@pytest.fixture
+def agent(coordinator, store, tmp_path, on_term):
   """Stands at record 0."""
   log = RecordLog(tmp_path)
   log.open()
@@ -42,6 +48,7 @@ def agent(coordinator, store, tmp_path):
     lease_seconds=3600,
     oldest=lambda: next(beats),
     use_relays=use_relays,
+    on_term=on_term,
   )
   made.start()
   yield made
@@ -54,6 +61,19 @@ def test_a_changed_lease_is_renewed_in_time(coordinator, agent):
   agent.renew_every(0.4)
   told = [coordinator.hear("heartbeat").oldest for _ in range(5)]
   assert told == sorted(set(told))
+
+
+def test_a_log_that_cannot_be_read_is_asked_for_again(coordinator, agent):
+  """Though the stream goes on: the coordinator was busy, say."""
+  coordinator.hear("hello")
+  coordinator.log = None
+  agent.renew_every(0.4)
+  go_on = pb.Welcome(start=pb.Welcome.START_GO_ON, head=1)
+  coordinator.says.put(dict(welcome=go_on))
+  coordinator.hear("read_log")
+  first = genesis()
+  coordinator.log = [first, settings(1, first.hash)]
+  assert coordinator.hear("ready").record == 1
 
 
 def test_other_relays_in_a_welcome_are_other_addresses(coordinator, agent):
@@ -135,6 +155,18 @@ def test_the_initial_state_is_asked_of_those_without_one(coordinator, agent):
   assert not news.initialise
 
 
+def test_nothing_is_proposed_that_starts_from_what_does_not_count(
+  coordinator, store, agent
+):
+  delta = store.publish(np.zeros(260, np.uint8), 260)
+  annul_record_1(coordinator, agent.news)
+  agent.propose(pb.Proposal(delta=delta))
+  agent.stand_at(0)
+  agent.propose(pb.Proposal(serial=2))
+  assert coordinator.hear("proposal").serial == 2
+  assert store.manifest(delta.id) is None
+
+
 @pytest.mark.parametrize("has_own", [True, False])
 def test_no_hello_while_it_is_not_known_where_it_stands(
   coordinator, agent, has_own
@@ -184,3 +216,15 @@ def test_a_disk_that_takes_nothing_is_waited_for(coordinator, agent, tmp_path):
   news = agent.news
   assert news.wait(lambda: len(news.adopted) == 1, "the record", SECONDS)
   assert (tmp_path / "000000001.record").exists() and not news.trouble
+
+
+def test_a_term_that_cannot_be_written_is_waited_for(
+  coordinator, agent, on_term
+):
+  coordinator.hear("hello")
+  on_term.side_effect = [OSError("no space left"), None]
+  coordinator.says.put(dict(lease_grant=pb.LeaseGrant(window=7)))
+  while "no space left" not in coordinator.hear("heartbeat").activity:
+    pass
+  news = agent.news
+  assert news.wait(lambda: 7 in news.leases, "what was said", SECONDS)
