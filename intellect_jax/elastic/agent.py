@@ -357,7 +357,8 @@ class Agent:
     elif welcome.start == pb.Welcome.START_RESTORE:
       self._forget_state()
     elif welcome.start == pb.Welcome.START_INITIALISE:
-      if record is None:
+      if record != -1:
+        self._forget_state()  # if it stands at one, that is of another chain
         with self.news.changed:
           self.news.initialise = True
       elif self._genesis:

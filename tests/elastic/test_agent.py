@@ -167,6 +167,17 @@ def test_nothing_is_proposed_that_starts_from_what_does_not_count(
   assert store.manifest(delta.id) is None
 
 
+def test_whose_chain_has_lost_may_be_told_to_make_the_initial_state(
+  coordinator, agent
+):
+  coordinator.hear("hello")
+  asked = dict(welcome=pb.Welcome(start=pb.Welcome.START_INITIALISE))
+  coordinator.says.put(asked)
+  news = agent.news
+  assert news.wait(lambda: news.initialise, "a word", SECONDS)
+  assert not agent.standing
+
+
 @pytest.mark.parametrize("has_own", [True, False])
 def test_no_hello_while_it_is_not_known_where_it_stands(
   coordinator, agent, has_own
