@@ -39,6 +39,7 @@ from intellect_jax.elastic.protocol import island_pb2 as ipb
 from intellect_jax.elastic.pursuit import Pursuit
 from intellect_jax.elastic.team import Team
 from intellect_jax.elastic.windows import Windows
+from intellect_jax.errors import UserError
 from intellect_jax.inner.step import TrainState, TrainStep
 from intellect_jax.outer import overlap
 from intellect_jax.outer.schedule import Schedule, position, warm_up
@@ -210,12 +211,15 @@ class ElasticDeviceMesh:
     """
     self._identity.joins()
     self._agent.start()
+    news = self._news
     try:
-      self._news.wait(lambda: self._news.welcome is not None, "a welcome")
-    finally:
-      if self._news.welcome is None:
-        self._identity.refused()
-    return self._news.welcome
+      welcomed = news.wait(lambda: news.welcome is not None, "a welcome")
+    except UserError:
+      self._identity.refused()
+      raise  # whatever else ends it, it may have been let in
+    if not welcomed:
+      self._identity.refused()
+    return news.welcome
 
   def _make_agent(self, has_state: bool) -> Agent:
     hello = pb.Hello(

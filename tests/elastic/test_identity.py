@@ -1,8 +1,12 @@
 """An island's identity: one process a workdir, numbers that only grow."""
 
+from typing import Any
+from unittest import mock
+
 import pytest
 
 from intellect_jax.elastic.identity import Identity
+from intellect_jax.elastic.mesh import ElasticDeviceMesh
 from intellect_jax.errors import UserError
 
 
@@ -54,4 +58,24 @@ def test_a_start_that_comes_to_nothing_does_not_count(tmp_path):
   killed.close()
   after = Identity(tmp_path, "a")
   assert [killed.incarnation, after.incarnation] == [1, 2]
+  after.close()
+
+
+@pytest.mark.parametrize(
+  ("ending", "counts"), [(UserError("no"), False), (KeyboardInterrupt(), True)]
+)
+def test_who_may_have_been_let_in_has_had_its_incarnation(
+  tmp_path, ending, counts
+):
+  """A later process with the same one would be taken for a copied workdir."""
+  mesh: Any = ElasticDeviceMesh.__new__(ElasticDeviceMesh)
+  mesh._identity = identity = Identity(tmp_path, "a")
+  mesh._agent = mock.Mock()
+  mesh._news = mock.Mock(welcome=None)
+  mesh._news.wait.side_effect = ending
+  with pytest.raises(type(ending)):
+    mesh._say_hello()
+  identity.close()
+  after = Identity(tmp_path, "a")
+  assert after.incarnation == 1 + counts
   after.close()
