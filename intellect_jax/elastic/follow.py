@@ -307,12 +307,13 @@ class Follower:
     if to < 0:
       cause = "what it had is not the run's"
     logging.warning("Going back to a state of its own: %s.", cause)
+    own = self._held.log.records()  # the run's follow soon
     with self._news.busy("going back", self._held.slow_seconds):
-      went = join.go_back(self._crew, self._held, self._agent, cause, to)
-    if not went:
+      counts = join.go_back(self._crew, self._held, self._agent, cause, to)
+    if counts is None:
       return False
-    undone = max(to, self._held.record.number) + 1
-    self._windows.annul(self._committed(self._held.log.records(undone)))
+    undone = [record for record in own if record.number > counts]
+    self._windows.annul(self._committed(undone))
     self._diary.note("restored", source="checkpoint")
     self.steer()
     self._give_up(cause)

@@ -138,7 +138,7 @@ def _log_up_to(
 
 def go_back(
   crew: Crew, held: Holdings, agent: Agent, cause: str, to: int
-) -> bool:
+) -> int | None:
   """Stands at a state of this island's own, from before what does not count.
 
   With the moments of the checkpoint. If it has none, the coordinator is told.
@@ -151,16 +151,17 @@ def go_back(
     to: the newest of its own that does; -1: what the coordinator's log says.
 
   Returns:
-    Whether it has such a state.
+    The newest of its own that counts; it may stand before that. None: it has no
+    such state.
   """
   if to < 0:
     to = _last_in_common(held, agent)
   went = to >= 0 and resume(crew, held, to=to)
   if went:
     agent.stand_at(held.record.number)
-  else:
-    agent.stand_nowhere(f"it has no older state: {cause}")
-  return went
+    return to
+  agent.stand_nowhere(f"it has no older state: {cause}")
+  return None
 
 
 def _last_in_common(held: Holdings, agent: Agent) -> int:

@@ -7,6 +7,7 @@ from unittest import mock
 
 from simulation.world import run_config
 
+from intellect_jax.elastic import chain
 from intellect_jax.elastic.follow import Follower
 from intellect_jax.elastic.mesh import ElasticDeviceMesh
 from intellect_jax.elastic.news import News
@@ -24,7 +25,7 @@ def step(number: int, fragment: int, window: int = 0) -> pb.Record:
   record = pb.Record(number=number, step=pb.OuterStep(fragment=fragment))
   member = record.step.members.add(island="ada", incarnation=3)
   if window:
-    member.windows.add(number=window, tokens=10)
+    member.windows.add(number=window, tokens=10 * window)
   return record
 
 
@@ -40,7 +41,8 @@ class Island:
       feedback=None,
       slow_seconds=1.0,
       fetcher=mock.Mock(),
-      log=types.SimpleNamespace(records=self._records),
+      log=types.SimpleNamespace(records=self._records, record=self._record),
+      resumable=lambda to: 0,
     )
     self.agent = mock.Mock(news=self.news, standing=True)
     held: Any = self.held
@@ -62,6 +64,10 @@ class Island:
 
   def _records(self, start: int = 0) -> list[pb.Record]:
     return self.records[start:]
+
+  def _record(self, number: int) -> pb.SealedRecord | None:
+    sealed = [chain.seal(record) for record in self.records]
+    return sealed[number] if number < len(sealed) else None
 
   def initialise(self) -> None:
     self.records = [pb.Record(genesis=pb.Genesis())]
@@ -140,7 +146,6 @@ def test_who_waits_for_samples_goes_back_when_its_record_is_annulled():
     news.leases[windows.next] = [(8, 12)]
 
   agent.stand_at = stand_at
-  island.held.resumable = lambda to: 0
   assert leased(island, annul) == [(8, 12)]
 
 
@@ -160,3 +165,24 @@ def test_who_is_asked_to_end_hands_in_what_it_has_and_waits_for_no_samples():
   follower._propose = propose
   assert leased(island, stop) is None
   assert windows.open is None and not windows.tokens_uncommitted
+
+
+def test_of_a_lost_chain_that_is_lost_which_the_run_has_not():
+  """Also if the run's records are in the log as soon as it stands."""
+  common = [GENESIS, step(1, 0, window=1)]
+  won = [*common, step(2, 1), step(3, 2)]
+  island = Island([*common, step(2, 0, window=2)])
+  agent, windows = island.agent, island.windows
+  windows.tokens_committed = 30
+  agent.get_log.return_value = list(map(chain.seal, won))
+
+  def stand_at(record: int) -> None:
+    agent.standing = True
+    island.records = won
+
+  agent.stand_at = stand_at
+  agent.standing = False
+  island.news.annulled = -1, -1
+  island.held.record = GENESIS  # that its checkpoint is of
+  island.follower.merge_news()
+  assert (windows.tokens_committed, windows.tokens_lost) == (10, 20)
