@@ -1,5 +1,6 @@
 """An island's identity: one process a workdir, numbers that only grow."""
 
+import os
 from typing import Any
 from unittest import mock
 
@@ -43,6 +44,22 @@ def test_a_workdir_belongs_to_one_island_and_one_run(tmp_path):
   with pytest.raises(UserError, match=r"run run-1.*leads run run-2"):
     again.check_run("run-2")
   again.close()
+
+
+def test_what_is_saved_outlives_a_power_loss(tmp_path, monkeypatch):
+  """Else a later process has this one's incarnation, and is refused for ever."""
+  synced = []
+
+  def fsync(descriptor: int) -> None:
+    found = os.fstat(descriptor)
+    synced.append((found.st_ino, sorted(p.name for p in tmp_path.iterdir())))
+
+  monkeypatch.setattr(os, "fsync", fsync)
+  identity = Identity(tmp_path, "a")
+  identity.joins()
+  names = ["identity.json", "lock"]
+  assert synced[-1] == (tmp_path.stat().st_ino, names)
+  identity.close()
 
 
 def test_a_start_that_comes_to_nothing_does_not_count(tmp_path):
