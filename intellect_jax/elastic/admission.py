@@ -102,9 +102,9 @@ class Admission:
       books.accounts.settle(self._rounds.uses)  # of an older process
       books.accounts.claim(member, hello.leases)
     self._transfers.came(member)
-    newest = max(hello.head, hello.record) if hello.has_state else 0
+    newest = max(hello.head, hello.record) if hello.has_state else -1
     log = books.chain.log
-    if log and newest >= len(log) and not hello.alone:
+    if newest >= len(log) and not hello.alone:
       self._asking[session] = hello, evicted
       ask = pb.AskRecords(start=len(log))
       self._outbox.answer(session, pb.ToIsland(ask_records=ask))

@@ -84,6 +84,7 @@ class Agent:
     self._deciding = False  # whether it has a state of its own that counts
     self._owes_hello = False  # until that is decided
     self._owes_offer = False  # until it stands at a state
+    self._unread: int | None = None  # the log, from here on: to ask for again
     self._genesis: pb.FromIsland | None = None  # the state this island made
     self._closing = threading.Event()
     self._stream = ControlStream(
@@ -175,8 +176,9 @@ class Agent:
     message = pb.FromIsland(lease_request=request)
 
     def ask() -> None:
-      self._unanswered[window] = message
-      self._send(message)
+      if window not in self._unanswered:  # else it is said at each welcome
+        self._unanswered[window] = message
+        self._send(message)
 
     self._inbox.put(ask)
 
@@ -185,6 +187,9 @@ class Agent:
     proposal.tokens_trained = self.news.heartbeat.tokens_trained
 
     def step() -> None:
+      if not self.standing:  # what it starts from does not count, nor does it
+        self._crew.withdraw(proposal.delta.id)
+        return
       self._hands.serves_delta(proposal.fragment, proposal.delta.id)
       self._carry_out(self._round.propose(proposal))
 
@@ -284,6 +289,7 @@ class Agent:
           work()
         if time.monotonic() >= last_beat + self._heartbeat_seconds:
           self._beat()
+          self._read_on()
           last_beat = time.monotonic()
       except Exception as error:  # nobody else could tell the operator
         logging.exception("The island's agent failed.")
@@ -311,7 +317,7 @@ class Agent:
       return  # a coordinator that has been replaced
     if message.term > self._term:
       self._term = message.term
-      self._on_term(message.term)
+      self._write(lambda: self._on_term(message.term))
     self.news.silent_since = None
     kind = message.WhichOneof("message")
     if kind is not None:
@@ -351,7 +357,8 @@ class Agent:
     elif welcome.start == pb.Welcome.START_RESTORE:
       self._forget_state()
     elif welcome.start == pb.Welcome.START_INITIALISE:
-      if record is None:
+      if record != -1:
+        self._forget_state()  # if it stands at one, that is of another chain
         with self.news.changed:
           self.news.initialise = True
       elif self._genesis:
@@ -433,10 +440,17 @@ class Agent:
         records = self._stream.read_log(start)
         self._tell_round(lambda round: round.committed(records))
         self._inbox.put(self._say_ready)
-      except grpc.RpcError as error:
-        logging.info("Reading the log failed: %s", error)  # asked at next hello
+      except grpc.RpcError as error:  # with the stream, or while that goes on
+        logging.info("Reading the log failed: %s", error)
+        self._inbox.put(lambda: setattr(self, "_unread", start))
 
     self._hands.submit(work)
+
+  def _read_on(self) -> None:
+    """Asks again for what of the log could not be read."""
+    start, self._unread = self._unread, None
+    if start is not None:
+      self._read_log(start)
 
   def _say_ready(self) -> None:
     """Says so, if the log is read and its last mean is at hand."""

@@ -200,6 +200,10 @@ class Crew:
       raise fetching.FetchError(error.island, error.reason) from error
     return fetch.id
 
+  def drop(self, name: bytes) -> None:
+    """What was fetched under this name is not needed."""
+    self.do(ipb.Task(drop=name))
+
   def _name(self) -> bytes:
     return next(self._serial).to_bytes(8)
 
@@ -211,7 +215,7 @@ class Crew:
       parts = [report.blob for report in self.do(task, cancelled)]
       self.do(ipb.Task(swap=ipb.Swap(id=name, parts=parts)), cancelled)
     except BaseException:
-      self.do(ipb.Task(drop=name))
+      self.drop(name)
       raise
 
   # ------------------------------------------------------------ log and figures

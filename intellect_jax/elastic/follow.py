@@ -41,9 +41,9 @@ class Follower:
     agent: Agent,
     diary: Diary,
     evaluation: Evaluation,
-    initialise: Callable[[], None],
+    initialise: Callable[[], object],
   ):
-    """`initialise` makes the initial state, and stands there."""
+    """`initialise` makes the initial state, and stands there if it counts."""
     self.run = run
     self.stopping = False
     self._started_run = run
@@ -131,7 +131,8 @@ class Follower:
   def due(self) -> bool:
     """Whether something has come that changes this island's state now."""
     news = self._news
-    return news.diverted or (bool(news.adopted) and not self._overlaps)
+    with news.changed:  # the agent may take back what is adopted
+      return news.diverted or (bool(news.adopted) and not self._overlaps)
 
   @property
   def _overlaps(self) -> bool:
@@ -187,9 +188,10 @@ class Follower:
       self.go_back()
     if news.initialise and not self._agent.standing:
       self._initialise()
+      self.steer()
       self._give_up("its state was lost")
-    while news.adopted and (early or news.diverted or not self._overlaps):
-      self._merge(news.adopted.popleft())
+    while (record := self._next_record(early)) is not None:
+      self._merge(record)
     while news.restores:  # its own state is void, or too far behind
       offer = news.restores.popleft()
       wanted = (
@@ -203,6 +205,13 @@ class Follower:
     while news.rechecks:
       self._recheck(news.rechecks.popleft())
     self._diary.stands()
+
+  def _next_record(self, early: bool) -> pb.Record | None:
+    """What is to be merged now, if there is anything."""
+    news = self._news
+    with news.changed:  # the agent may take back what is adopted
+      here = bool(news.adopted) and (early or self.due)
+      return news.adopted.popleft() if here else None
 
   def _recheck(self, wanted: pb.Recheck) -> None:
     """Islands hold different states: what does this one's log come to?"""
@@ -298,12 +307,13 @@ class Follower:
     if to < 0:
       cause = "what it had is not the run's"
     logging.warning("Going back to a state of its own: %s.", cause)
+    own = self._held.log.records()  # the run's follow soon
     with self._news.busy("going back", self._held.slow_seconds):
-      went = join.go_back(self._crew, self._held, self._agent, cause, to)
-    if not went:
+      counts = join.go_back(self._crew, self._held, self._agent, cause, to)
+    if counts is None:
       return False
-    undone = max(to, self._held.record.number) + 1
-    self._windows.annul(self._committed(self._held.log.records(undone)))
+    undone = [record for record in own if record.number > counts]
+    self._windows.annul(self._committed(undone))
     self._diary.note("restored", source="checkpoint")
     self.steer()
     self._give_up(cause)
@@ -333,7 +343,9 @@ class Follower:
     """Stands at a state that another island serves. Whether it could."""
     before = self._held.record.number
     with self._news.busy("fetching a state", self._held.slow_seconds):
-      records = join.take_over(self._crew, self._held, self._agent, offer)
+      records = join.take_over(
+        self._crew, self._held, self._agent, offer, lambda: self.stopping
+      )
     if records is None:
       return False
     for record in records:

@@ -36,7 +36,8 @@ from intellect_jax.outer.fragments import partition
 from intellect_jax.outer.layout import Layout
 from intellect_jax.version import version
 
-_FEEDBACK = "feedback"  # in a checkpoint: error feedback, float32
+# In a checkpoint: error feedback, float32; and whose it is.
+_FEEDBACK, _ISLAND = "feedback", "island"
 
 _SLOW_SECONDS = 60.0  # that anything may take on a host that is busy
 _SLOW_RATE = 10e6  # bytes/s, of the slowest disk or network that is used
@@ -280,6 +281,7 @@ class Holdings:
       run_id=self._run_id,
       run=self._run.to_dict(),
       record_hash=sealed.hash.hex(),
+      **{_ISLAND: self._name},
       committed_tokens=self.record.total_tokens,
       version=self._version,
     )
@@ -321,6 +323,9 @@ class Holdings:
     if self.feedback is not None:
       values = np.frombuffer(self.saves.file(checkpoint, _FEEDBACK), np.float32)
       self.feedback.restore(values, bytes.fromhex(saved.meta[_FEEDBACK]))
+      # A copy from afar may be another island's, which has that itself.
+      if saved.meta.get(_ISLAND, self._name) != self._name:
+        self.feedback.clear()
     for record in self.log.after(checkpoint):
       if record.number > to:
         break

@@ -113,6 +113,11 @@ class Identity:
       file.flush()
       os.fsync(file.fileno())
     partial.rename(self._path)
+    folder = os.open(self.workdir, os.O_RDONLY)
+    try:  # or a power loss takes the name back, and with it the incarnation
+      os.fsync(folder)
+    finally:
+      os.close(folder)
 
 
 @dataclasses.dataclass(frozen=True)

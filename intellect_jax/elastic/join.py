@@ -4,6 +4,8 @@ Its own, from a checkpoint and the log; another island's, which it fetches; or
 a new one, if it is the first.
 """
 
+from collections.abc import Callable
+
 from absl import logging
 import grpc
 
@@ -14,6 +16,8 @@ from intellect_jax.elastic.holdings import Holdings
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.elastic.protocol import island_pb2 as ipb
 from intellect_jax.errors import UserError
+
+_RETRY = 1.0  # seconds before the log is asked for again
 
 
 def resume(
@@ -39,25 +43,51 @@ def resume(
   return True
 
 
-def initialise(crew: Crew, agent: Agent) -> None:
+def initialise(crew: Crew, agent: Agent, stopping: Callable[[], bool]) -> bool:
   """Makes record 0's state; every other island fetches these very bits.
+
+  Args:
+    crew: the island's processes.
+    agent: speaks with the coordinator.
+    stopping: whether the island is asked to end.
+
+  Returns:
+    Whether that is the run's state. If not, another island has been told to
+    make it meanwhile, or the run or this island's part in it is over.
 
   Raises:
     UserError: if the run starts from weights that this island has not.
   """
   crew.order(ipb.Order(initialise=ipb.Initialise()))
   agent.initialised(crew.offer())
-  agent.news.wait(lambda: len(agent.news.adopted) > 0, "record 0")
+  news = agent.news
+
+  def decided() -> bool:
+    return bool(news.adopted) or not agent.standing or stopping()
+
+  news.wait(decided, "record 0")
+  return bool(news.adopted)
 
 
 def take_over(
-  crew: Crew, held: Holdings, agent: Agent, offer: pb.Restore
+  crew: Crew,
+  held: Holdings,
+  agent: Agent,
+  offer: pb.Restore,
+  stopping: Callable[[], bool],
 ) -> list[pb.Record] | None:
   """Stands at a state that another island serves; x becomes its theta.
 
+  Args:
+    crew: the island's processes.
+    held: of this one.
+    agent: speaks with the coordinator.
+    offer: of that state.
+    stopping: whether the island is asked to end.
+
   Returns:
-    The records up to there; None if the state could not be fetched, which the
-    coordinator is told.
+    The records up to there; None if the state could not be fetched, or is not
+    in the coordinator's log, which the coordinator is told.
 
   Raises:
     UserError: if it is a state of another model.
@@ -75,7 +105,12 @@ def take_over(
     failed = pb.FetchFailed(peer=error.peer, reason=error.reason)
     agent.say(fetch_failed=failed)
     return None
-  log = agent.get_log()[: offer.record + 1]
+  log = _log_up_to(offer.record, agent, stopping)
+  if log is None:
+    crew.drop(fetched)
+    reason = f"the log has no record {offer.record}"
+    agent.say(fetch_failed=pb.FetchFailed(reason=reason))
+    return None
   records = [pb.Record.FromString(sealed.body) for sealed in log]
   stand = ipb.Stand(record=records[-1], fetched=fetched)
   crew.order(ipb.Order(stand=stand))
@@ -83,9 +118,27 @@ def take_over(
   return records
 
 
+def _log_up_to(
+  record: int, agent: Agent, stopping: Callable[[], bool]
+) -> list[pb.SealedRecord] | None:
+  """From the coordinator, also from one that has yet to be started again.
+
+  None: its log does not reach so far, or nobody needs it any more.
+  """
+  news = agent.news
+  while not (news.finished or stopping()):
+    try:
+      log = agent.get_log()
+      return log[: record + 1] if len(log) > record else None
+    except grpc.RpcError as error:
+      logging.info("Reading the log failed: %s", error)
+      news.wait(stopping, "the log", _RETRY)
+  return None
+
+
 def go_back(
   crew: Crew, held: Holdings, agent: Agent, cause: str, to: int
-) -> bool:
+) -> int | None:
   """Stands at a state of this island's own, from before what does not count.
 
   With the moments of the checkpoint. If it has none, the coordinator is told.
@@ -98,16 +151,17 @@ def go_back(
     to: the newest of its own that does; -1: what the coordinator's log says.
 
   Returns:
-    Whether it has such a state.
+    The newest of its own that counts; it may stand before that. None: it has no
+    such state.
   """
   if to < 0:
     to = _last_in_common(held, agent)
   went = to >= 0 and resume(crew, held, to=to)
   if went:
     agent.stand_at(held.record.number)
-  else:
-    agent.stand_nowhere(f"it has no older state: {cause}")
-  return went
+    return to
+  agent.stand_nowhere(f"it has no older state: {cause}")
+  return None
 
 
 def _last_in_common(held: Holdings, agent: Agent) -> int:

@@ -37,15 +37,16 @@ class RecordLog:
     self._folder = folder
     self._unsynced: set[int] = set()  # records that a power loss may take
     self._syncing = threading.Lock()
+    self._left: set[pathlib.Path] = set()  # attempts of a process before
 
   def open(self) -> None:
-    """Makes the folder, and forgets attempts of a process before this one."""
+    """Makes the folder, and looks what a process before this one has left."""
     self._folder.mkdir(parents=True, exist_ok=True)
-    self._forget_attempts()
+    self._left = set(self._folder.glob("attempt-*"))
     # Whether that process came to sync them is not known.
     self._unsynced = {int(p.stem) for p in self._folder.glob("*.record")}
 
-  def _forget_attempts(self, fragment: int | str = "*") -> None:
+  def _forget_attempts(self, fragment: int) -> None:
     for path in self._folder.glob(f"attempt-{fragment}-*"):
       path.unlink()
 
@@ -60,6 +61,13 @@ class RecordLog:
       # A full disk is an error here; in a sparse map it would end the process.
       os.posix_fallocate(file.fileno(), 0, length)
     return np.memmap(path, np.uint8, "r+", shape=(length,))
+
+  def was_left(self, attempt: bytes, fragment: int = 0) -> bool:
+    """Whether a process before this one had begun to write an attempt's mean.
+
+    It may be whole, and of a record by now.
+    """
+    return self._attempt_path(attempt, fragment) in self._left
 
   def adopt(self, sealed: pb.SealedRecord) -> pb.Record:
     """Adds a committed record; the mean of its attempt becomes its own."""

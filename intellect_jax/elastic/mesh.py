@@ -39,6 +39,7 @@ from intellect_jax.elastic.protocol import island_pb2 as ipb
 from intellect_jax.elastic.pursuit import Pursuit
 from intellect_jax.elastic.team import Team
 from intellect_jax.elastic.windows import Windows
+from intellect_jax.errors import UserError
 from intellect_jax.inner.step import TrainState, TrainStep
 from intellect_jax.outer import overlap
 from intellect_jax.outer.schedule import Schedule, position, warm_up
@@ -120,6 +121,8 @@ class ElasticDeviceMesh:
       run.outer.fragments,
     )
     self._moments_are_new = False  # since it joined a run under way
+    # Of the next window, once that may begin; None: it is time to end.
+    self._leased: list[samples.Interval] | None = None
     self._news = News()
     self._diary = Diary(
       self.island, self._held, self._crew, self._windows, self._news
@@ -193,10 +196,12 @@ class ElasticDeviceMesh:
     if warning := overlap.throws_away(self._follower.run.outer):
       logging.warning("%s.", warning)
     self._crew.order(ipb.Order(save=ipb.Save()))
-    self.state = self._crew.replica.state
     if self.record == 0:
       self._evaluation.take_turn([self.island])
     self._meter.start()
+    self._leased = self._lease()
+    self._meter.blocked()
+    self.state = self._crew.replica.state
 
   def _say_hello(self) -> pb.Welcome | None:
     """Comes to the run; returns how it is welcomed, None if it is over.
@@ -206,12 +211,15 @@ class ElasticDeviceMesh:
     """
     self._identity.joins()
     self._agent.start()
+    news = self._news
     try:
-      self._news.wait(lambda: self._news.welcome is not None, "a welcome")
-    finally:
-      if self._news.welcome is None:
-        self._identity.refused()
-    return self._news.welcome
+      welcomed = news.wait(lambda: news.welcome is not None, "a welcome")
+    except UserError:
+      self._identity.refused()
+      raise  # whatever else ends it, it may have been let in
+    if not welcomed:
+      self._identity.refused()
+    return news.welcome
 
   def _make_agent(self, has_state: bool) -> Agent:
     hello = pb.Hello(
@@ -258,25 +266,32 @@ class ElasticDeviceMesh:
         if self._follower.go_back():
           return True
       elif news.initialise:
-        self._initialise()
-        return True
+        if self._initialise():
+          return True
       elif self._follower.take_over(news.restores.popleft()):
         self._moments_are_new = not resumed and self.record > 0
         return True
     return False
 
-  def _initialise(self) -> None:
-    """Makes the initial state, or makes it again if it was lost."""
+  def _initialise(self) -> bool:
+    """Makes the initial state, or makes it again if it was lost.
+
+    Returns:
+      Whether it is the run's; see `join.initialise`.
+    """
     self._news.initialise = False
     with self._news.busy("initialising", self._held.slow_seconds):
-      join.initialise(self._crew, self._agent)
+      return join.initialise(
+        self._crew, self._agent, lambda: self._follower.stopping
+      )
 
   def _catch_up(self) -> None:
     """Applies what was committed while this island was not there."""
     news = self._news
 
     def newest() -> int:  # annulled records are left out
-      return news.adopted[-1].number if news.adopted else self.record
+      with news.changed:
+        return news.adopted[-1].number if news.adopted else self.record
 
     def there() -> bool:  # at the head that the newest welcome named
       return news.welcome is not None and newest() >= news.welcome.head
@@ -350,10 +365,7 @@ class ElasticDeviceMesh:
 
     When they end, this island has left the run in good order.
     """
-    while not self._over():
-      lease = self._lease(self._windows.next)
-      if lease is None:
-        break
+    while (lease := self._leased) is not None and not self._over():
       window = self._windows.start(lease)
       told = pb.LeaseGrant(window=window.number)
       told.samples.extend(pb.Interval(start=a, stop=b) for a, b in lease)
@@ -410,6 +422,8 @@ class ElasticDeviceMesh:
     follower.catch_up()
     if turn and not self._over():
       follower.hand_in()
+    if self._windows.used_up:
+      self._leased = self._lease()
     self._meter.blocked()
     return replica.state
 
@@ -427,17 +441,22 @@ class ElasticDeviceMesh:
     steps = steps or self._follower.run.outer.inner_steps
     self._agent.request_lease(window, steps * self._run.inner.batch_size)
 
-  def _lease(self, window: int) -> list[samples.Interval] | None:
-    """The samples of a window; None if it is time to end."""
-    leases = self._news.leases
-    while (lease := leases.pop(window, None)) is None:
-      self._meter.trained()
+  def _lease(self) -> list[samples.Interval] | None:
+    """The samples of the next window; None if it is time to end.
+
+    What comes meanwhile is merged: the samples may never come without that.
+    """
+    news, follower, window = self._news, self._follower, self._windows.next
+
+    def heard() -> bool:
+      return window in news.leases or follower.due or follower.stopping
+
+    while not self._over():
+      if (lease := news.leases.pop(window, None)) is not None:
+        return lease
       self._request_lease(window)
-      self._news.wait(
-        lambda: window in leases or self._follower.stopping,
-        f"samples of window {window}",
-      )
-      self._meter.blocked()
-      if self._over():
-        break
-    return lease
+      news.wait(heard, f"samples of window {window}")
+      follower.merge_news(early=False)
+      if follower.stopping:
+        follower.hand_in()
+    return None

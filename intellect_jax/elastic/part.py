@@ -231,14 +231,33 @@ class Part:
       data = self._shelf.open(work.attempt, length, fragment)
     else:
       data = ahead.data
-    wanted = Gather(work.attempt, list(work.shares), list(work.holders))
+    here = self._left(work, data)
+    missing = [share for share in work.shares if share.mean.id not in here]
+    wanted = Gather(work.attempt, missing, list(work.holders))
     part = cuts[self._inner.process]
-    manifests = self._exchange.gather(
+    manifests = here | self._exchange.gather(
       wanted, data, cancelled, self._threads.submit, part, ahead
     )
     report = self._came(work.id, data, cuts, self.chunk(fragment))
     self._coming[work.id].manifests = manifests
     return report
+
+  def _left(
+    self, work: ipb.GatherPart, data: np.ndarray
+  ) -> dict[bytes, blobs.Manifest]:
+    """Shares that a process before this one had gathered, by id.
+
+    If all processes of all islands were killed, nobody else has them.
+    """
+    if not self._records.was_left(work.attempt, work.fragment):
+      return {}
+    found, size = {}, self.block_bytes
+    for share in work.shares:
+      mean = data[share.start * size : share.stop * size]
+      manifest = blobs.Manifest.of(mean, self.chunk(work.fragment))
+      if manifest.id == share.mean.id:
+        found[manifest.id] = manifest
+    return found
 
   def _fetch(
     self, work: ipb.FetchPart, cancelled: threading.Event

@@ -112,8 +112,11 @@ class Recovery:
 
   def _hello(self, session: int, message: pb.FromIsland) -> list[Action]:
     hello = message.hello
-    known = (rpc.PROTOCOL_VERSION, self._digest, self._run_id or hello.run_id)
-    if (hello.protocol, hello.run_digest, hello.run_id) != known:
+    run_id = self._run_id or hello.run_id
+    known = rpc.PROTOCOL_VERSION, self._digest
+    # Who has been in no run yet asked a coordinator of before which it is.
+    other = hello.run_id not in ("", run_id)
+    if other or (hello.protocol, hello.run_digest) != known:
       reason = (
         f"The coordinator recovers a run with config {self._digest[:12]}"
         f" {self._run_id}, and this island is of {hello.run_digest[:12]}"
@@ -123,7 +126,7 @@ class Recovery:
         term=message.term, refusal=pb.Refusal(reason=reason)
       )
       return [Tell(session, refusal), Close(session)]
-    self._run_id = hello.run_id
+    self._run_id = run_id
     self._term = max(self._term, message.term)
     self._heard[session] = _Heard(message)
     if not hello.has_state:

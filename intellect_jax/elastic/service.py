@@ -110,6 +110,8 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
   def close(self) -> None:
     """Ends all streams; the run goes on with the next coordinator."""
     self._closing.set()
+    for session in list(self._outboxes):
+      self._end(session)  # after what was said to it
     self._server.stop(grace=0.5).wait()
     self._inbox.put(lambda: None)
     self._thread.join()
@@ -153,11 +155,11 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
       name=f"session-{session}",
       daemon=True,
     ).start()
-    while not self._closing.is_set():
+    while True:
       try:
         message = outbox.get(timeout=1.0)
       except queue.Empty:
-        if not context.is_active():
+        if self._closing.is_set() or not context.is_active():
           return
         continue
       if message is _END:

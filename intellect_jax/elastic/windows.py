@@ -87,6 +87,11 @@ class Windows:
       self._batch_size
     )
 
+  @property
+  def used_up(self) -> bool:
+    """Whether the next step needs another window's samples."""
+    return self.open is None or self.open.steps >= self.length
+
   # --------------------------------------------------------- inner steps
 
   def start(self, lease: list[samples.Interval]) -> Window:

@@ -49,6 +49,22 @@ def test_a_restarted_coordinator_goes_on():
   assert (record.term, record.previous) == (2, driver.log[1].hash)
 
 
+def test_a_coordinator_that_has_lost_record_0_has_it_from_an_island():
+  driver = Driver()
+  driver.begin("ab")
+  log = list(driver.log)
+  driver.log.clear()
+  driver.restart()
+  driver.hello("b", record=0, record_hash=log[0].hash)
+  (ask,) = driver.take("b", "ask_records")
+  driver.say("b", records=pb.Records(records=log[ask.start :], end=1))
+  assert driver.log == log
+  driver.hello("a", record=0)
+  for island in "ab":
+    (welcome,) = driver.take(island, "welcome")
+    assert welcome.start == pb.Welcome.START_GO_ON
+
+
 def test_a_coordinator_that_sees_a_higher_term_stops_for_good():
   driver = Driver()
   driver.begin("a")

@@ -1,56 +1,15 @@
 """An island's agent, over loopback, with a coordinator that says what we want."""
 
-import collections
 import contextlib
-import queue
-import threading
+from unittest import mock
 
-from bare import bare_agent
+from bare import BREAK, SECONDS, Coordinator, bare_agent, genesis, settings
 import numpy as np
 import pytest
 
-from intellect_jax.elastic import blobs, chain, rpc
+from intellect_jax.elastic import blobs, chain
 from intellect_jax.elastic.log import RecordLog
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
-from intellect_jax.elastic.protocol import elastic_pb2_grpc as pb_grpc
-
-SECONDS = 30  # bound of every wait
-_BREAK = None
-
-
-class Coordinator(pb_grpc.CoordinatorServicer):
-  """Says what is put into `says`; what it hears comes out of `heard`."""
-
-  def __init__(self):
-    self.says: queue.Queue = queue.Queue()
-    self.heard = collections.defaultdict(queue.Queue)  # by kind
-    self._server = rpc.server(8)
-    pb_grpc.add_CoordinatorServicer_to_server(self, self._server)
-    self.address = rpc.listen(self._server, "127.0.0.1:0", rpc.LOOPBACK)
-
-  def Attend(self, request_iterator, context):
-    def hear() -> None:
-      with contextlib.suppress(Exception):  # the stream's end is no news here
-        for message in request_iterator:
-          kind = message.WhichOneof("message")
-          self.heard[kind].put(getattr(message, kind))
-        if context.is_active():  # the island has said its last
-          self.says.put(_BREAK)
-
-    threading.Thread(target=hear, daemon=True).start()
-    while (message := self.says.get(timeout=SECONDS)) is not _BREAK:
-      yield pb.ToIsland(term=1, **message)
-
-  def ReadLog(self, request, context):
-    yield from ()
-
-  def hear(self, kind: str):
-    """The next message of a kind."""
-    return self.heard[kind].get(timeout=SECONDS)
-
-  def close(self) -> None:
-    self.says.put(_BREAK)
-    self._server.stop(grace=None)
 
 
 @pytest.fixture
@@ -59,24 +18,18 @@ def coordinator():
     yield made
 
 
-def genesis() -> pb.SealedRecord:
-  return chain.seal(pb.Record(term=1, genesis=pb.Genesis(state=b"s")))
-
-
-def settings(number: int, previous: bytes) -> pb.SealedRecord:
-  changed = pb.Settings(reason="any")
-  return chain.seal(
-    pb.Record(number=number, term=1, previous=previous, settings=changed)
-  )
-
-
 @pytest.fixture
 def store():
   return blobs.BlobStore()
 
 
 @pytest.fixture
-def agent(coordinator, store, tmp_path):
+def on_term():
+  return mock.Mock()
+
+
+@pytest.fixture
+def agent(coordinator, store, tmp_path, on_term):
   """Stands at record 0."""
   log = RecordLog(tmp_path)
   log.open()
@@ -95,6 +48,7 @@ def agent(coordinator, store, tmp_path):
     lease_seconds=3600,
     checkpoints=lambda: [next(beats)],
     use_relays=use_relays,
+    on_term=on_term,
   )
   made.start()
   yield made
@@ -110,6 +64,19 @@ def test_a_changed_lease_is_renewed_in_time(coordinator, agent):
   assert told == sorted(set(told))
 
 
+def test_a_log_that_cannot_be_read_is_asked_for_again(coordinator, agent):
+  """Though the stream goes on: the coordinator was busy, say."""
+  coordinator.hear("hello")
+  coordinator.log = None
+  agent.renew_every(0.4)
+  go_on = pb.Welcome(start=pb.Welcome.START_GO_ON, head=1)
+  coordinator.says.put(dict(welcome=go_on))
+  coordinator.hear("read_log")
+  first = genesis()
+  coordinator.log = [first, settings(1, first.hash)]
+  assert coordinator.hear("ready").record == 1
+
+
 def test_other_relays_in_a_welcome_are_other_addresses(coordinator, agent):
   assert not coordinator.hear("hello").addresses
   welcome = pb.Welcome(relays=[":7601", "r.org:1"])
@@ -118,7 +85,7 @@ def test_other_relays_in_a_welcome_are_other_addresses(coordinator, agent):
   reached_at = [f"{host}:7601/ada", "r.org:1/ada"]
   assert coordinator.hear("hello").addresses == reached_at
   coordinator.says.put(dict(welcome=welcome))
-  coordinator.says.put(_BREAK)
+  coordinator.says.put(BREAK)
   coordinator.hear("hello")
   assert coordinator.heard["hello"].empty()  # the same relays are no news
 
@@ -141,7 +108,7 @@ def test_hello_names_what_is_leased_and_not_decided(coordinator, store, agent):
   record = pb.Record(number=1, term=1, previous=genesis().hash, step=step)
   coordinator.says.put(dict(record=chain.seal(record)))
   assert news.wait(lambda: len(news.adopted) == 1, "the record", SECONDS)
-  coordinator.says.put(_BREAK)
+  coordinator.says.put(BREAK)
   (left,) = coordinator.hear("hello").leases
   assert left.window == 9 and left.samples[0].start == 90
 
@@ -158,7 +125,7 @@ def test_leases_end_with_the_membership(coordinator, agent):
   assert not news.leases
   agent.request_lease(7, samples=1)
   assert coordinator.hear("lease_request").window == 7
-  coordinator.says.put(_BREAK)
+  coordinator.says.put(BREAK)
   assert not coordinator.hear("hello").leases
 
 
@@ -189,6 +156,29 @@ def test_the_initial_state_is_asked_of_those_without_one(coordinator, agent):
   assert not news.initialise
 
 
+def test_nothing_is_proposed_that_starts_from_what_does_not_count(
+  coordinator, store, agent
+):
+  delta = store.publish(np.zeros(260, np.uint8), 260)
+  annul_record_1(coordinator, agent.news)
+  agent.propose(pb.Proposal(delta=delta))
+  agent.stand_at(0)
+  agent.propose(pb.Proposal(serial=2))
+  assert coordinator.hear("proposal").serial == 2
+  assert store.manifest(delta.id) is None
+
+
+def test_whose_chain_has_lost_may_be_told_to_make_the_initial_state(
+  coordinator, agent
+):
+  coordinator.hear("hello")
+  asked = dict(welcome=pb.Welcome(start=pb.Welcome.START_INITIALISE))
+  coordinator.says.put(asked)
+  news = agent.news
+  assert news.wait(lambda: news.initialise, "a word", SECONDS)
+  assert not agent.standing
+
+
 @pytest.mark.parametrize("has_own", [True, False])
 def test_no_hello_while_it_is_not_known_where_it_stands(
   coordinator, agent, has_own
@@ -196,7 +186,7 @@ def test_no_hello_while_it_is_not_known_where_it_stands(
   news = agent.news
   annul_record_1(coordinator, news)
   assert news.annulled == (1, 0) and not news.adopted and not agent.standing
-  coordinator.says.put(_BREAK)
+  coordinator.says.put(BREAK)
   assert news.wait(lambda: news.silent_since is not None, "silence", SECONDS)
   if has_own:
     agent.stand_at(0)
@@ -238,3 +228,15 @@ def test_a_disk_that_takes_nothing_is_waited_for(coordinator, agent, tmp_path):
   news = agent.news
   assert news.wait(lambda: len(news.adopted) == 1, "the record", SECONDS)
   assert (tmp_path / "000000001.record").exists() and not news.trouble
+
+
+def test_a_term_that_cannot_be_written_is_waited_for(
+  coordinator, agent, on_term
+):
+  coordinator.hear("hello")
+  on_term.side_effect = [OSError("no space left"), None]
+  coordinator.says.put(dict(lease_grant=pb.LeaseGrant(window=7)))
+  while "no space left" not in coordinator.hear("heartbeat").activity:
+    pass
+  news = agent.news
+  assert news.wait(lambda: 7 in news.leases, "what was said", SECONDS)

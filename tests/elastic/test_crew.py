@@ -196,6 +196,30 @@ def test_what_one_process_cannot_have_the_island_has_not(islands):
       part.take(bytes(8))  # nothing was left lying about
 
 
+@pytest.mark.parametrize("torn", [False, True])
+def test_what_was_gathered_before_all_were_killed_needs_nobody(tmp_path, torn):
+  """It may be committed, and nobody else may have it."""
+  attempt = b"a" * 32
+  before = Island(0, 2, tmp_path)
+  mean = exchange([before])
+  before.close()
+  after = Island(0, 2, tmp_path)
+  if torn:
+    after.logs[1].open_mean(attempt, LENGTH)[-1] ^= 1
+  share = pb.Share(start=0, stop=BLOCKS, owner="x")
+  whole = blobs.Manifest.of(np.frombuffer(mean, np.uint8), CHUNK)
+  share.mean.CopyFrom(pb.Blob(id=whole.id, length=LENGTH))
+  gather = Gather(attempt, [share], [])
+  with contextlib.closing(after):
+    if torn:
+      with pytest.raises(reduce.MemberError, match="x: no address"):
+        after.crew.gather(gather, NEVER)
+      return
+    after.crew.gather(gather, NEVER)
+    assert {after.mean(process, attempt) for process in (0, 1)} == {mean}
+    assert after.stores[1].manifest(whole.id) is not None
+
+
 def test_cancelling_ends_the_work_of_all(islands):
   _, two = islands(1, 2)
   cancelled = threading.Event()

@@ -1,8 +1,13 @@
 """An island's identity: one process a workdir, numbers that only grow."""
 
+import os
+from typing import Any
+from unittest import mock
+
 import pytest
 
 from intellect_jax.elastic.identity import Identity
+from intellect_jax.elastic.mesh import ElasticDeviceMesh
 from intellect_jax.errors import UserError
 
 
@@ -41,6 +46,22 @@ def test_a_workdir_belongs_to_one_island_and_one_run(tmp_path):
   again.close()
 
 
+def test_what_is_saved_outlives_a_power_loss(tmp_path, monkeypatch):
+  """Else a later process has this one's incarnation, and is refused for ever."""
+  synced = []
+
+  def fsync(descriptor: int) -> None:
+    found = os.fstat(descriptor)
+    synced.append((found.st_ino, sorted(p.name for p in tmp_path.iterdir())))
+
+  monkeypatch.setattr(os, "fsync", fsync)
+  identity = Identity(tmp_path, "a")
+  identity.joins()
+  names = ["identity.json", "lock"]
+  assert synced[-1] == (tmp_path.stat().st_ino, names)
+  identity.close()
+
+
 def test_a_start_that_comes_to_nothing_does_not_count(tmp_path):
   """Or each of them would fence the one that trains."""
   mistyped = Identity(tmp_path, "a")
@@ -54,4 +75,24 @@ def test_a_start_that_comes_to_nothing_does_not_count(tmp_path):
   killed.close()
   after = Identity(tmp_path, "a")
   assert [killed.incarnation, after.incarnation] == [1, 2]
+  after.close()
+
+
+@pytest.mark.parametrize(
+  ("ending", "counts"), [(UserError("no"), False), (KeyboardInterrupt(), True)]
+)
+def test_who_may_have_been_let_in_has_had_its_incarnation(
+  tmp_path, ending, counts
+):
+  """A later process with the same one would be taken for a copied workdir."""
+  mesh: Any = ElasticDeviceMesh.__new__(ElasticDeviceMesh)
+  mesh._identity = identity = Identity(tmp_path, "a")
+  mesh._agent = mock.Mock()
+  mesh._news = mock.Mock(welcome=None)
+  mesh._news.wait.side_effect = ending
+  with pytest.raises(type(ending)):
+    mesh._say_hello()
+  identity.close()
+  after = Identity(tmp_path, "a")
+  assert after.incarnation == 1 + counts
   after.close()

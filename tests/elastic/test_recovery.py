@@ -38,7 +38,8 @@ class Driver:
       island=island,
       has_state=bool(log),
     )
-    hello.MergeFrom(pb.Hello(**fields))
+    for name, value in fields.items():  # also an empty one
+      setattr(hello, name, value)
     actions = self.say(session, term, hello=hello)
     sent = actions[0].message if actions else pb.ToIsland(term=term)
     assert sent.term == term  # or the island would not obey
@@ -106,3 +107,17 @@ def test_islands_of_another_run_are_refused(fields):
   driver.answer(1, "a", make_chain(2))
   refusal, _ = driver.answer(2, "b", [], **fields)
   assert refusal.message.refusal.reason
+
+
+@pytest.mark.parametrize("order", ["az", "za"])
+def test_who_asked_the_coordinator_of_before_and_comes_anew_is_let_in(order):
+  """It has no run yet by its own workdir; whose ledger it is, others know."""
+  driver = Driver()
+  for session, island in enumerate(order):
+    if island == "a":
+      driver.answer(session, island, make_chain(2, members="a"))
+    else:
+      assert driver.answer(session, island, [], run_id="") == []
+  history = driver.machine.history(0.0)
+  assert history is not None and history.run_id == "run"
+  assert set(driver.machine.hellos) == {0, 1}

@@ -4,6 +4,8 @@ import numpy as np
 from one_process import committed, freeze, host, move
 import pytest
 
+from intellect_jax.elastic import chain
+from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.elastic.protocol import island_pb2 as ipb
 from intellect_jax.outer import overlap
 
@@ -53,3 +55,24 @@ def test_what_is_given_up_leaves_nothing_for_the_next_record(tmp_path):
     np.testing.assert_array_equal(
       flat(made.replica.state.params), made.held.outer.theta
     )
+
+
+@pytest.mark.parametrize("island", ["ada", "bo"])
+def test_error_feedback_of_another_island_s_checkpoint_is_not_taken_over(
+  tmp_path, island
+):
+  """A copy from afar may be another's, who sends what was left out itself."""
+  with host(tmp_path, "sparse2") as made:
+    held = made.held
+    assert held.feedback is not None
+    held.log.keep(chain.seal(pb.Record(genesis=pb.Genesis())))
+    left_out = np.ones_like(held.feedback.values)
+    held.feedback.restore(left_out, b"attempt")
+    held.save(made.replica.state)
+    held.saves.wait()
+    held._name = island
+    restore = ipb.RestoreCheckpoint(checkpoint=0, record=0)
+    made.replica.do(ipb.Order(restore=restore))
+    kept = island == "ada"
+    assert held.feedback.attempt == (b"attempt" if kept else b"")
+    assert bool(held.feedback.values.any()) == kept

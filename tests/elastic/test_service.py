@@ -136,6 +136,19 @@ def test_who_may_not_take_part_is_told_why(service, attend, fields, words):
   first.hear("record")
 
 
+def test_what_was_said_last_is_heard(service, attend):
+  """Who does not hear that the run is over waits for ever."""
+  stream = attend()
+  stream.say(hello=hello())
+  stream.hear("welcome")
+  (outbox,) = service._outboxes.values()
+  for _ in range(100):
+    outbox.put(pb.ToIsland(closing=pb.Closing()))
+  outbox.put(pb.ToIsland(finished=pb.Finished(reason="over")))
+  service.close()
+  assert stream.hear("finished").reason == "over"
+
+
 def test_a_restarted_coordinator_has_the_log_and_the_next_term(tmp_path):
   with contextlib.closing(CoordinatorService(run_config(), tmp_path)) as made:
     run_id = made.description().run_id

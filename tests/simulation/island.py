@@ -178,8 +178,9 @@ class Island:
     if welcome.start == pb.Welcome.START_INITIALISE:
       if self.training.windows.tokens_uncommitted:
         self.give_up("its state was lost")
-      at = self.held if self.standing else -1
-      self.stand(at, genesis(self.world.fragments))
+      if self.round.record != -1:  # if it stands at one, of another chain
+        self.forget()
+      self.stand(-1, genesis(self.world.fragments))
       self.feedback.clear()
       self.state = (0, self.theta)
       self.carry_out(self.round.stand(-1))
