@@ -381,7 +381,7 @@ class IslandRound:
     # Committed, not adopted.
     self._waiting: dict[int, tuple[pb.Record, pb.SealedRecord]] = {}
     self._stood_at = self._tip.number  # of no fragment is more known before
-    self._fetching = 0  # number of the record whose mean is being fetched
+    self._fetching = b""  # attempt of the committed record whose mean it is
 
   def _of(self, fragment: int) -> _Open:
     return self._open.setdefault(fragment, _Open(self._stood_at))
@@ -406,7 +406,7 @@ class IslandRound:
     """The island's own state is of no use: it waits for another."""
     self.record = None
     self._tip = _Tip(-1)
-    self._fetching = 0
+    self._fetching = b""
     self._waiting.clear()
 
   def propose(self, proposal: pb.Proposal) -> list[Action]:
@@ -494,14 +494,16 @@ class IslandRound:
     report = pb.FetchFailed(attempt=attempt, peer=peer, reason=reason)
     return [open_.say(pb.FromIsland(fetch_failed=report))]
 
-  def late_fetch_failed(self, number: int) -> list[Action]:
+  def late_fetch_failed(self, attempt: bytes) -> list[Action]:
     """Nobody delivered the mean of a committed record.
 
     Asks who has it now, and for a later state: perhaps nobody has it any more.
     """
-    if self._fetching != number:
+    number = self._tip.number + 1
+    record, _ = self._waiting.get(number, (pb.Record(), None))
+    if self._fetching != attempt or record.step.attempt != attempt:
       return []
-    self._fetching = 0
+    self._fetching = b""
     reason = f"the mean of record {number} is not to be had"
     want_state = pb.FromIsland(fetch_failed=pb.FetchFailed(reason=reason))
     return [ReadLog(number), Send(want_state)]
@@ -572,8 +574,8 @@ class IslandRound:
       step = record.step if record.HasField("step") else None
       void = number in annulled
       if step and not void and not self._has_mean(step):
-        if self._fetching != number:
-          self._fetching = number
+        if self._fetching != step.attempt:
+          self._fetching = step.attempt
           shares, holders = list(step.shares), list(sealed.holders)
           gather = Gather(step.attempt, shares, holders, step.fragment, number)
           actions.append(gather)

@@ -124,7 +124,7 @@ class ExchangeWork:
       if action.late and not isinstance(error, fetching.Cancelled):
         logging.info("Record %d has no mean yet: %s", action.late, error)
         self._closing.wait(_LATE_RETRY)
-        self._tell(lambda round: round.late_fetch_failed(action.late))
+        self._tell(lambda round: round.late_fetch_failed(action.attempt))
       else:
         self._not_done(error, action.attempt)
 

@@ -404,13 +404,25 @@ def test_a_mean_that_nobody_delivers_is_asked_for_anew():
   """Its holders may have left since the record was announced."""
   island = IslandRound("b", record=0)
   island.committed([sealed(1)])
-  read, want_state = island.late_fetch_failed(1)
+  read, want_state = island.late_fetch_failed(b"attempt 1")
   assert read == round_lib.ReadLog(1)
   assert kinds([want_state]) == ["fetch_failed"]
   fresh = sealed(1)
   fresh.holders.append("elsewhere:1")
   (gather,) = island.committed([fresh])
   assert gather.holders == ["elsewhere:1"]
+
+
+def test_the_mean_of_another_record_of_that_number_is_fetched_too():
+  """It was about to have one of a chain that lost meanwhile."""
+  island = IslandRound("b", record=0)
+  assert kinds(island.committed([sealed(1)])) == ["Gather"]
+  other = sealed(1, b"other", term=2)
+  (gather,) = island.committed([other])
+  assert (gather.attempt, gather.late) == (b"other", 1)
+  assert island.gathered(b"attempt 1") == []
+  assert island.late_fetch_failed(b"attempt 1") == []
+  assert adopted(island.gathered(b"other")) == [1]
 
 
 def test_annulled_records_are_passed_over():

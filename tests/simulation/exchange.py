@@ -97,7 +97,7 @@ class Exchange:
         if action.late:
           self._island.later(
             (1.0, 1.0),
-            lambda: self._tell(lambda r: r.late_fetch_failed(action.late)),
+            lambda: self._tell(lambda r: r.late_fetch_failed(action.attempt)),
           )
         else:
           self._fail(action.attempt, share.owner)
