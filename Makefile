@@ -8,7 +8,7 @@ SWARM := $(BIN)/python -m intellect_jax.swarm --config=configs/demo.py
 PROTO := intellect_jax/elastic/protocol/*.proto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo-kill corpus instruct test test-extras chaos soak simulate \
+.PHONY: help setup run demo-kill corpus instruct test test-extras chaos soak storm simulate \
   simulate-plants gpu-smoke bench lint proto lock clean
 .DELETE_ON_ERROR:
 
@@ -62,12 +62,15 @@ bench: setup  ## Steps, codecs, exchange, overlap, links, faults, quality; short
 	$(BIN)/python -m benchmarks.quality --quick
 	$(BIN)/python -m benchmarks.sparse --quick
 
-chaos: setup  ## 60 faults of every kind, real processes; ARGS=--quick: 1 min
+chaos: setup  ## 68 faults of every kind, real processes; ARGS=--quick: 1 min
 	PYTHONPATH=. $(BIN)/python tests/chaos/chaos.py $(ARGS)
 
 soak: setup  ## Eight islands and a fault every 30 s, for MINUTES=10
 	PYTHONPATH=. $(BIN)/python tests/chaos/chaos.py \
 	  --soak=$(or $(MINUTES),10) $(ARGS)
+
+storm: setup  ## Faults on top of each other, real processes, 5 minutes
+	PYTHONPATH=. $(BIN)/python tests/chaos/storm.py $(ARGS)
 
 simulate: setup  ## Runs under faults: SEEDS=2000 FIRST=0, or SEED=123 to see one
 	PYTHONPATH=tests $(BIN)/python -m simulation $(if $(SEED),--seed=$(SEED),\

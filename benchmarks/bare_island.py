@@ -213,7 +213,7 @@ class BareIsland:
       self._log,
       run.elastic.lease_seconds,
       options.threads,
-      lambda: self._record.number,
+      lambda: [self._record.number],
       self._identity.saw_term,
       self._reach.use,
     )

@@ -20,9 +20,7 @@ start it again. A run takes about two minutes on two cores.
 
 from collections.abc import Iterator
 import dataclasses
-import json
 import math
-import pathlib
 import statistics
 import time
 from typing import Any
@@ -33,8 +31,8 @@ from ml_collections import ConfigDict
 import rich.console
 import rich.table
 
-from benchmarks import machine
 from benchmarks.replicas import Replicas
+from benchmarks.rows import Row, Rows
 from intellect_jax import config as config_lib
 from intellect_jax.data.index import GlobalIndex
 from intellect_jax.data.tokenizer import tokenizer_of
@@ -59,8 +57,6 @@ _OFTEN = dict(inner_steps=4)  # with which the demo's tokens make 100 rounds
 _LATE = dict(codec="float32", overlap_steps=19)
 _AVERAGE = dict(learning_rate=1.0, momentum=0.0)
 _FAR = 100  # H, for which INTELLECT-1 tells its payload reduction
-
-Row = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,11 +96,7 @@ VARIANTS = {
 
 
 def main(_) -> None:
-  found = machine.describe()
-  path = pathlib.Path(_JSON.value) if _JSON.value else None
-  rows: list[Row] = []
-  if path is not None and path.exists():
-    rows = json.loads(path.read_text())["rows"]
+  kept = Rows(_JSON.value, lambda rows: list(summary(rows)))
   bench = Bench()
   for seed in range(_QUICK_SEEDS if _QUICK.value else _SEEDS):
     for name, variant in VARIANTS.items():
@@ -113,15 +105,13 @@ def main(_) -> None:
       run = config_of(variant, seed)
       about = dict(variant=name, seed=seed, tokens=run.tokens)
       about |= dict(inner_steps=run.outer.inner_steps, outer=variant.outer)
-      if any(about.items() <= row.items() for row in rows):
+      if kept.has(about):
         continue
       print(f"{name}, seed {seed}:", end=" ", flush=True)
-      rows.append(about | bench.trained(run) | dict(commit=found["commit"]))
-      print(f"{rows[-1]['loss']:.5f} in {rows[-1]['seconds']:.0f} s")
-      if path is not None:
-        figures = dict(machine=found, summary=list(summary(rows)), rows=rows)
-        path.write_text(json.dumps(figures, indent=1) + "\n")
-  rich.console.Console(width=130).print(table(rows))
+      figures = bench.trained(run)
+      kept.add(about | figures)
+      print(f"{figures['loss']:.5f} in {figures['seconds']:.0f} s")
+  rich.console.Console(width=130).print(table(kept.rows))
 
 
 def config_of(variant: Variant, seed: int) -> ConfigDict:

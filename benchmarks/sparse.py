@@ -18,10 +18,7 @@ Rows are written to the file as they end, and are not done again.
 """
 
 import dataclasses
-import json
-import pathlib
 import time
-from typing import Any
 
 from absl import app, flags
 import jax
@@ -29,8 +26,8 @@ import numpy as np
 import rich.console
 import rich.table
 
-from benchmarks import machine
 from benchmarks.replicas import Replicas
+from benchmarks.rows import Row, Rows
 from intellect_jax import config as config_lib
 from intellect_jax.data.index import GlobalIndex
 from intellect_jax.data.tokenizer import tokenizer_of
@@ -45,8 +42,6 @@ _ISLANDS = 3
 _BATCH = 2  # sequences of a step: a quarter of the demo's
 _BLOCK = 4096  # values, of which some are kept
 _HELD_OUT = 128  # sequences
-
-Row = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,24 +102,17 @@ class Largest:
 
 
 def main(_) -> None:
-  found = machine.describe()
-  path = pathlib.Path(_JSON.value) if _JSON.value else None
-  rows: list[Row] = []
-  if path is not None and path.exists():
-    rows = json.loads(path.read_text())["rows"]
+  kept = Rows(_JSON.value, summary)
   ways = list(WAYS.items())[: 2 if _QUICK.value else None]
   for name, way in ways:
     for label, each in ((f"float32: {name}", way.against), (name, way)):
       about = dataclasses.asdict(each) | dict(quick=_QUICK.value)
-      if any(about.items() <= row.items() for row in rows):
+      if kept.has(about):
         continue
-      rows.append(about | dict(way=label) | trained(each))
-      rows[-1] |= dict(commit=found["commit"], load=machine.load())
-      print(f"{label}: {rows[-1]['loss']:.4f}", flush=True)
-      if path is not None:
-        figures = dict(machine=found, summary=summary(rows), rows=rows)
-        path.write_text(json.dumps(figures, indent=1) + "\n")
-  rich.console.Console().print(table(summary(rows)))
+      figures = trained(each)
+      kept.add(about | dict(way=label) | figures)
+      print(f"{label}: {figures['loss']:.4f}", flush=True)
+  rich.console.Console().print(table(summary(kept.rows)))
 
 
 def trained(way: Way) -> Row:

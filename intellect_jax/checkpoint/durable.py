@@ -151,6 +151,7 @@ class DurableCheckpoints:
     )
     self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
     self._publishing: concurrent.futures.Future | None = None
+    self._saving: int | None = None  # the newest that was begun
     if _leads():
       self._clear_unfinished()
 
@@ -192,7 +193,7 @@ class DurableCheckpoints:
     if _leads():
       self._clear_unfinished()
       self._move_torn_aside(record)
-    saving = self._directory / f"{record}.saving"
+    saving, self._saving = self._directory / f"{record}.saving", record
     with _as_os_error():
       self._orbax.save(
         saving,
@@ -219,6 +220,14 @@ class DurableCheckpoints:
   def oldest(self) -> int | None:
     """Number of the oldest whole checkpoint; None if there is none."""
     return min(self._whole(), default=None)
+
+  def kept(self) -> list[int]:
+    """Numbers of those that outlive the save under way, the oldest first."""
+    whole = set(self._whole())
+    if self._saving is not None:
+      older = sorted(n for n in whole | {self._saving} if n <= self._saving)
+      whole -= set(older[: -self._keep])
+    return sorted(whole)
 
   def numbers(self) -> list[int]:
     """Numbers of the whole checkpoints, the newest first."""

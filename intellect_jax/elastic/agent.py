@@ -46,7 +46,7 @@ class Agent:
     log: RecordLog,
     lease_seconds: float,
     threads: int,
-    oldest: Callable[[], int],
+    checkpoints: Callable[[], list[int]],
     on_term: Callable[[int], None],
     use_relays: Callable[[list[str]], bool],
   ):
@@ -62,7 +62,7 @@ class Agent:
       log: of the records.
       lease_seconds: how long the others wait for a sign of life.
       threads: of exchange work.
-      oldest: record that its checkpoints and log reach back to.
+      checkpoints: records that it can go back to.
       on_term: called with a newly seen higher term, to persist it.
       use_relays: called with the relays that a coordinator names; returns
         whether others reach this island in other ways now.
@@ -75,7 +75,7 @@ class Agent:
     self._crew = crew
     self._log = log
     self._heartbeat_seconds = lease_seconds / _BEATS_A_LEASE
-    self._oldest = oldest
+    self._checkpoints = checkpoints
     start = hello.record if hello.has_state else None
     self._round = round_lib.IslandRound(hello.island, start)
     self._inbox: queue.Queue = queue.Queue()
@@ -304,7 +304,7 @@ class Agent:
     if waiting:  # which may take any time
       heartbeat.activity = waiting
       heartbeat.busy_seconds = 0
-    heartbeat.oldest = self._oldest()
+    heartbeat.checkpoints.extend(self._checkpoints())
     sent, relayed, received = self._crew.traffic()
     heartbeat.bytes_sent = sent
     heartbeat.bytes_relayed = relayed

@@ -52,12 +52,32 @@ class Annulments:
     head = chain.head.number
     if chain.counting(to) < 0 or to == head:
       raise UserError(f"record {to} is not one of those before {head}")
-    reach = [m.heartbeat.oldest for m in self._members.inside()]
-    if to < min(reach, default=0):
+    self._check_reach(to)
+    self.annul(to, reason or "an operator rolled back", now)
+
+  def _check_reach(self, to: int) -> None:
+    """Raises UserError if no island is sure to have a checkpoint from before.
+
+    What it has said of that may be old: each record that it has applied since
+    may have cost it one.
+    """
+    inside = self._members.inside()
+    if not inside and to == 0:
+      return  # the initial state can be made again
+    here = inside or [m for m in self._members.members.values() if m.present]
+    newest, reach = self._books.chain.state, []
+    for beat in (member.heartbeat for member in here):
+      since = max(0, newest - beat.record) if inside else 0
+      reach += sorted(beat.checkpoints)[since : since + 1]
+    if not reach:
+      raise UserError(
+        "no island is sure to have a checkpoint still: if records follow"
+        " quickly, pause the run, and roll back a moment later"
+      )
+    if to < min(reach):
       raise UserError(
         f"no island's checkpoints reach back to {to}, only to {min(reach)}"
       )
-    self.annul(to, reason or "an operator rolled back", now)
 
   def is_held(self) -> bool:
     """Whether some island has the run's newest state."""

@@ -245,7 +245,7 @@ class ElasticDeviceMesh:
       self._held.log,
       self._run.elastic.lease_seconds,
       self._island.threads,
-      lambda: self._held.saves.oldest(self.record),
+      self._held.saves.kept,
       self._identity.saw_term,
       self._host.use_relays,
     )

@@ -381,7 +381,6 @@ class IslandRound:
     # Committed, not adopted.
     self._waiting: dict[int, tuple[pb.Record, pb.SealedRecord]] = {}
     self._stood_at = self._tip.number  # of no fragment is more known before
-    self._void: set[int] = set()  # numbers of annulled records
     self._fetching = 0  # number of the record whose mean is being fetched
 
   def _of(self, fragment: int) -> _Open:
@@ -408,7 +407,6 @@ class IslandRound:
     self.record = None
     self._tip = _Tip(-1)
     self._fetching = 0
-    self._void.clear()
     self._waiting.clear()
 
   def propose(self, proposal: pb.Proposal) -> list[Action]:
@@ -519,46 +517,60 @@ class IslandRound:
         continue  # not the bytes that were sealed
       if record.number == self._tip.number:
         if self._tip.hash and self._lost_to(record, sealed.hash):
-          return [self._diverged()]
+          return [self._diverged(-1)]
         if not self._tip.hash:
           self._tip = _Tip(record.number, sealed.hash, record.term)
         elif self._tip.hash == sealed.hash:
           # Who says it may have come to it just now, and heard nobody before.
           again = self.reconnected()
       self._waiting[record.number] = record, sealed
-      if record.HasField("annulment"):
-        self._void.update(range(record.annulment.to + 1, record.number))
     return again + self._adopt()
 
   def _lost_to(self, record: pb.Record, tip: bytes) -> bool:
     """Whether a record shows that this island's chain has lost."""
     return tip != self._tip.hash and record.term > self._tip.term
 
-  def _diverged(self) -> Diverged:
+  def _diverged(self, to: int) -> Diverged:
     assert self.record is not None
-    counts = self.record if self.record in self._void else -1
-    while counts in self._void:
-      counts -= 1
-    self._void.clear()
     self._waiting.clear()
-    return Diverged(self.record, counts)
+    return Diverged(self.record, to)
+
+  def _annulled(self) -> set[int]:
+    """Numbers of records that do not count, by those that wait.
+
+    As far as they follow the tip as one chain: others may be of one that lost.
+    """
+    annulled: set[int] = set()
+    before, number = self._tip.hash, self._tip.number + 1
+    while number in self._waiting:
+      record, sealed = self._waiting[number]
+      if before and record.previous != before:
+        break
+      if record.HasField("annulment"):
+        annulled.update(range(record.annulment.to + 1, number))
+      before, number = sealed.hash, number + 1
+    return annulled
 
   def _adopt(self) -> list[Action]:
     """Adopts what is waiting, in order, as far as the means are here."""
     actions: list[Action] = []
     if self.record is None:
       return actions
-    if self.record in self._void:
-      return [self._diverged()]
+    annulled = self._annulled()
+    if self.record in annulled:
+      counts = self.record
+      while counts in annulled:
+        counts -= 1
+      return [self._diverged(counts)]
     while (number := self._tip.number + 1) in self._waiting:
       record, sealed = self._waiting[number]
       if self._tip.hash and record.previous != self._tip.hash:
         del self._waiting[number]  # of another chain
         if self._lost_to(record, record.previous):
-          return [*actions, self._diverged()]
+          return [*actions, self._diverged(-1)]
         break
       step = record.step if record.HasField("step") else None
-      void = number in self._void
+      void = number in annulled
       if step and not void and not self._has_mean(step):
         if self._fetching != number:
           self._fetching = number

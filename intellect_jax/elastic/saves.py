@@ -166,23 +166,26 @@ class Saves:
     oldest = self._here.oldest()
     return record if oldest is None else oldest
 
+  def kept(self) -> list[int]:
+    """Records that an island can go back to, the oldest first."""
+    return self._here.kept()
+
   def newest(self, to: int | None) -> int | None:
     """Record of the newest checkpoint here that counts.
 
     Args:
-      to: the newest record of any use; None: any. Checkpoints of later ones
-        are removed, as are those of annulled records.
+      to: the newest record of any use; None: any. If there is one, checkpoints
+        of later ones are removed, as are those of annulled records.
     """
-    self._wait_here()
-    self.forget_annulled()
-    for number in self._here.numbers():
-      if to is not None and number > to:
-        self._here.drop(number)
-        continue
-      digest = self._here.meta(number)["record_hash"]
-      if self._record(number, digest) is not None:
-        return number
-    return None
+    numbers = [n for n in self.numbers() if to is None or n <= to]
+    annulled = self._annulled()
+    newest = next((n for n in numbers if n not in annulled), None)
+    if newest is not None:
+      self.forget_annulled()
+      for number in self._here.numbers():
+        if to is not None and number > to:
+          self._here.drop(number)
+    return newest
 
   def restore(
     self, abstract_inner: Any, size: int, number: int
@@ -222,12 +225,20 @@ class Saves:
     return data
 
   def forget_annulled(self) -> None:
-    """Removes checkpoints of records that do not count; none leads from them."""
+    """Removes checkpoints of records that do not count; none leads from them.
+
+    But not while there is no other: then they are all that is left of a run.
+    """
+    here = set(self._here.numbers())
+    annulled = here & self._annulled()
+    if annulled < here:
+      for number in annulled:
+        self._here.drop(number)
+
+  def _annulled(self) -> set[int]:
     records = self._log.records()
     counting = {record.number for record in chain.effective(records)}
-    annulled = {r.number for r in records if r.number not in counting}
-    for number in annulled.intersection(self._here.numbers()):
-      self._here.drop(number)
+    return {r.number for r in records if r.number not in counting}
 
   def _record(self, number: int, digest: str) -> pb.Record | None:
     """The record that a checkpoint stands on, from the log or beside it."""

@@ -258,21 +258,23 @@ class Tie:
     if waiting:
       return b""
     held = {self._claims[island] for island in here}
-    found = _most(self._answers.values())
+    found = _most(self._answers.values(), self._of)
     return found or (held.pop() if len(held) == 1 else b"")
 
 
-def _most(answers: Iterable[pb.Rechecked]) -> bytes:
+def _most(answers: Iterable[pb.Rechecked], of: int) -> bytes:
   """What most replays come to; of as many, the one that goes back furthest.
 
   Those from an agreed checkpoint come first: a flipped bit may have been saved,
-  but not confirmed by another island. Empty: none, or no difference.
+  but not confirmed by another island. Checkpoints from record `of` on are of the
+  state itself, and none goes back further than another. Empty: none, or no
+  difference.
   """
   replays = [answer for answer in answers if answer.rebuilt]
   replays = [replay for replay in replays if replay.agreed] or replays
   ranks: dict[bytes, tuple[int, int]] = {}
   for state in {replay.rebuilt for replay in replays}:
-    starts = [r.checkpoint for r in replays if r.rebuilt == state]
+    starts = [min(r.checkpoint, of) for r in replays if r.rebuilt == state]
     ranks[state] = len(starts), -min(starts)
   best = [s for s in ranks if ranks[s] == max(ranks.values())]
   return best[0] if len(best) == 1 else b""

@@ -1,6 +1,7 @@
 """What is done to a swarm. Each fault is over when its function returns."""
 
 from collections.abc import Callable
+import signal
 
 from world import LEASE, World
 
@@ -32,6 +33,18 @@ def kill_coordinator(world: World, name: str) -> None:
 
 
 def lose_ledger(world: World, name: str) -> None:
+  world.lose_ledger()
+
+
+def kill_all(world: World, name: str) -> None:
+  for each in ("coordinator", "relay", *world.names):
+    world.kill(each)
+
+
+def lose_ledger_and_kill_all(world: World, name: str) -> None:
+  """It is collected from islands that start again."""
+  for each in ("relay", *world.names):
+    world.kill(each)
   world.lose_ledger()
 
 
@@ -95,6 +108,37 @@ def fill_disk(world: World, name: str) -> None:
   world.swarm.parts[name].restarts = 0
 
 
+# ------------------------------------------------------ what an operator does
+
+
+def evict(world: World, name: str) -> None:
+  """It is started again once it has heard of it."""
+  if world.order(evict=pb.Evict(island=name)):
+    world.start_again(name)
+
+
+def roll_back(world: World, name: str) -> None:
+  head = world.swarm.status().record
+  world.order(rollback=pb.Rollback(to=max(0, head - 2)))
+
+
+def change_settings(world: World, name: str) -> None:
+  values = {"run.outer.learning_rate": "0.5"}
+  world.order(set=pb.Set(values=values))
+
+
+def pause(world: World, name: str) -> None:
+  world.order(pause=pb.SetPause(paused=True))
+  world.let_pass(LEASE / 2)
+  world.order(pause=pb.SetPause(paused=False))
+
+
+def restart(world: World, name: str) -> None:
+  """SIGTERM: it hands in what it has, and comes back."""
+  world.signal(name, signal.SIGTERM)
+  world.start_again(name)
+
+
 def _other(world: World, name: str) -> str:
   return world.names[world.names.index(name) - 1]
 
@@ -109,6 +153,8 @@ FAULTS: dict[str, Fault] = {
   "an island flaps": flap,
   "SIGKILL of the coordinator": kill_coordinator,
   "coordinator's disk lost": lose_ledger,
+  "SIGKILL of everything": kill_all,
+  "… and the coordinator's disk lost": lose_ledger_and_kill_all,
   "SIGKILL of the relay": kill_relay,
   "SIGSTOP of an island": freeze,
   "SIGSTOP, shorter than the lease": freeze_shortly,
@@ -120,5 +166,18 @@ FAULTS: dict[str, Fault] = {
   "two islands join at once": join_twice,
   "disk full": fill_disk,
 }
-# A ledger that was lost cannot say what was trained; a full disk is one island.
-NOT_SOAKED = "coordinator's disk lost", "disk full"
+# Who is killed with the coordinator, or its ledger, leaves nobody to say what it
+# had trained; a full disk is one island.
+NOT_SOAKED = (
+  "coordinator's disk lost",
+  "SIGKILL of everything",
+  "… and the coordinator's disk lost",
+  "disk full",
+)
+ORDERS: dict[str, Fault] = {
+  "an operator evicts an island": evict,
+  "an operator rolls back": roll_back,
+  "an operator changes settings": change_settings,
+  "an operator pauses the run": pause,
+  "SIGTERM of an island": restart,
+}

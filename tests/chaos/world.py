@@ -7,13 +7,17 @@ import pathlib
 import resource
 import shutil
 import signal
+import sqlite3
 import subprocess
 import time
 
+import grpc
+
 from benchmarks.fault_proxy import FaultProxy, ports_of
 from intellect_jax import swarm as swarm_lib
-from intellect_jax.elastic import rpc
+from intellect_jax.elastic import ledger, rpc
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
+from intellect_jax.elastic.protocol import elastic_pb2_grpc as pb_grpc
 
 LEASE = 3.0  # seconds
 INNER_STEPS = 5
@@ -74,6 +78,7 @@ class World:
     for part in self.swarm.islands:
       self._through_proxies(part)
     self._guests = 0
+    self._ledger_lost = False
     self._stack = contextlib.ExitStack()
 
   def _add(
@@ -126,6 +131,8 @@ class World:
   def look(self) -> pb.Status:
     """Starts again what has died, and returns the newest status."""
     absent = {name: self.swarm.parts.pop(name) for name in self.down}
+    if self._ledger_lost and not self.swarm.coordinator.running:
+      self._recover_what_is_lost()
     try:
       self.swarm.supervise()
     finally:
@@ -225,14 +232,45 @@ class World:
       part.process.terminate()
       part.process.wait(BOUND)
 
+  def start_again(self, name: str) -> None:
+    """A new process, once the one that was told to end has ended in its way."""
+    part = self.swarm.parts[name]
+    assert part.process is not None
+    self.down.add(name)
+    end = time.monotonic() + BOUND
+    while part.process.poll() is None:
+      assert time.monotonic() < end, f"{name} does not end"
+      self.look()
+    self.down.discard(name)
+    part.start()
+
+  def order(self, **change) -> bool:
+    """What an operator wants; whether the coordinator has done it."""
+    request = pb.ControlRequest(reason="a test", **change)
+    with rpc.channel(self.swarm.address, rpc.LOOPBACK) as channel:
+      try:
+        stub = pb_grpc.CoordinatorStub(channel)
+        return not stub.Control(request, timeout=LEASE).refusal
+      except grpc.RpcError:  # it is away
+        return False
+
+  def calm(self) -> None:
+    """Who is paused goes on; nothing else is left of what an operator did."""
+    while self.look().paused:
+      self.order(pause=pb.SetPause(paused=False))
+
   def lose_ledger(self) -> None:
     """The coordinator dies, and its disk with it: islands have the run."""
-    coordinator = self.swarm.coordinator
     self.kill("coordinator")
-    shutil.rmtree(coordinator.folder)
-    coordinator.arguments.append("--recover")
-    coordinator.start()
-    coordinator.arguments.remove("--recover")  # not at later starts
+    shutil.rmtree(self.swarm.coordinator.folder)
+    self._ledger_lost = True
+
+  def _recover_what_is_lost(self) -> None:
+    """The next start recovers the run, unless an earlier one has."""
+    coordinator = self.swarm.coordinator
+    known = [a for a in coordinator.arguments if a != "--recover"]
+    there = _has_run(coordinator.folder / ledger.FILE)
+    coordinator.arguments = known if there else [*known, "--recover"]
 
   # --------------------------------------------------------------- network
 
@@ -266,3 +304,14 @@ class World:
       while True:
         file.write(bytes(1 << 16))
     return ballast
+
+
+def _has_run(path: pathlib.Path) -> bool:
+  """Whether the ledger of a coordinator that has ended knows a run."""
+  if not path.exists():
+    return False
+  with contextlib.closing(sqlite3.connect(path)) as found:
+    try:
+      return found.execute("SELECT id FROM run").fetchone() is not None
+    except sqlite3.OperationalError:  # it was about to make the tables
+      return False

@@ -159,6 +159,24 @@ def test_the_newest_are_kept(directory):
   assert folders(directory) == ["10", "2"]
 
 
+def test_what_a_save_under_way_will_cost_counts_as_gone(directory):
+  """So who is told of a checkpoint finds it for one more save."""
+  told = []
+  with opened(directory, keep=2) as checkpoints:
+    for record in (1, 2, 3):
+      checkpoints.wait()
+      checkpoints.save(
+        record,
+        *outer(record),
+        state(record),
+        {"record": record},
+        before=lambda: told.append((checkpoints.kept(), checkpoints.numbers())),
+      )
+    checkpoints.wait()
+    assert told == [([], []), ([1], [1]), ([2], [2, 1])]
+    assert checkpoints.kept() == [2, 3]
+
+
 def test_a_record_can_be_saved_again(directory):
   with opened(directory) as checkpoints:
     checkpoints.save(3, *outer(0), state(0), {"record": 0})

@@ -30,7 +30,7 @@ def bare_agent(
   log: RecordLog,
   store: blobs.BlobStore,
   lease_seconds: float = 3,
-  oldest: Callable[[], int] = lambda: 0,
+  checkpoints: Callable[[], list[int]] = lambda: [0],
   use_relays: Callable[[list[str]], bool] = lambda relays: False,
   on_term: Callable[[int], None] = lambda term: None,
 ) -> Agent:
@@ -54,7 +54,7 @@ def bare_agent(
     log=log,
     lease_seconds=lease_seconds,
     threads=1,
-    oldest=oldest,
+    checkpoints=checkpoints,
     on_term=on_term,
     use_relays=use_relays,
   )

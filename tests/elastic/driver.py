@@ -33,6 +33,7 @@ class Driver:
     self.term = 0
     self.norms: dict[str, float] = {}  # of deltas, other than 2
     self.links: dict[str, tuple[float, float]] = {}  # bytes/s up and down
+    self.kept: dict[str, tuple[int, list[int]]] = {}  # record, checkpoints
     self.sessions: dict[str, int] = {}
     self.incarnations: dict[str, int] = {}
     self.trained: dict[str, int] = {}
@@ -94,6 +95,9 @@ class Driver:
     beat = pb.Heartbeat(
       tokens_trained=trained, upload_rate=up, download_rate=down
     )
+    if island in self.kept:
+      beat.record, checkpoints = self.kept[island]
+      beat.checkpoints.extend(checkpoints)
     self.say(island, heartbeat=beat)
 
   def hello(self, island: str, incarnation: int = 1, record=None, **fields):

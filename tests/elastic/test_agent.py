@@ -46,7 +46,7 @@ def agent(coordinator, store, tmp_path, on_term):
     log,
     store,
     lease_seconds=3600,
-    oldest=lambda: next(beats),
+    checkpoints=lambda: [next(beats)],
     use_relays=use_relays,
     on_term=on_term,
   )
@@ -56,10 +56,11 @@ def agent(coordinator, store, tmp_path, on_term):
 
 
 def test_a_changed_lease_is_renewed_in_time(coordinator, agent):
-  """And each heartbeat tells how far back the island reaches by then."""
+  """And each heartbeat tells the checkpoints that the island has by then."""
   coordinator.hear("hello")
   agent.renew_every(0.4)
-  told = [coordinator.hear("heartbeat").oldest for _ in range(5)]
+  beats = [coordinator.hear("heartbeat") for _ in range(5)]
+  told = [beat.checkpoints[0] for beat in beats]
   assert told == sorted(set(told))
 
 

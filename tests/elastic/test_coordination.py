@@ -418,7 +418,9 @@ def test_islands_without_a_state_of_the_run_look_for_one_of_their_own():
   assert welcome.start == pb.Welcome.START_GO_BACK
   assert driver.machine.head.number == 3
   assert "or roll back" in driver.machine.status(driver.now).warnings[-1]
-  # That is from where it has a checkpoint.
+  assert driver.control(rollback=pb.Rollback(to=1)).refusal
+  driver.kept["a"] = 0, [1, 2]
+  driver.beat("a")
   assert driver.control(rollback=pb.Rollback(to=1)).refusal == ""
   driver.wait(15.0, beating="a")
   (welcome,) = driver.take("a", "welcome")

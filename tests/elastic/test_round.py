@@ -429,17 +429,34 @@ def test_annulled_records_are_passed_over():
 
 def test_an_island_on_an_annulled_record_says_so():
   island = IslandRound("b", record=5)
-  (diverged,) = island.committed([sealed(7, annul_to=4)])
+  annulment = sealed(7, annul_to=4)
+  assert island.committed([annulment]) == [round_lib.ReadLog(6)]
+  (diverged,) = island.committed([sealed(6), annulment])
   assert diverged == round_lib.Diverged(record=5, to=4)
+
+
+def test_annulments_of_a_chain_that_lost_are_forgotten_with_it():
+  """It has heard of records 1 to 3 of one chain, and has no mean of them."""
+  island = IslandRound("b", record=0)
+  annulment = sealed(3, annul_to=1)
+  island.committed([sealed(0), sealed(1), sealed(2), annulment])
+  first = sealed(1, b"other 1", term=2)
+  second = sealed(2, b"other 2", after=first, term=2)
+  third = sealed(3, b"other 3", after=second, term=2)
+  island.committed([first, second, third])
+  assert adopted(island.gathered(b"other 1")) == [1]
+  assert adopted(island.gathered(b"other 2")) == [2]
+  assert adopted(island.gathered(b"other 3")) == [3]
 
 
 def test_a_second_rollback_leads_to_the_newest_record_that_counts():
   """Not to before the first one, whose records were annulled long ago."""
   island = IslandRound("b", record=2)
   first = sealed(4, annul_to=2)
-  island.committed([sealed(3), first, sealed(5, after=first)])
+  fifth = sealed(5, after=first)
+  island.committed([sealed(3), first, fifth])
   assert adopted(island.gathered(b"attempt 5")) == [5]
-  second = sealed(6, annul_to=4)
+  second = sealed(6, annul_to=4, after=fifth)
   assert island.committed([second]) == [round_lib.Diverged(record=5, to=4)]
 
 

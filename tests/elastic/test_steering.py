@@ -130,7 +130,10 @@ def test_a_rollback_annuls_and_its_samples_are_leased_again():
   driver.begin("ab")
   driver.commit("ab", window=1)
   driver.commit("ab", window=2)
+  driver.kept["a"] = 2, [1, 2]
+  driver.beat("a")
   assert driver.control(rollback=pb.Rollback(to=5)).refusal
+  assert "only to 1" in driver.control(rollback=pb.Rollback(to=0)).refusal
   assert driver.control(rollback=pb.Rollback(to=1)).refusal == ""
   head = driver.machine.head
   assert (head.annulment.to, head.total_tokens) == (1, 2 * TOKENS)
@@ -140,3 +143,20 @@ def test_a_rollback_annuls_and_its_samples_are_leased_again():
   for island in "ab":  # they went back themselves
     driver.say(island, ready=pb.Ready(record=3))
   assert driver.commit("ab", window=3).total_tokens == 4 * TOKENS
+
+
+def test_a_rollback_to_what_may_be_gone_by_now_is_refused():
+  """An island keeps two checkpoints; each record may cost it the older one."""
+  driver = Driver()
+  driver.begin("ab")
+  for window in (1, 2, 3):
+    driver.commit("ab", window)
+  driver.kept["a"] = 3, [2, 3]
+  driver.beat("a")
+  driver.commit("ab", window=4)
+  assert "only to 3" in driver.control(rollback=pb.Rollback(to=2)).refusal
+  driver.commit("ab", window=5)
+  assert "pause" in driver.control(rollback=pb.Rollback(to=3)).refusal
+  driver.kept["b"] = 5, [4, 5]
+  driver.beat("b")
+  assert driver.control(rollback=pb.Rollback(to=4)).refusal == ""

@@ -122,6 +122,20 @@ def test_of_as_many_replays_the_one_that_goes_back_furthest_is_right():
   assert planned(driver, "b") == ["b"]
 
 
+def test_a_checkpoint_of_the_very_state_is_no_witness_however_old():
+  driver = after_record_1("ab")
+  settings = pb.Set(values={"run.outer.learning_rate": "0.5"})
+  assert driver.control(set=settings).refusal == ""  # record 2: theta stays
+  for island in "ab":
+    driver.say(island, ready=pb.Ready(record=2))
+  driver.propose("a", window=2, state=b"x")
+  driver.propose("b", window=2, state=b"s")
+  replayed(driver, "a", b"x", b"x", start=1, agreed=False)
+  replayed(driver, "b", b"s", b"s", start=2, agreed=False)
+  assert planned(driver, "a") == planned(driver, "b") == []
+  assert driver.machine.status(driver.now).paused
+
+
 def test_who_does_not_answer_in_time_is_left_out():
   driver = after_record_1("ab", recheck_patience=5.0)
   driver.propose("a", window=2, state=b"x")

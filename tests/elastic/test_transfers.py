@@ -79,7 +79,9 @@ def test_an_offer_of_a_state_that_was_annulled_counts_no_more():
   driver.hello("e")
   for donor in asked(driver, "ab"):
     driver.offer(donor, state=b"t")
-  driver.control(rollback=pb.Rollback(to=0))
+  driver.kept["a"] = 1, [0, 1]
+  driver.beat("a")
+  assert driver.control(rollback=pb.Rollback(to=0)).refusal == ""
   driver.hello("f")
   assert driver.take("f", "restore")[-1].record == 0
 

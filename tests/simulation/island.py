@@ -156,8 +156,8 @@ class Island:
       upload_rate=UPLOAD[self.name],
       download_rate=1e7,
     )
-    beat.record = max(0, self.round.record or 0)
-    beat.oldest = min(self.disk.saved, default=0)
+    beat.record = max(0, self.held) if self.standing else 0
+    beat.checkpoints.extend(sorted(self.disk.saved))
     self.send(pb.FromIsland(heartbeat=beat))
 
   def hear(self, message: pb.ToIsland) -> None:

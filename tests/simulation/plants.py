@@ -48,15 +48,20 @@ def skip_the_term_fence():
   return mock.patch.object(coordination.Coordinator, "handle", deaf)
 
 
+@contextlib.contextmanager
 def skip_the_eviction():
-  """Who was evicted comes back as if nothing had been."""
+  """Who was evicted is not told, neither at its hello nor at a proposal."""
   admit = membership.Membership.admit
 
   def forgiving(self, hello, session, now):
     member, replaced, _ = admit(self, hello, session, now)
     return member, replaced, False
 
-  return mock.patch.object(membership.Membership, "admit", forgiving)
+  with (
+    mock.patch.object(membership.Membership, "admit", forgiving),
+    mock.patch.object(rounds.Rounds, "_void_windows", lambda *_: None),
+  ):
+    yield
 
 
 def commit_before_prepare():

@@ -331,7 +331,7 @@ class Records(_message.Message):
     def __init__(self, records: _Optional[_Iterable[_Union[SealedRecord, _Mapping]]] = ..., end: _Optional[int] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
-    __slots__ = ("record", "window", "step", "tokens_trained", "activity", "loss", "tokens_per_second", "train_seconds", "blocked_seconds", "bytes_sent", "bytes_received", "evaluations", "busy_seconds", "hand_in_seconds", "oldest", "bytes_relayed", "tokens_open", "upload_rate", "download_rate", "outer")
+    __slots__ = ("record", "window", "step", "tokens_trained", "activity", "loss", "tokens_per_second", "train_seconds", "blocked_seconds", "bytes_sent", "bytes_received", "evaluations", "busy_seconds", "hand_in_seconds", "bytes_relayed", "tokens_open", "upload_rate", "download_rate", "checkpoints", "outer")
     RECORD_FIELD_NUMBER: _ClassVar[int]
     WINDOW_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
@@ -346,11 +346,11 @@ class Heartbeat(_message.Message):
     EVALUATIONS_FIELD_NUMBER: _ClassVar[int]
     BUSY_SECONDS_FIELD_NUMBER: _ClassVar[int]
     HAND_IN_SECONDS_FIELD_NUMBER: _ClassVar[int]
-    OLDEST_FIELD_NUMBER: _ClassVar[int]
     BYTES_RELAYED_FIELD_NUMBER: _ClassVar[int]
     TOKENS_OPEN_FIELD_NUMBER: _ClassVar[int]
     UPLOAD_RATE_FIELD_NUMBER: _ClassVar[int]
     DOWNLOAD_RATE_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINTS_FIELD_NUMBER: _ClassVar[int]
     OUTER_FIELD_NUMBER: _ClassVar[int]
     record: int
     window: int
@@ -366,13 +366,13 @@ class Heartbeat(_message.Message):
     evaluations: _containers.RepeatedCompositeFieldContainer[Evaluation]
     busy_seconds: float
     hand_in_seconds: float
-    oldest: int
     bytes_relayed: int
     tokens_open: int
     upload_rate: float
     download_rate: float
+    checkpoints: _containers.RepeatedScalarFieldContainer[int]
     outer: OuterFigures
-    def __init__(self, record: _Optional[int] = ..., window: _Optional[int] = ..., step: _Optional[int] = ..., tokens_trained: _Optional[int] = ..., activity: _Optional[str] = ..., loss: _Optional[float] = ..., tokens_per_second: _Optional[float] = ..., train_seconds: _Optional[float] = ..., blocked_seconds: _Optional[float] = ..., bytes_sent: _Optional[int] = ..., bytes_received: _Optional[int] = ..., evaluations: _Optional[_Iterable[_Union[Evaluation, _Mapping]]] = ..., busy_seconds: _Optional[float] = ..., hand_in_seconds: _Optional[float] = ..., oldest: _Optional[int] = ..., bytes_relayed: _Optional[int] = ..., tokens_open: _Optional[int] = ..., upload_rate: _Optional[float] = ..., download_rate: _Optional[float] = ..., outer: _Optional[_Union[OuterFigures, _Mapping]] = ...) -> None: ...
+    def __init__(self, record: _Optional[int] = ..., window: _Optional[int] = ..., step: _Optional[int] = ..., tokens_trained: _Optional[int] = ..., activity: _Optional[str] = ..., loss: _Optional[float] = ..., tokens_per_second: _Optional[float] = ..., train_seconds: _Optional[float] = ..., blocked_seconds: _Optional[float] = ..., bytes_sent: _Optional[int] = ..., bytes_received: _Optional[int] = ..., evaluations: _Optional[_Iterable[_Union[Evaluation, _Mapping]]] = ..., busy_seconds: _Optional[float] = ..., hand_in_seconds: _Optional[float] = ..., bytes_relayed: _Optional[int] = ..., tokens_open: _Optional[int] = ..., upload_rate: _Optional[float] = ..., download_rate: _Optional[float] = ..., checkpoints: _Optional[_Iterable[int]] = ..., outer: _Optional[_Union[OuterFigures, _Mapping]] = ...) -> None: ...
 
 class OuterFigures(_message.Message):
     __slots__ = ("record", "outer_learning_rate", "outer_momentum", "delta_norm", "island_cosine", "gain", "delta_cosine")

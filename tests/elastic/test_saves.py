@@ -1,0 +1,53 @@
+"""Which of an island's checkpoints count, and which may go."""
+
+from one_process import committed, freeze, host
+import pytest
+
+from intellect_jax.elastic import chain
+from intellect_jax.elastic.host import Host
+from intellect_jax.elastic.protocol import elastic_pb2 as pb
+
+
+@pytest.fixture
+def made(tmp_path):
+  """Checkpoints of records 0 and 1, and record 2 annuls the latter."""
+  with host(tmp_path, "float32") as made:
+    held = made.held
+    genesis = pb.Genesis(state=held.describe().state.id)
+    first = chain.seal(pb.Record(genesis=genesis, islands=1))
+    held.log.keep(first)
+    held.save(made.replica.state)
+    record = _adopted(made, first)
+    held.save(made.replica.state)
+    assert held.saves.numbers() == [1, 0]
+    annulment = pb.Record(number=2, previous=record.hash, islands=1)
+    annulment.annulment.to = 0
+    held.log.keep(chain.seal(annulment))
+    yield made
+
+
+def _adopted(made: Host, before: pb.SealedRecord) -> pb.SealedRecord:
+  """Record 1."""
+  freeze(made)
+  record = committed(made)
+  record.previous = before.hash
+  sealed = chain.seal(record)
+  made.held.shelf.adopt(sealed)
+  made.held.apply(record)
+  return sealed
+
+
+def test_what_was_annulled_goes_once_there_is_a_way_back(made):
+  saves = made.held.saves
+  assert saves.newest(None) == 0
+  assert saves.numbers() == [0]
+
+
+def test_the_last_of_a_run_is_kept_whether_it_counts_or_not(made):
+  """An operator may roll back too far, and then think again."""
+  saves = made.held.saves
+  saves._here.drop(0)
+  assert saves.newest(None) is None
+  assert saves.newest(0) is None
+  saves.forget_annulled()
+  assert saves.numbers() == [1]
