@@ -152,7 +152,7 @@ def run_config() -> ml_collections.ConfigDict:
       hang_seconds=600.0,  # training without a step until it counts as hung
       offer_patience=120.0,  # seconds that a donor may take to offer its state
       minority_patience=600.0,  # fewer than half of the last members wait [P 4]
-      annul_patience=60.0,  # seconds without anybody who has the newest mean
+      annul_patience=60.0,  # seconds, of enough islands, none with the newest
       recheck_patience=600.0,  # seconds that a replay may take in a tie [P 4]
       fetch_patience=10.0,  # seconds without a byte before a peer is bad
       # Of what each reduces for all: "capacity" is by the links, as measured;

@@ -30,7 +30,8 @@ class Annulments:
     self._quorum = quorum
     self._transfers = transfers
     self._outbox = outbox
-    self._held_at = now  # somebody had the newest state
+    # Somebody had the newest state, or too few were here for anybody to.
+    self._held_at = now
 
   def annul(self, to: int, reason: str, now: float) -> None:
     """Takes back the records after `to`."""
@@ -85,13 +86,13 @@ class Annulments:
   def advance(self, now: float) -> None:
     """Who held the newest mean is lost: back to the newest that is here."""
     newest = self._books.chain.state
-    if not self._books.chain.records or self.is_held():
+    here = [m for m in self._members.members.values() if m.session is not None]
+    few = len(here) < self._quorum.needed(now)
+    if few or not self._books.chain.records or self.is_held():
       self._held_at = now
       return
-    here = [m for m in self._members.members.values() if m.session is not None]
     patience = self._books.elastic.annul_patience
-    waited = now - self._held_at > patience
-    if not waited or len(here) < self._quorum.needed(now):
+    if now - self._held_at <= patience:
       return
     to = max((member.record for member in here), default=-1)
     reason = f"no island had the state of record {newest} for {patience:g} s"

@@ -313,7 +313,11 @@ class ElasticDeviceMesh:
       self._follower.merge_news()
 
   def _leave(self) -> None:
-    """Saves, reports the state hash, and says goodbye."""
+    """Saves, reports the state hash, and says goodbye.
+
+    Raises:
+      UserError: if the run goes on after all, and this island is to as well.
+    """
     if self._news.finished and not self._held.record.final:
       return
     self._evaluation.wait()
@@ -328,6 +332,11 @@ class ElasticDeviceMesh:
     reason = "the run is final" if final else "it was asked to stop"
     self._agent.say(leave=pb.Leave(reason=reason))
     self._agent.flush()
+    if not (final or self._news.finished or self._follower.stopping):
+      raise UserError(
+        "The final record does not count any more, and the run goes on: start"
+        " this island again."
+      )
 
   def _await_others(self, state: pb.StateReady) -> None:
     """Stays until all that are here hold the same final state, this one too.

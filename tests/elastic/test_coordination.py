@@ -384,6 +384,26 @@ def test_the_mean_that_nobody_has_any_more_is_annulled():
   assert driver.take("a", "welcome")[0].start == pb.Welcome.START_GO_ON
 
 
+def test_nothing_is_annulled_before_others_have_had_time_to_come_too():
+  """All were started again, and who was behind is there first."""
+  driver = Driver(annul_patience=10.0)
+  driver.begin("abc")
+  driver.propose("abc")
+  driver.prepare("ab", driver.reduce("abc"))
+  driver.cut("c")  # it lacks the mean
+  assert driver.machine.head.number == 1
+  driver.restart()
+  driver.wait(60.0)
+  driver.hello("c", record=0)
+  driver.hello("b", incarnation=2)  # half of the members, with its mean lost
+  driver.wait(5.0, beating="bc")
+  assert driver.machine.head.number == 1
+  driver.hello("a", record=1)
+  driver.say("a", ready=pb.Ready(record=1))
+  driver.wait(15.0, beating="abc")
+  assert driver.machine.head.number == 1
+
+
 def test_islands_without_a_state_of_the_run_look_for_one_of_their_own():
   """Nothing is annulled for want of those who may have it; an operator may."""
   driver = Driver(annul_patience=10.0)

@@ -5,6 +5,7 @@ import types
 from typing import Any
 from unittest import mock
 
+import pytest
 from simulation.world import run_config
 
 from intellect_jax.elastic import chain
@@ -12,7 +13,9 @@ from intellect_jax.elastic.follow import Follower
 from intellect_jax.elastic.mesh import ElasticDeviceMesh
 from intellect_jax.elastic.news import News
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
+from intellect_jax.elastic.protocol import island_pb2 as ipb
 from intellect_jax.elastic.windows import Windows
+from intellect_jax.errors import UserError
 
 FRAGMENTS = 3
 SECONDS = 30  # bound of every wait
@@ -43,18 +46,20 @@ class Island:
       fetcher=mock.Mock(),
       log=types.SimpleNamespace(records=self._records, record=self._record),
       resumable=lambda to: 0,
+      saves=mock.Mock(),
+      describe=pb.StateReady,
     )
     self.agent = mock.Mock(news=self.news, standing=True)
     held: Any = self.held
     diary: Any = mock.Mock()
-    crew: Any = mock.Mock(reach=lambda checkpoint: checkpoint)
+    self.crew: Any = mock.Mock(reach=lambda checkpoint: checkpoint)
     self.follower = Follower(
       run_config(),
       "ada",
       3,
       held,
       self.windows,
-      crew,
+      self.crew,
       self.agent,
       diary,
       mock.Mock(),
@@ -79,8 +84,9 @@ class Island:
     mesh: Any = ElasticDeviceMesh.__new__(ElasticDeviceMesh)
     mesh._news, mesh._windows, mesh._held = self.news, self.windows, self.held
     mesh._agent, mesh._follower = self.agent, self.follower
+    mesh._crew = mesh._diary = mesh._evaluation = mock.Mock()
     mesh._island = types.SimpleNamespace(inner=mock.Mock(window_steps=4))
-    mesh._run = types.SimpleNamespace(inner=mock.Mock(batch_size=1))
+    mesh._run = run_config()
     return mesh
 
   @property
@@ -186,3 +192,27 @@ def test_of_a_lost_chain_that_is_lost_which_the_run_has_not():
   island.held.record = GENESIS  # that its checkpoint is of
   island.follower.merge_news()
   assert (windows.tokens_committed, windows.tokens_lost) == (10, 20)
+
+
+def test_who_was_about_to_leave_when_the_final_record_is_taken_back_says_so():
+  """Whoever started it starts it again: the run goes on."""
+  final = pb.Record(number=1, final=True, step=pb.OuterStep())
+  island = Island([GENESIS, final])
+  agent, news = island.agent, island.news
+
+  def stand_at(record: int) -> None:
+    agent.standing, island.held.record = True, island.records[record]
+
+  agent.stand_at = stand_at
+  agent.standing = False
+  news.annulled = 1, 0
+  island.held.record = final
+
+  def restore(order: ipb.Order) -> None:
+    if order.HasField("restore"):
+      island.held.record = GENESIS
+
+  island.crew.order = restore
+  with pytest.raises(UserError, match="start this island again"):
+    island.mesh()._leave()
+  assert agent.standing

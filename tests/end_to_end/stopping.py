@@ -13,11 +13,13 @@ import threading
 
 from intellect_jax import command, train
 from intellect_jax.checkpoint.durable import DurableCheckpoints
+from intellect_jax.elastic.part import Part
 from intellect_jax.elastic.reduce import Exchange
 
 WORK = dict(
   reduce=(Exchange, "reduce_share"),  # its own share of a mean
   gather=(Exchange, "gather"),  # the others' shares
+  adopt=(Part, "_adopt"),  # a record is committed
   save=(DurableCheckpoints, "_publish"),  # Orbax is writing
 )
 

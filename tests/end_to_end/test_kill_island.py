@@ -47,3 +47,25 @@ def test_the_others_commit_the_round(world):
   assert [record.step.base_state.hex() for record in records] == bases
   assert ada.state_hash() == bo.state_hash() == final
   assert ada.incarnation() == bo.incarnation() == 1
+
+
+def test_a_record_outlives_that_all_are_killed_before_they_hear_of_it(world):
+  """Nobody has its mean but who had gathered it, and has no record of it."""
+  run = "tokens=100_000_000", "outer.inner_steps=2", "elastic.annul_patience=2"
+  coordinator = world.coordinator(*run)
+  ada = world.island("ada", coordinator, stops_in="adopt@3")
+  wait_until(lambda: stopped("adopt@3") in ada.said(), ada, coordinator)
+  committed = coordinator.records()
+  assert not ada.has_record(len(committed) - 1)
+  for process in (ada, coordinator):
+    process.kill()
+  coordinator = world.coordinator(*run)
+  ada = world.island("ada", coordinator)
+  goes_on = lambda: coordinator.swarm().record > len(committed)  # noqa: E731
+  wait_until(goes_on, ada, coordinator)
+  world.control(coordinator, "finish")
+  for process in (ada, coordinator):
+    process.must_end_well()
+  records = coordinator.records()
+  assert records[: len(committed)] == committed
+  assert not any(record.HasField("annulment") for record in records)
