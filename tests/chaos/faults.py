@@ -113,8 +113,10 @@ def fill_disk(world: World, name: str) -> None:
 
 def evict(world: World, name: str) -> None:
   """It is started again once it has heard of it."""
+  evicted = _incarnation(world.swarm.status(), name)
   if world.order(evict=pb.Evict(island=name)):
-    world.start_again(name)
+    # Or another process of it had just been started, which may stay.
+    world.start_again(name, lambda s: _incarnation(s, name) > evicted)
 
 
 def roll_back(world: World, name: str) -> None:
@@ -137,6 +139,10 @@ def restart(world: World, name: str) -> None:
   """SIGTERM: it hands in what it has, and comes back."""
   world.signal(name, signal.SIGTERM)
   world.start_again(name)
+
+
+def _incarnation(status: pb.Status, name: str) -> int:
+  return next((i.incarnation for i in status.islands if i.island == name), 0)
 
 
 def _other(world: World, name: str) -> str:

@@ -232,7 +232,11 @@ class World:
       part.process.terminate()
       part.process.wait(BOUND)
 
-  def start_again(self, name: str) -> None:
+  def start_again(
+    self,
+    name: str,
+    unless: Callable[[pb.Status], bool] = lambda status: False,
+  ) -> None:
     """A new process, once the one that was told to end has ended in its way."""
     part = self.swarm.parts[name]
     assert part.process is not None
@@ -240,7 +244,9 @@ class World:
     end = time.monotonic() + BOUND
     while part.process.poll() is None:
       assert time.monotonic() < end, f"{name} does not end"
-      self.look()
+      if unless(self.look()):
+        self.down.discard(name)
+        return
     self.down.discard(name)
     part.start()
 
