@@ -52,7 +52,12 @@ class Coordinator:
     self._quorum = Quorum(books, self._members, now)
     self._ties = Ties(books, self._members, outbox)
     self._transfers = Transfers(
-      books, self._members, outbox, self._ties, self._repair
+      books,
+      self._members,
+      outbox,
+      self._ties,
+      self._repair,
+      lambda island: self.rounds.gone(island),
     )
     self._annulments = Annulments(
       books, self._members, self._quorum, self._transfers, outbox, now

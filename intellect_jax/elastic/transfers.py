@@ -31,18 +31,22 @@ class Transfers:
     outbox: Outbox,
     ties: Ties,
     repair: Callable[[Member, Sequence[int]], None],
+    forgets: Callable[[str], None],
   ):
     """Nobody waits yet.
 
     Args:
       repair: called with a donor whose state is not the run's, and the
         fragments that are not.
+      forgets: called with an island that is told to leave the state that it
+        has, if any, and with that its rounds.
     """
     self._books = books
     self._members = members
     self._outbox = outbox
     self._ties = ties
     self._repair = repair
+    self._forgets = forgets
     self._stateless: set[str] = set()  # islands that wait for a state
     self._told_to_wait: set[str] = set()  # of those: their own is of no use
     self._uninvited: set[str] = set()  # told so; what they offer is from before
@@ -108,6 +112,7 @@ class Transfers:
     """Those who wait look for a state of their own: nobody has one for them."""
     for island in sorted(self._stateless):
       self._told_to_wait.add(island)
+      self._forgets(island)
       welcome = pb.Welcome(
         run_id=self._books.run_id,
         start=pb.Welcome.START_GO_BACK,
@@ -121,6 +126,7 @@ class Transfers:
       island = min(self._stateless)
       self.has_one(island)
       self.makes(island)
+      self._forgets(island)
       start = pb.Welcome.START_INITIALISE
       welcome = pb.Welcome(run_id=self._books.run_id, start=start)
       self._outbox.tell(island, pb.ToIsland(welcome=welcome))

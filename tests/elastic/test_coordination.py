@@ -429,3 +429,18 @@ def test_islands_without_a_state_of_the_run_look_for_one_of_their_own():
   assert driver.take("a", "welcome")[0].start == pb.Welcome.START_GO_ON
   driver.say("a", ready=pb.Ready(record=4))
   assert driver.commit("a", window=1).number == 5
+
+
+def test_an_attempt_ends_when_a_member_is_to_make_the_initial_state_again():
+  """It had asked for another state than record 0's, which it stood at."""
+  driver = Driver()
+  driver.begin("a")
+  driver.propose("a")
+  assert driver.take("a", "plan")
+  driver.say("a", fetch_failed=pb.FetchFailed(reason="no mean of record 1"))
+  driver.tick()
+  (welcome,) = driver.take("a", "welcome")
+  assert welcome.start == pb.Welcome.START_INITIALISE
+  driver.offer("a", state=b"theta0")
+  driver.say("a", ready=pb.Ready(record=0))
+  assert driver.commit("a", window=2).number == 1
