@@ -63,6 +63,8 @@ class RemoteCheckpoints:
     self._own = f"{self._run}/{island}"
     self._directory = directory
     self._keep = keep
+    self._brought: dict[int, str] = {}  # by record, the copy that is here
+    self._distrusted: set[str] = set()  # copies of what was damaged already
     self._changed = threading.Condition()
     self._wanted: int | None = None  # record to copy next
     self._busy = False
@@ -207,15 +209,20 @@ class RemoteCheckpoints:
     for copy in copies:
       if copy.record <= than():
         break
-      if to is not None and copy.record > to:
+      if copy.path in self._distrusted or (to is not None and copy.record > to):
         continue
       logging.info("Fetching checkpoint %d from afar.", copy.record)
       try:
         self.fetch(copy)
+        self._brought[copy.record] = copy.path
         return True
       except Exception as error:  # an older one, or another's, may be better
         logging.warning("Checkpoint %d from afar: %s", copy.record, error)
     return False
+
+  def distrust(self, record: int) -> None:
+    """A checkpoint here is damaged; so is its copy, if it came from there."""
+    self._distrusted.add(self._brought.pop(record, ""))
 
   def fetch(self, copy: Copy) -> None:
     """Brings a copy to the island's own disk, verified.

@@ -11,6 +11,7 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
+from intellect_jax.checkpoint.durable import DamagedError
 from intellect_jax.elastic import (
   blobs,
   chain,
@@ -340,11 +341,17 @@ class Holdings:
     fragment becomes that; see `Rebuild` in island.proto.
 
     Returns:
-      The state hash by replay; empty if the checkpoint is not what is agreed.
+      The state hash by replay; empty if the checkpoint is not what is agreed, or
+      is damaged.
     """
     size, places = self.layout.size, self.places[order.fragment]
     replay = OuterState(size)
-    replay.replace(self.saves.outer(size, order.checkpoint), order.checkpoint)
+    try:
+      both = self.saves.outer(size, order.checkpoint)
+    except DamagedError as error:
+      logging.error("%s", error)
+      return b""
+    replay.replace(both, order.checkpoint)
     if order.agreed and replay.fragment_hash(places) != order.agreed:
       logging.warning("Checkpoint %d is not what others had.", order.checkpoint)
       return b""

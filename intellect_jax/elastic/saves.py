@@ -196,12 +196,21 @@ class Saves:
       abstract_inner: see `DurableCheckpoints.restore`.
       size: likewise.
       number: from `newest`; all processes of an island name the same.
+
+    Raises:
+      DamagedError: see `set_aside`.
     """
     self._wait_here()
     saved = self._here.restore(abstract_inner, size, number)
     record = self._record(number, saved.meta["record_hash"])
     assert record is not None, f"checkpoint {number} has lost its record"
     return record, saved
+
+  def set_aside(self, number: int) -> None:
+    """One of the checkpoints here is damaged, and does not count any more."""
+    self._here.set_aside(number)
+    if self._remote is not None:
+      self._remote.distrust(number)
 
   def numbers(self) -> list[int]:
     """Records of the whole checkpoints here, the newest first."""

@@ -19,6 +19,7 @@ import optax
 import pytest
 
 import intellect_jax
+from intellect_jax.checkpoint import durable
 from intellect_jax.checkpoint.durable import DurableCheckpoints
 from intellect_jax.errors import UserError
 
@@ -239,6 +240,30 @@ def test_a_damaged_folder_is_skipped_with_a_warning(directory, damage):
     save(checkpoints, 2)
     assert_restores(checkpoints, 2)
   assert folders(directory) == ["1", "2", "2.torn"]
+
+
+@pytest.mark.parametrize(
+  "name", ["outer/manifest.ocdbt", "outer/_METADATA", "inner/_METADATA"]
+)
+def test_bytes_that_are_damaged_are_named_and_set_aside(directory, name):
+  """Their sizes are right, so that only who reads them finds out."""
+  with opened(directory) as checkpoints:
+    save(checkpoints, 1)
+    save(checkpoints, 2)
+  damaged = directory / "2" / name
+  damaged.write_bytes(bytes(damaged.stat().st_size))
+  named = f"{directory / '2'} .* is damaged"
+  if name.startswith("outer"):
+    with pytest.raises(UserError, match=named):
+      durable.read_outer(directory)
+  with opened(directory) as checkpoints:
+    with pytest.raises(durable.DamagedError, match=named):
+      checkpoints.restore(abstract(), SIZE)
+    with pytest.warns(match=f"Moved the damaged .* to {directory / '2.torn'}"):
+      checkpoints.set_aside(2)
+    assert_restores(checkpoints, 1)
+    assert checkpoints.outer(SIZE, 1).theta[0] == 1
+  assert folders(directory) == ["1", "2.torn"]
 
 
 def test_an_empty_folder_made_while_open_stops_no_save(directory):

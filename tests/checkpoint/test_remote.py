@@ -167,6 +167,22 @@ def test_an_older_copy_is_taken_where_the_newest_is_damaged(tmp_path, url):
     assert_has(here, 1)
 
 
+def test_a_copy_of_what_was_damaged_is_not_fetched_again(tmp_path, url):
+  """Or an island that starts would set it aside and fetch it for ever."""
+  with island(tmp_path / "a", url) as (here, remote):
+    save(here, remote, 1)
+    save(here, remote, 2)
+  with island(tmp_path / "b", url) as (here, remote):
+    remote.distrust(2)  # what was here was not from there
+    for record in (2, 1):
+      assert remote.fetch_newer(lambda: 0, to=None)
+      assert here.numbers() == [record]
+      with pytest.warns(UserWarning, match="Moved the damaged"):
+        here.set_aside(record)
+      remote.distrust(record)
+    assert not remote.fetch_newer(lambda: 0, to=None)
+
+
 def test_a_torn_checkpoint_makes_place_for_its_copy(tmp_path, url):
   with island(tmp_path / "a", url) as (here, remote):
     save(here, remote, 1)
