@@ -155,6 +155,10 @@ class RecordLog:
     whole = path.exists() and path.stat().st_size > 0
     return np.memmap(path, np.uint8, "r") if whole else None
 
+  def stored(self, number: int, start: int, stop: int) -> blobs.OnDisk:
+    """Bytes [start, stop) of a mean that is here, to be read as needed."""
+    return blobs.OnDisk(self._path(number, "mean"), start, stop)
+
   def records(self, start: int = 0) -> list[pb.Record]:
     """Records from `start` on, annulled ones too, as far as they are a chain.
 
