@@ -362,8 +362,6 @@ class DurableCheckpoints:
       str(path.relative_to(saving)): path.stat().st_size for path in files
     }
     (saving / MANIFEST).write_text(json.dumps(manifest, indent=2))
-    for path in (*saving.rglob("*"), saving):
-      _flush(path)
     before()
     self._put_in_place(saving)
     older = sorted(n for n in self._whole() if n <= manifest["record"])
@@ -392,6 +390,8 @@ class DurableCheckpoints:
 
   def _put_in_place(self, saving: pathlib.Path) -> None:
     final, old = saving.with_suffix(""), saving.with_suffix(".old")
+    for path in (*saving.rglob("*"), saving):
+      _flush(path)
     if final.exists():
       final.rename(old)
     saving.rename(final)

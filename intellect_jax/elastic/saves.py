@@ -117,6 +117,7 @@ class Saves:
     full costs the checkpoint, and not the island.
     """
     number = outer.record
+    self._wait_here()  # that it failed is no reason not to try again
     try:
       self._make_room(number)
       self._here.save(
@@ -238,6 +239,7 @@ class Saves:
 
     But not while there is no other: then they are all that is left of a run.
     """
+    self._wait_here()  # it drops some itself
     here = set(self._here.numbers())
     annulled = here & self._annulled()
     if annulled < here:
@@ -264,9 +266,10 @@ class Saves:
   def _read_chain(self, number: int) -> list[pb.SealedRecord]:
     try:
       data = self._here.file(number, _CHAIN) or b""
-      return list(pb.Records.FromString(data).records)
+      sealed = pb.Records.FromString(data).records
     except DecodeError:
       return []
+    return [each for each in sealed if chain.opened(each) is not None]
 
   def fetch_newer(self, than: Callable[[], int], to: int | None) -> bool:
     """Brings the newest copy from far away here, if it is newer than `than()`.

@@ -242,6 +242,8 @@ def test_a_damaged_folder_is_skipped_with_a_warning(directory, damage):
   assert folders(directory) == ["1", "2", "2.torn"]
 
 
+# Orbax's reader threads outlive the event loop of a restore that failed.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(
   "name", ["outer/manifest.ocdbt", "outer/_METADATA", "inner/_METADATA"]
 )
@@ -308,6 +310,19 @@ def test_a_whole_save_that_has_no_number_yet_gets_it(directory):
   with opened(directory) as checkpoints:
     assert_restores(checkpoints, 1)
   assert folders(directory) == ["1"]
+
+
+def test_what_gets_its_number_later_is_on_the_disk_too(directory, monkeypatch):
+  """Killed, or not able to, before it flushed what it had listed."""
+  with opened(directory) as checkpoints:
+    save(checkpoints, 1)
+  (directory / "1").rename(directory / "1.saving")
+  flushed = []
+  monkeypatch.setattr(durable, "_flush", flushed.append)
+  with opened(directory) as checkpoints:
+    assert checkpoints.numbers() == [1]
+  files = {path.name for path in (directory / "1").rglob("*")}
+  assert files <= {path.name for path in flushed}
 
 
 # Orbax's writer threads outlive the event loop of a save that failed.
