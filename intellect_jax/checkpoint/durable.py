@@ -391,11 +391,11 @@ class DurableCheckpoints:
   def _put_in_place(self, saving: pathlib.Path) -> None:
     final, old = saving.with_suffix(""), saving.with_suffix(".old")
     for path in (*saving.rglob("*"), saving):
-      _flush(path)
+      flush(path)
     if final.exists():
       final.rename(old)
     saving.rename(final)
-    _flush(self._directory)
+    flush(self._directory)
     if old.exists():
       shutil.rmtree(old)
 
@@ -493,7 +493,7 @@ def _manifest(folder: pathlib.Path) -> dict[str, Any] | None:
   return manifest if sizes == manifest["files"] else None
 
 
-def _flush(path: pathlib.Path) -> None:
+def flush(path: pathlib.Path) -> None:
   """Waits until a file's bytes, or a folder's names, are on the disk."""
   descriptor = os.open(path, os.O_RDONLY)
   try:

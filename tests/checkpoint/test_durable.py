@@ -318,7 +318,7 @@ def test_what_gets_its_number_later_is_on_the_disk_too(directory, monkeypatch):
     save(checkpoints, 1)
   (directory / "1").rename(directory / "1.saving")
   flushed = []
-  monkeypatch.setattr(durable, "_flush", flushed.append)
+  monkeypatch.setattr(durable, "flush", flushed.append)
   with opened(directory) as checkpoints:
     assert checkpoints.numbers() == [1]
   files = {path.name for path in (directory / "1").rglob("*")}
