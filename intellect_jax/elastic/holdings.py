@@ -145,6 +145,7 @@ class Holdings:
       target=self.shelf.load, args=(self._closing,), name="shelf", daemon=True
     )
     self._offered = b""  # id of the state that is served to newcomers
+    self._offering = threading.Lock()  # who joins may be offered it twice
 
   def close(self, wait: bool = True) -> None:
     """`wait`: for the newest checkpoint."""
@@ -378,10 +379,11 @@ class Holdings:
 
   def offer(self) -> pb.StateReady:
     """Serves a copy of theta and b to whoever joins."""
-    snapshot = self.outer.snapshot()
-    self.store.withdraw(self._offered)
-    self._offered = snapshot.manifest.id
-    state = self.store.publish_hashed(snapshot.manifest, snapshot.data)
+    with self._offering:
+      snapshot = self.outer.snapshot()
+      self.store.withdraw(self._offered)
+      self._offered = snapshot.manifest.id
+      state = self.store.publish_hashed(snapshot.manifest, snapshot.data)
     ready = pb.StateReady(record=snapshot.record, state=state)
     if len(self.fragments) > 1:
       ready.fragments.extend(map(snapshot.fragment_hash, self.places))
