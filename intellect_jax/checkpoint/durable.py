@@ -4,8 +4,8 @@ Orbax writes the arrays: in the background, and for any later mesh. Around it
 stands what it leaves open, for a power cut may come at any moment: files are
 flushed to the disk, listed with their sizes in a manifest, and only then does
 the folder get its number. So a numbered folder is either whole or damaged, and
-its manifest tells. (Orbax's CheckpointManager would take an empty folder for
-the newest step.)
+its manifest tells, or else who reads it finds out. (Orbax's CheckpointManager
+would take an empty folder for the newest step.)
 
   12/                     record 12
     manifest.json         run id, record, meta, size of every file
@@ -29,6 +29,7 @@ import warnings
 
 import chex
 import jax
+from jax.experimental import multihost_utils
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -37,6 +38,10 @@ from intellect_jax.errors import UserError
 PyTree = Any
 
 MANIFEST = "manifest.json"
+
+
+class DamagedError(Exception):
+  """A checkpoint has all its files, but what is in them cannot be read."""
 
 
 class Restored(NamedTuple):
@@ -75,17 +80,23 @@ def read_outer(
   Changes nothing on the disk, so it may be used beside who trains.
 
   Raises:
-    UserError: if there is none.
+    UserError: if there is none, or it is damaged.
   """
   folder = pathlib.Path(directory).absolute()
   whole = _some(folder)
   record = max(whole) if record is None else record
   manifest = whole[record]
-  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-    outer = checkpointer.restore(
-      folder / str(record) / "outer",
-      args=_outer_args(manifest["size"]),
-    )
+  path = folder / str(record)
+  try:
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+      outer = checkpointer.restore(
+        path / "outer", args=_outer_args(manifest["size"])
+      )
+  except Exception as error:  # whatever Orbax and its libraries raise
+    raise UserError(
+      f"The checkpoint {path} has all its files, but cannot be read: it is"
+      f" damaged ({_line(error)}). Rename it to {path}.torn to use an older one."
+    ) from error
   return Outer(record, outer["theta"], outer["momentum"], manifest["meta"])
 
 
@@ -143,12 +154,11 @@ class DurableCheckpoints:
         )
     # Trained float32 values hardly compress, and to try costs a core that
     # would rather train: 177 MB instead of 191 for four times the CPU time.
-    self._orbax = ocp.AsyncCheckpointer(
-      ocp.CompositeCheckpointHandler(
-        outer=ocp.PyTreeCheckpointHandler(use_compression=False),
-        inner=ocp.PyTreeCheckpointHandler(use_compression=False),
-      )
+    self._handler = _Handler(
+      outer=ocp.PyTreeCheckpointHandler(use_compression=False),
+      inner=ocp.PyTreeCheckpointHandler(use_compression=False),
     )
+    self._orbax = ocp.AsyncCheckpointer(self._handler)
     self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
     self._publishing: concurrent.futures.Future | None = None
     self._saving: int | None = None  # the newest that was begun
@@ -263,17 +273,14 @@ class DurableCheckpoints:
 
     Raises:
       UserError: if there is no such whole checkpoint, or `size` is not its.
+      DamagedError: if a process of the island cannot read it; see `set_aside`.
     """
     self.wait()
     if record is None:
       record = max(self._whole(), default=-1)
     manifest = self._manifest_of(record, size)
-    restored = self._orbax.restore(
-      self._directory / str(record),
-      args=ocp.args.Composite(
-        outer=_outer_args(size),
-        inner=_restore_args(abstract_inner),
-      ),
+    restored = self._read(
+      record, outer=_outer_args(size), inner=_restore_args(abstract_inner)
     )
     return Restored(
       record, **restored.outer, inner=restored.inner, meta=manifest["meta"]
@@ -283,15 +290,25 @@ class DurableCheckpoints:
     """Reads theta and momentum alone; all processes, the same one.
 
     Raises:
-      UserError: as `restore`.
+      UserError, DamagedError: as `restore`.
     """
     self.wait()
     manifest = self._manifest_of(record, size)
-    restored = self._orbax.restore(
-      self._directory / str(record),
-      args=ocp.args.Composite(outer=_outer_args(size)),
-    )
+    restored = self._read(record, outer=_outer_args(size))
     return Outer(record, **restored.outer, meta=manifest["meta"])
+
+  def _read(self, record: int, **items: ocp.args.PyTreeRestore) -> Any:
+    """What Orbax has saved. All processes hear if one of them cannot read it."""
+    folder = self._directory / str(record)
+    restored = self._orbax.restore(folder, args=ocp.args.Composite(**items))
+    failure = self._handler.failure
+    if _anywhere(failure is not None):
+      reason = "another process says so" if failure is None else _line(failure)
+      raise DamagedError(
+        f"The checkpoint {folder} has all its files, but cannot be read:"
+        f" it is damaged ({reason})."
+      ) from failure
+    return restored
 
   def _manifest_of(self, record: int, size: int) -> dict[str, Any]:
     """Of a whole checkpoint of this model. Raises UserError if it is not."""
@@ -345,8 +362,6 @@ class DurableCheckpoints:
       str(path.relative_to(saving)): path.stat().st_size for path in files
     }
     (saving / MANIFEST).write_text(json.dumps(manifest, indent=2))
-    for path in (*saving.rglob("*"), saving):
-      _flush(path)
     before()
     self._put_in_place(saving)
     older = sorted(n for n in self._whole() if n <= manifest["record"])
@@ -365,12 +380,22 @@ class DurableCheckpoints:
     # Renamed first: a folder that is half removed must not have a number.
     shutil.rmtree(folder.rename(folder.with_suffix(".old")))
 
+  def set_aside(self, record: int) -> None:
+    """A checkpoint was found to be damaged: it has no number any more."""
+    folder = self._directory / str(record)
+    names = (folder.with_suffix(f".torn{n or ''}") for n in itertools.count())
+    torn = next(name for name in names if not name.exists())
+    folder.rename(torn)
+    warnings.warn(f"Moved the damaged {folder} to {torn}.", stacklevel=3)
+
   def _put_in_place(self, saving: pathlib.Path) -> None:
     final, old = saving.with_suffix(""), saving.with_suffix(".old")
+    for path in (*saving.rglob("*"), saving):
+      flush(path)
     if final.exists():
       final.rename(old)
     saving.rename(final)
-    _flush(self._directory)
+    flush(self._directory)
     if old.exists():
       shutil.rmtree(old)
 
@@ -387,13 +412,43 @@ class DurableCheckpoints:
   def _move_torn_aside(self, record: int) -> None:
     folder = self._directory / str(record)
     if folder.exists() and _manifest(folder) is None:
-      names = (folder.with_suffix(f".torn{n or ''}") for n in itertools.count())
-      torn = next(name for name in names if not name.exists())
-      folder.rename(torn)
-      warnings.warn(f"Moved the damaged {folder} to {torn}.", stacklevel=3)
+      self.set_aside(record)
 
   def _whole(self, warn: bool = False) -> dict[int, dict[str, Any]]:
     return _whole(self._directory, warn)
+
+
+class _Handler(ocp.CompositeCheckpointHandler):
+  """Keeps what stops a restore: all processes of an island meet after it."""
+
+  failure: Exception | None = None
+
+  def restore(self, directory: Any, args: Any = None) -> Any:
+    self.failure = None
+    try:
+      return super().restore(directory, args)
+    except (MemoryError, jax.errors.JaxRuntimeError):
+      raise  # no fault of the disk
+    except Exception as error:  # whatever Orbax and its libraries raise
+      self.failure = error
+      return None
+
+
+ocp.args.register_with_handler(_Handler, for_save=True, for_restore=True)(
+  ocp.args.Composite
+)
+
+
+def _anywhere(here: bool) -> bool:
+  """Whether it is so on any process of the island. All of them call it."""
+  if jax.process_count() == 1:
+    return here
+  return bool(np.any(multihost_utils.process_allgather(np.array(here))))
+
+
+def _line(error: Exception) -> str:
+  """The beginning of what an error says: TensorStore adds all its settings."""
+  return f"{type(error).__name__}: {error}".partition("\n")[0][:200]
 
 
 @contextlib.contextmanager
@@ -438,7 +493,7 @@ def _manifest(folder: pathlib.Path) -> dict[str, Any] | None:
   return manifest if sizes == manifest["files"] else None
 
 
-def _flush(path: pathlib.Path) -> None:
+def flush(path: pathlib.Path) -> None:
   """Waits until a file's bytes, or a folder's names, are on the disk."""
   descriptor = os.open(path, os.O_RDONLY)
   try:

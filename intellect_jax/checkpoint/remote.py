@@ -24,7 +24,7 @@ from typing import Any
 from absl import logging
 from blake3 import blake3
 
-from intellect_jax.checkpoint.durable import MANIFEST
+from intellect_jax.checkpoint.durable import MANIFEST, flush
 from intellect_jax.errors import UserError
 
 MARKER = "copied.json"
@@ -63,6 +63,8 @@ class RemoteCheckpoints:
     self._own = f"{self._run}/{island}"
     self._directory = directory
     self._keep = keep
+    self._brought: dict[int, str] = {}  # by record, the copy that is here
+    self._distrusted: set[str] = set()  # copies of what was damaged already
     self._changed = threading.Condition()
     self._wanted: int | None = None  # record to copy next
     self._busy = False
@@ -99,12 +101,13 @@ class RemoteCheckpoints:
       try:
         self.copy(record)
         pause = _BACKOFF[0]
-      except FileNotFoundError:
-        logging.info("Checkpoint %d went before it was copied.", record)
       except Exception as error:  # whatever a remote raises, training goes on
-        logging.warning("Checkpoint %d is not copied yet: %s", record, error)
-        self._again(record, pause)
-        pause = min(2 * pause, _BACKOFF[1])
+        if not (self._directory / str(record) / MANIFEST).exists():
+          logging.info("Checkpoint %d went before it was copied.", record)
+        else:
+          logging.warning("Checkpoint %d is not copied yet: %s", record, error)
+          self._again(record, pause)
+          pause = min(2 * pause, _BACKOFF[1])
       with self._changed:
         self._busy = False
         self._changed.notify_all()
@@ -150,11 +153,12 @@ class RemoteCheckpoints:
     # On a disk, a file is there before it is whole; once moved it is both.
     self._system.pipe_file(f"{target}/{MARKER}.partial", marker.encode())
     self._system.mv(f"{target}/{MARKER}.partial", f"{target}/{MARKER}")
-    for old in self._own_copies()[self._keep :]:
-      self._system.rm(old.path, recursive=True)
-
-  def _own_copies(self) -> list[Copy]:
-    return sorted(self._copies(self._own), reverse=True)
+    kept = sorted(self._copies(self._own), reverse=True)[: self._keep]
+    whole = {copy.path for copy in kept}
+    for folder in self._folders(self._own):
+      number = _record_of(folder)  # older ones; also what was cut off, for good
+      if folder not in whole and number is not None and number <= record:
+        self._system.rm(folder, recursive=True)
 
   def _sizes(self, folder: str) -> dict[str, int]:
     """Bytes of each file in a folder, by its name there."""
@@ -182,9 +186,9 @@ class RemoteCheckpoints:
 
   def _copies(self, island: str) -> Iterator[Copy]:
     for folder in self._folders(island):
-      number = folder.rpartition("/")[2].partition("-")[0]
-      if number.isdigit() and self._system.exists(f"{folder}/{MARKER}"):
-        yield Copy(int(number), folder)
+      number = _record_of(folder)
+      if number is not None and self._system.exists(f"{folder}/{MARKER}"):
+        yield Copy(number, folder)
 
   def _folders(self, path: str) -> list[str]:
     self._system.invalidate_cache()
@@ -207,15 +211,20 @@ class RemoteCheckpoints:
     for copy in copies:
       if copy.record <= than():
         break
-      if to is not None and copy.record > to:
+      if copy.path in self._distrusted or (to is not None and copy.record > to):
         continue
       logging.info("Fetching checkpoint %d from afar.", copy.record)
       try:
         self.fetch(copy)
+        self._brought[copy.record] = copy.path
         return True
       except Exception as error:  # an older one, or another's, may be better
         logging.warning("Checkpoint %d from afar: %s", copy.record, error)
     return False
+
+  def distrust(self, record: int) -> None:
+    """A checkpoint here is damaged; so is its copy, if it came from there."""
+    self._distrusted.add(self._brought.pop(record, ""))
 
   def fetch(self, copy: Copy) -> None:
     """Brings a copy to the island's own disk, verified.
@@ -242,7 +251,10 @@ class RemoteCheckpoints:
       torn = final.with_suffix(f".torn{time.time_ns()}")
       logging.warning("Moved the damaged %s to %s.", final, torn)
       final.rename(torn)
+    for path in (*coming.rglob("*"), coming):
+      flush(path)
     coming.rename(final)
+    flush(self._directory)
     for left in self._directory.glob("*.fetching"):
       shutil.rmtree(left)
 
@@ -264,6 +276,12 @@ def _open(url: str) -> tuple[Any, str]:
       f"island.checkpoint.remote is {url!r}, but must be a URL that fsspec"
       f" knows, such as s3://bucket/folder or file:///mnt/backup: {error}"
     ) from error
+
+
+def _record_of(folder: str) -> int | None:
+  """The record of a copy, whole or not; None: it is something else."""
+  number = folder.rpartition("/")[2].partition("-")[0]
+  return int(number) if number.isdigit() else None
 
 
 def _hash(path: str | os.PathLike) -> str:

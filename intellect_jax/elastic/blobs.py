@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 import dataclasses
 import functools
 import itertools
+import pathlib
 import struct
 import threading
 import time
@@ -155,12 +156,38 @@ def split_relayed(address: str) -> tuple[str, str]:
   return relay, island
 
 
+class GoneError(Exception):
+  """A file with bytes of a blob is there no more."""
+
+
+class OnDisk:
+  """Bytes [start, stop) of a file that does not change, mapped as they are read.
+
+  What stays mapped has an open file each, of which a process may not have many.
+  """
+
+  def __init__(self, path: pathlib.Path, start: int, stop: int):
+    self._path, self._start, self._stop = path, start, stop
+
+  def __len__(self) -> int:
+    return self._stop - self._start
+
+  def __getitem__(self, place: slice) -> np.ndarray:
+    """uint8; raises GoneError if they are there no more."""
+    start, stop, _ = place.indices(len(self))
+    offset, shape = self._start + start, (stop - start,)
+    try:
+      return np.memmap(self._path, np.uint8, "r", offset, shape)
+    except (OSError, ValueError) as error:  # it is shorter, as when it was torn
+      raise GoneError(str(error)) from error
+
+
 @dataclasses.dataclass
 class _Served:
   """A blob, or the part of it that is here."""
 
   manifest: Manifest
-  data: np.ndarray
+  data: np.ndarray | OnDisk
   start: int  # of `data` in the blob
   times: int = 1  # that it was published
 
@@ -175,7 +202,10 @@ class _Served:
     if number > len(chunks):
       return None
     here = chunks[number - 1] - self.start
-    return self.data[here : here + self.manifest.chunk]
+    try:
+      return self.data[here : here + self.manifest.chunk]
+    except GoneError:
+      return None
 
 
 class BlobStore:
@@ -201,7 +231,7 @@ class BlobStore:
     return self.publish_hashed(Manifest.of(data, chunk), data)
 
   def publish_hashed(
-    self, manifest: Manifest, data: np.ndarray, start: int = 0
+    self, manifest: Manifest, data: np.ndarray | OnDisk, start: int = 0
   ) -> pb.Blob:
     """Serves `data`, whole chunks from byte `start` of a blob on."""
     served = _Served(manifest, data, start)
@@ -215,6 +245,14 @@ class BlobStore:
     stop = start + len(data)
     part = pb.Part(start=start, stop=stop, addresses=self.addresses)
     return pb.Blob(id=manifest.id, length=manifest.length, parts=[part])
+
+  def moved(self, blob_id: bytes, data: OnDisk) -> None:
+    """All of a blob that is served lies there now."""
+    with self._lock:
+      served = self._blobs.get(blob_id)
+      if served is not None:
+        here = dataclasses.replace(served, data=data, start=0)
+        self._blobs[blob_id] = here  # who reads the other one goes on
 
   def withdraw(self, blob_id: bytes) -> None:
     with self._lock:
@@ -244,7 +282,10 @@ class BlobStore:
       served = self._blobs.get(blob_id)
     if served is None or not served.has(start, stop):
       return None
-    return served.data[start - served.start : stop - served.start]
+    try:
+      return served.data[start - served.start : stop - served.start]
+    except GoneError:
+      return None
 
   def manifest(self, blob_id: bytes) -> Manifest | None:
     """Of a blob that is here, at least in part."""

@@ -86,6 +86,7 @@ class Crew:
       reduce.MemberError: another island did not deliver, to any process; or
         a process had to give up, of which the island is the culprit.
       fetching.FetchError: the same, of a state.
+      OSError: this process had to give up.
       fetching.Cancelled: `cancelled` was set.
     """
     calls = [mate.start(task) for mate in self._mates]
@@ -198,6 +199,8 @@ class Crew:
       self._bring(fetch.id, ipb.Task(fetch=fetch), cancelled)
     except reduce.MemberError as error:
       raise fetching.FetchError(error.island, error.reason) from error
+    except OSError as error:
+      raise fetching.FetchError("this island", str(error)) from error
     return fetch.id
 
   def drop(self, name: bytes) -> None:

@@ -11,6 +11,7 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
+from intellect_jax.checkpoint.durable import DamagedError
 from intellect_jax.elastic import (
   blobs,
   chain,
@@ -144,6 +145,7 @@ class Holdings:
       target=self.shelf.load, args=(self._closing,), name="shelf", daemon=True
     )
     self._offered = b""  # id of the state that is served to newcomers
+    self._offering = threading.Lock()  # who joins may be offered it twice
 
   def close(self, wait: bool = True) -> None:
     """`wait`: for the newest checkpoint."""
@@ -340,11 +342,17 @@ class Holdings:
     fragment becomes that; see `Rebuild` in island.proto.
 
     Returns:
-      The state hash by replay; empty if the checkpoint is not what is agreed.
+      The state hash by replay; empty if the checkpoint is not what is agreed, or
+      is damaged.
     """
     size, places = self.layout.size, self.places[order.fragment]
     replay = OuterState(size)
-    replay.replace(self.saves.outer(size, order.checkpoint), order.checkpoint)
+    try:
+      both = self.saves.outer(size, order.checkpoint)
+    except DamagedError as error:
+      logging.error("%s", error)
+      return b""
+    replay.replace(both, order.checkpoint)
     if order.agreed and replay.fragment_hash(places) != order.agreed:
       logging.warning("Checkpoint %d is not what others had.", order.checkpoint)
       return b""
@@ -371,10 +379,11 @@ class Holdings:
 
   def offer(self) -> pb.StateReady:
     """Serves a copy of theta and b to whoever joins."""
-    snapshot = self.outer.snapshot()
-    self.store.withdraw(self._offered)
-    self._offered = snapshot.manifest.id
-    state = self.store.publish_hashed(snapshot.manifest, snapshot.data)
+    with self._offering:
+      snapshot = self.outer.snapshot()
+      self.store.withdraw(self._offered)
+      self._offered = snapshot.manifest.id
+      state = self.store.publish_hashed(snapshot.manifest, snapshot.data)
     ready = pb.StateReady(record=snapshot.record, state=state)
     if len(self.fragments) > 1:
       ready.fragments.extend(map(snapshot.fragment_hash, self.places))

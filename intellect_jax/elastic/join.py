@@ -25,22 +25,26 @@ def resume(
 ) -> bool:
   """Goes back to the newest whole checkpoint that counts. Whether there is one.
 
+  One that turns out to be damaged is set aside, and an older one is tried.
+
   Args:
     crew: the island's processes.
     held: of this one.
     replay: go on through the log.
     to: the newest record to stand at; None: any.
   """
-  checkpoint = held.resumable(to)
-  if checkpoint is None:
-    return False
-  record = checkpoint
-  if replay:
-    reach = crew.reach(checkpoint)
-    record = reach if to is None else min(reach, to)
-  restore = ipb.RestoreCheckpoint(checkpoint=checkpoint, record=record)
-  crew.order(ipb.Order(restore=restore))
-  return True
+  while (checkpoint := held.resumable(to)) is not None:
+    record = checkpoint
+    if replay:
+      reach = crew.reach(checkpoint)
+      record = reach if to is None else min(reach, to)
+    restore = ipb.RestoreCheckpoint(checkpoint=checkpoint, record=record)
+    own, *_ = crew.order(ipb.Order(restore=restore))
+    if not own.failure:
+      return True
+    logging.error("%s", own.failure)  # all processes say so
+    held.saves.set_aside(checkpoint)
+  return False
 
 
 def initialise(crew: Crew, agent: Agent, stopping: Callable[[], bool]) -> bool:

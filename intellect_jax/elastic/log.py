@@ -98,12 +98,16 @@ class RecordLog:
     """
     with self._syncing:
       pending = [n for n in list(self._unsynced) if n <= number]
-      self._unsynced.difference_update(pending)
-      for each in sorted(pending):
-        for kind in ("mean", "record"):
-          _flush(self._path(each, kind))
-      if pending:
-        _flush(self._folder)
+      self._unsynced.difference_update(pending)  # one that is kept again is new
+      try:
+        for each in sorted(pending):
+          for kind in ("mean", "record"):
+            _flush(self._path(each, kind))
+        if pending:
+          _flush(self._folder)
+      except OSError:
+        self._unsynced.update(pending)
+        raise
 
   def trim(self, before: int, bound: int = 0) -> list[int]:
     """Deletes the oldest means of more than `bound` bytes in all.
@@ -129,11 +133,12 @@ class RecordLog:
 
   def size(self, start: int = 0) -> int:
     """Bytes on the disk, of records from `start` on and their means."""
-    return sum(
-      path.stat().st_size
-      for path in self._folder.iterdir()
-      if path.stem.isdigit() and int(path.stem) >= start
-    )
+    size = 0
+    for path in self._folder.iterdir():
+      if path.stem.isdigit() and int(path.stem) >= start:
+        with contextlib.suppress(FileNotFoundError):  # it has its name by now
+          size += path.stat().st_size
+    return size
 
   def record(self, number: int) -> pb.SealedRecord | None:
     """Record `number`, if it is here and whole."""
@@ -154,6 +159,10 @@ class RecordLog:
     path = self._path(number, "mean")
     whole = path.exists() and path.stat().st_size > 0
     return np.memmap(path, np.uint8, "r") if whole else None
+
+  def stored(self, number: int, start: int, stop: int) -> blobs.OnDisk:
+    """Bytes [start, stop) of a mean that is here, to be read as needed."""
+    return blobs.OnDisk(self._path(number, "mean"), start, stop)
 
   def records(self, start: int = 0) -> list[pb.Record]:
     """Records from `start` on, annulled ones too, as far as they are a chain.

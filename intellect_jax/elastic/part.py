@@ -37,9 +37,8 @@ class _Coming:
   data: np.ndarray  # uint8, of all processes' parts
   cuts: list[tuple[int, int]]  # by process
   shared: bytes  # id of the blob by which the others get this part
-  manifests: dict[bytes, blobs.Manifest] = dataclasses.field(
-    default_factory=dict
-  )  # of shares, as far as they came from other islands
+  # Of shares, as far as they came from other islands.
+  manifests: dict[bytes, blobs.Manifest]
 
 
 class Part:
@@ -84,6 +83,7 @@ class Part:
     # By fragment, of its newest attempt.
     self._ahead: dict[int, Ahead | reduce.Collected] = {}
     self._state: StateFetch | None = None
+    self._fetching = threading.Lock()  # one that was cancelled has to end first
     self._threads = concurrent.futures.ThreadPoolExecutor(
       _GATHERERS, thread_name_prefix="gather"
     )
@@ -95,7 +95,8 @@ class Part:
       reduce.MemberError: another island did not deliver what a mean needs.
       fetching.FetchError: nobody delivered a state.
       fetching.Cancelled: `cancelled` was set.
-      OSError: the disk is full, for example.
+      OSError: the disk is full, for example; or a process of this island did
+        not deliver to another.
     """
     kind = task.WhichOneof("task")
     assert kind is not None
@@ -238,9 +239,8 @@ class Part:
     manifests = here | self._exchange.gather(
       wanted, data, cancelled, self._threads.submit, part, ahead
     )
-    report = self._came(work.id, data, cuts, self.chunk(fragment))
-    self._coming[work.id].manifests = manifests
-    return report
+    chunk = self.chunk(fragment)
+    return self._came(work.id, data, cuts, chunk, cancelled, manifests)
 
   def _left(
     self, work: ipb.GatherPart, data: np.ndarray
@@ -265,20 +265,30 @@ class Part:
     state = work.state
     chunk = blobs.chunk_bytes(state.length, 4)
     cuts = self._inner.cut(state.length, chunk)
-    if self._state is None:  # else go on with what has come
-      fetcher, own = self._exchange.fetcher, cuts[self._inner.process]
-      self._state = StateFetch(fetcher, state.length, own)
-    data = self._state.fetch(state.id, addresses(state), cancelled)
-    self._state = None
-    return self._came(work.id, data, cuts, chunk)
+    with self._fetching:
+      if self._state is None:  # else go on with what has come
+        fetcher, own = self._exchange.fetcher, cuts[self._inner.process]
+        self._state = StateFetch(fetcher, state.length, own)
+      data = self._state.fetch(state.id, addresses(state), cancelled)
+      self._state = None
+    return self._came(work.id, data, cuts, chunk, cancelled, {})
 
   def _came(
-    self, name: bytes, data: np.ndarray, cuts: list[tuple[int, int]], chunk: int
+    self,
+    name: bytes,
+    data: np.ndarray,
+    cuts: list[tuple[int, int]],
+    chunk: int,
+    cancelled: threading.Event,
+    manifests: dict[bytes, blobs.Manifest],
   ) -> ipb.Report:
     """This process's part is here: the others may have it."""
     start, stop = cuts[self._inner.process]
     blob = self._inner.share(data[start:stop], chunk)
-    self._coming[name] = _Coming(data, cuts, blob.id)
+    self._coming[name] = _Coming(data, cuts, blob.id, manifests)
+    if cancelled.is_set():  # it may have been dropped before it came
+      self._drop(name, cancelled)
+      raise fetching.Cancelled
     return ipb.Report(blob=blob)
 
   def _swap(self, work: ipb.Swap, cancelled: threading.Event) -> ipb.Report:
@@ -301,8 +311,11 @@ class Part:
       )
       if process != self._inner.process and blob.length
     ]
-    for future in futures:
-      future.result()
+    try:
+      for future in futures:
+        future.result()
+    except fetching.FetchError as error:  # no other island is to blame
+      raise ConnectionError(f"a process of this island: {error}") from error
     return ipb.Report()
 
   def _shelve(self, work: ipb.Shelve, cancelled: threading.Event) -> ipb.Report:

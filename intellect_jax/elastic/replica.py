@@ -13,6 +13,7 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
+from intellect_jax.checkpoint.durable import DamagedError
 from intellect_jax.checkpoint.pretrained import Weights
 from intellect_jax.data.index import GlobalIndex
 from intellect_jax.elastic import reduce
@@ -115,9 +116,13 @@ class Replica:
       )
     return step.from_params(self._weights.read(step.abstract_state.params))
 
-  def _restore(self, order: ipb.RestoreCheckpoint) -> None:
-    self.state = self._held.restore(order.checkpoint, order.record)
+  def _restore(self, order: ipb.RestoreCheckpoint) -> ipb.Report:
+    try:
+      self.state = self._held.restore(order.checkpoint, order.record)
+    except DamagedError as error:
+      return ipb.Report(failure=str(error))
     self._keep_theta(self.state.params)
+    return ipb.Report()
 
   def _stand(self, order: ipb.Stand) -> None:
     """Theta and b are those that were fetched, and x is theta."""

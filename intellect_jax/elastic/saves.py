@@ -117,6 +117,7 @@ class Saves:
     full costs the checkpoint, and not the island.
     """
     number = outer.record
+    self._wait_here()  # that it failed is no reason not to try again
     try:
       self._make_room(number)
       self._here.save(
@@ -196,12 +197,21 @@ class Saves:
       abstract_inner: see `DurableCheckpoints.restore`.
       size: likewise.
       number: from `newest`; all processes of an island name the same.
+
+    Raises:
+      DamagedError: see `set_aside`.
     """
     self._wait_here()
     saved = self._here.restore(abstract_inner, size, number)
     record = self._record(number, saved.meta["record_hash"])
     assert record is not None, f"checkpoint {number} has lost its record"
     return record, saved
+
+  def set_aside(self, number: int) -> None:
+    """One of the checkpoints here is damaged, and does not count any more."""
+    self._here.set_aside(number)
+    if self._remote is not None:
+      self._remote.distrust(number)
 
   def numbers(self) -> list[int]:
     """Records of the whole checkpoints here, the newest first."""
@@ -229,6 +239,7 @@ class Saves:
 
     But not while there is no other: then they are all that is left of a run.
     """
+    self._wait_here()  # it drops some itself
     here = set(self._here.numbers())
     annulled = here & self._annulled()
     if annulled < here:
@@ -255,9 +266,10 @@ class Saves:
   def _read_chain(self, number: int) -> list[pb.SealedRecord]:
     try:
       data = self._here.file(number, _CHAIN) or b""
-      return list(pb.Records.FromString(data).records)
+      sealed = pb.Records.FromString(data).records
     except DecodeError:
       return []
+    return [each for each in sealed if chain.opened(each) is not None]
 
   def fetch_newer(self, than: Callable[[], int], to: int | None) -> bool:
     """Brings the newest copy from far away here, if it is newer than `than()`.

@@ -65,8 +65,12 @@ class MeanShelf:
       kept = self._attempts.pop((fragment, record.step.attempt), [])
       others = [key for key in self._attempts if key[0] == fragment]
       dropped = [i for key in others for i in self._attempts.pop(key)]
-      self._records.setdefault(record.number, kept)  # adopted again: as it is
+      if kept:  # else it is adopted again: as it is
+        dropped += self._records.get(record.number, [])  # of a chain that lost
+        self._records[record.number] = kept
     self._withdraw(dropped)
+    if kept:
+      self._leave_on_disk(record)
     return record
 
   def keep(self, sealed: pb.SealedRecord) -> None:
@@ -82,8 +86,14 @@ class MeanShelf:
       if mean is None or len(mean) != means.length(shares):
         continue
       chunk = self._chunks[record.step.fragment]
-      parts = self._parts(shares, mean)
-      ids = [self._store.publish(part, chunk).id for part in parts]
+      manifests = [
+        blobs.Manifest.of(part, chunk) for part in self._parts(shares, mean)
+      ]
+      ids = [manifest.id for manifest in manifests]
+      for manifest, part in zip(
+        manifests, self._stored(record.number, shares), strict=True
+      ):
+        self._store.publish_hashed(manifest, part)
       with self._lock:
         damaged = ids != [share.mean.id for share in shares]
         known = record.number in self._records
@@ -98,6 +108,21 @@ class MeanShelf:
     with self._lock:
       dropped = [i for n in gone for i in self._records.pop(n, [])]
     self._withdraw(dropped)
+
+  def _leave_on_disk(self, record: pb.Record) -> None:
+    """What is served of a committed mean is not kept mapped."""
+    shares = list(record.step.shares)
+    for share, part in zip(
+      shares, self._stored(record.number, shares), strict=True
+    ):
+      self._store.moved(share.mean.id, part)
+
+  def _stored(
+    self, number: int, shares: Sequence[pb.Share]
+  ) -> Iterator[blobs.OnDisk]:
+    for share in shares:
+      start = share.start * self._block_bytes
+      yield self._log.stored(number, start, start + share.mean.length)
 
   def _parts(
     self, shares: list[pb.Share], mean: np.ndarray

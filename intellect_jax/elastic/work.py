@@ -58,7 +58,15 @@ class ExchangeWork:
 
   def submit(self, work: Callable, *arguments) -> None:
     """Any other work, in one of these threads."""
-    self._workers.submit(work, *arguments)
+
+    def do() -> None:
+      try:
+        work(*arguments)
+      except Exception as error:  # else nobody would hear of it
+        if not self._closing.is_set():
+          logging.exception("Work failed.", exc_info=error)
+
+    self._workers.submit(do)
 
   def cancel(self, fragment: int) -> None:
     """Ends what is under way for an attempt; late means go on."""
@@ -109,6 +117,9 @@ class ExchangeWork:
   ) -> None:
     try:
       report = self._crew.reduce(plan, index, cancelled)
+      if cancelled.is_set():  # a later share may be here already
+        self._crew.withdraw(report.mean.id)
+        return
       self._shares[plan.fragment] = report.mean.id
       self._tell(lambda round: round.reduced(report))
     except Exception as error:

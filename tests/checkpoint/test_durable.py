@@ -19,6 +19,7 @@ import optax
 import pytest
 
 import intellect_jax
+from intellect_jax.checkpoint import durable
 from intellect_jax.checkpoint.durable import DurableCheckpoints
 from intellect_jax.errors import UserError
 
@@ -241,6 +242,32 @@ def test_a_damaged_folder_is_skipped_with_a_warning(directory, damage):
   assert folders(directory) == ["1", "2", "2.torn"]
 
 
+# Orbax's reader threads outlive the event loop of a restore that failed.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize(
+  "name", ["outer/manifest.ocdbt", "outer/_METADATA", "inner/_METADATA"]
+)
+def test_bytes_that_are_damaged_are_named_and_set_aside(directory, name):
+  """Their sizes are right, so that only who reads them finds out."""
+  with opened(directory) as checkpoints:
+    save(checkpoints, 1)
+    save(checkpoints, 2)
+  damaged = directory / "2" / name
+  damaged.write_bytes(bytes(damaged.stat().st_size))
+  named = f"{directory / '2'} .* is damaged"
+  if name.startswith("outer"):
+    with pytest.raises(UserError, match=named):
+      durable.read_outer(directory)
+  with opened(directory) as checkpoints:
+    with pytest.raises(durable.DamagedError, match=named):
+      checkpoints.restore(abstract(), SIZE)
+    with pytest.warns(match=f"Moved the damaged .* to {directory / '2.torn'}"):
+      checkpoints.set_aside(2)
+    assert_restores(checkpoints, 1)
+    assert checkpoints.outer(SIZE, 1).theta[0] == 1
+  assert folders(directory) == ["1", "2.torn"]
+
+
 def test_an_empty_folder_made_while_open_stops_no_save(directory):
   with opened(directory) as checkpoints:
     save(checkpoints, 1)
@@ -283,6 +310,19 @@ def test_a_whole_save_that_has_no_number_yet_gets_it(directory):
   with opened(directory) as checkpoints:
     assert_restores(checkpoints, 1)
   assert folders(directory) == ["1"]
+
+
+def test_what_gets_its_number_later_is_on_the_disk_too(directory, monkeypatch):
+  """Killed, or not able to, before it flushed what it had listed."""
+  with opened(directory) as checkpoints:
+    save(checkpoints, 1)
+  (directory / "1").rename(directory / "1.saving")
+  flushed = []
+  monkeypatch.setattr(durable, "flush", flushed.append)
+  with opened(directory) as checkpoints:
+    assert checkpoints.numbers() == [1]
+  files = {path.name for path in (directory / "1").rglob("*")}
+  assert files <= {path.name for path in flushed}
 
 
 # Orbax's writer threads outlive the event loop of a save that failed.

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+from intellect_jax.checkpoint import remote as remote_lib
 from intellect_jax.checkpoint.durable import DurableCheckpoints
 from intellect_jax.checkpoint.remote import MARKER, RemoteCheckpoints
 from intellect_jax.errors import UserError
@@ -136,6 +137,56 @@ def test_a_copy_that_was_cut_off_is_none_and_is_taken_up_again(tmp_path, url):
     assert records(remote) == [1]
 
 
+def test_what_was_cut_off_for_good_is_removed(tmp_path, url):
+  """A newer checkpoint came first: nobody takes up the older copy."""
+  with island(tmp_path / "a", f"file://{tmp_path}/elsewhere") as (here, remote):
+    save(here, remote, 1)
+  with island(tmp_path / "a", url) as (here, remote):
+    system = remote._system
+    remote._system = Dying(system, 2)
+    with pytest.raises(OSError, match="gone"):
+      remote.copy(1)
+    remote._system = system
+    assert len(remote._folders(remote._own)) == 1
+    save(here, remote, 2)
+    (whole,) = remote.copies()
+    assert remote._folders(remote._own) == [whole.path]
+
+
+def test_a_remote_that_is_not_there_is_tried_again(tmp_path, monkeypatch):
+  """A bucket that is missing is a file that is not found, to fsspec."""
+  monkeypatch.setattr(remote_lib, "_BACKOFF", (0.0, 0.0))
+  with island(tmp_path / "a", f"file://{tmp_path}/far") as (here, remote):
+    system, tries = remote._system, []
+
+    class Missing(Dying):
+      def put_file(self, source, target):
+        tries.append(target)
+        if len(tries) < 3:
+          raise FileNotFoundError(target)
+        system.put_file(source, target)
+
+    remote._system = Missing(system, 0)
+    save(here, remote, 1)
+    assert records(remote) == [1]
+
+
+def test_what_comes_from_afar_is_flushed_before_it_counts(
+  tmp_path, url, monkeypatch
+):
+  with island(tmp_path / "a", url) as (here, remote):
+    save(here, remote, 1)
+  with island(tmp_path / "b", url) as (here, remote):
+    flushed = []
+    monkeypatch.setattr(
+      remote_lib, "flush", lambda p: flushed.append((p, here.latest()))
+    )
+    remote.fetch(remote.copies()[0])
+    files = [path for path in (tmp_path / "b/1").rglob("*")]
+    before = [path for path, latest in flushed if latest is None]
+    assert {path.name for path in files} <= {path.name for path in before}
+
+
 def test_a_damaged_copy_never_becomes_a_checkpoint(tmp_path, url):
   with island(tmp_path / "a", url) as (here, remote):
     save(here, remote, 1)
@@ -165,6 +216,22 @@ def test_an_older_copy_is_taken_where_the_newest_is_damaged(tmp_path, url):
     assert remote.fetch_newer(lambda: 0, to=None)
     assert here.numbers() == [1]
     assert_has(here, 1)
+
+
+def test_a_copy_of_what_was_damaged_is_not_fetched_again(tmp_path, url):
+  """Or an island that starts would set it aside and fetch it for ever."""
+  with island(tmp_path / "a", url) as (here, remote):
+    save(here, remote, 1)
+    save(here, remote, 2)
+  with island(tmp_path / "b", url) as (here, remote):
+    remote.distrust(2)  # what was here was not from there
+    for record in (2, 1):
+      assert remote.fetch_newer(lambda: 0, to=None)
+      assert here.numbers() == [record]
+      with pytest.warns(UserWarning, match="Moved the damaged"):
+        here.set_aside(record)
+      remote.distrust(record)
+    assert not remote.fetch_newer(lambda: 0, to=None)
 
 
 def test_a_torn_checkpoint_makes_place_for_its_copy(tmp_path, url):

@@ -196,6 +196,80 @@ def test_what_one_process_cannot_have_the_island_has_not(islands):
       part.take(bytes(8))  # nothing was left lying about
 
 
+@pytest.mark.parametrize("silent", [0, 1])
+def test_a_process_that_does_not_deliver_is_no_other_islands_fault(
+  islands, silent
+):
+  """The coordinator plans without this island; nobody else can be left out."""
+  giver, two = islands(1, 2)
+  offer = giver.crew.offer().state
+  for inner in two._inner:
+    inner.fetcher.patience = 0.1
+  two._inner[silent].share = lambda data, chunk: _far()
+  share = pb.Share(stop=BLOCKS, owner="x", mean=giver.publish_delta())
+  gather = Gather(b"b" * 32, [share], [])
+  with pytest.raises((reduce.MemberError, OSError)) as raised:
+    two.crew.gather(gather, NEVER)
+  assert getattr(raised.value, "island", "an island") == "an island"
+  with pytest.raises(fetching.FetchError):
+    two.crew.fetch(offer, NEVER)
+
+
+def test_what_was_dropped_before_it_came_does_not_stay(islands):
+  giver, two = islands(1, 2)
+  part, inner, cancelled = two._parts[1], two._inner[1], threading.Event()
+  name, share = b"name", inner.share
+
+  def late(data: np.ndarray, chunk: int) -> pb.Blob:
+    cancelled.set()
+    part.do(ipb.Task(drop=name), NEVER)
+    return share(data, chunk)
+
+  inner.share = late
+  fetch = ipb.FetchPart(id=name, state=giver.crew.offer().state)
+  with pytest.raises(fetching.Cancelled):
+    part.do(ipb.Task(fetch=fetch), cancelled)
+  assert not part._coming and not inner._store._blobs
+
+
+def test_a_fetch_that_was_cancelled_writes_nothing_into_the_next(islands):
+  giver, two = islands(1, 2)
+  part, fetcher = two._parts[1], two.fetchers[1]
+  other = 255 - STATE
+  old, new = (giver.stores[0].publish(x, 1024) for x in (STATE, other))
+  waits, go_on, next_began = (threading.Event() for _ in range(3))
+  real = fetcher.fetch
+
+  def slow(addresses, blob_id, *arguments):
+    if blob_id == new.id:
+      next_began.set()
+    for chunk in real(addresses, blob_id, *arguments):
+      if blob_id == old.id and not waits.is_set():
+        waits.set()
+        go_on.wait(30)
+      yield chunk
+
+  fetcher.fetch = slow
+  cancelled = threading.Event()
+  with concurrent.futures.ThreadPoolExecutor(2) as pool:
+    first, second = (
+      ipb.Task(fetch=ipb.FetchPart(id=name, state=state))
+      for name, state in ((b"1", old), (b"2", new))
+    )
+    before = pool.submit(part.do, first, cancelled)
+    assert waits.wait(30)
+    cancelled.set()
+    after = pool.submit(part.do, second, NEVER)
+    if next_began.wait(0.2):  # it must not, but if it does it is soon there
+      concurrent.futures.wait([after], 5)
+    go_on.set()
+    with pytest.raises((fetching.Cancelled, fetching.FetchError)):
+      before.result(30)
+    after.result(30)
+  start, stop = part._coming[b"2"].cuts[1]
+  np.testing.assert_array_equal(part.take(b"2")[start:stop], other[start:stop])
+
+
 @pytest.mark.parametrize("torn", [False, True])
 def test_what_was_gathered_before_all_were_killed_needs_nobody(tmp_path, torn):
   """It may be committed, and nobody else may have it."""

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from intellect_jax.elastic import blobs, chain
+from intellect_jax.elastic import log as log_lib
 from intellect_jax.elastic.log import RecordLog
 from intellect_jax.elastic.protocol import elastic_pb2 as pb
 from intellect_jax.outer.codec import make_codec
@@ -151,6 +152,32 @@ def test_what_is_left_of_another_chain_is_no_part_of_this_one(folder):
   log.keep(chain.seal(pb.Record(number=2, term=2)))
   assert [record.number for record in log.records()] == [0, 1]
   assert replayed(folder, 0) == [1]
+
+
+def test_its_size_is_known_while_a_record_is_written(folder):
+  """Between two looks a partial file gets its name, and is there no more."""
+  log = RecordLog(folder)
+  size = log.size()
+  (folder / "000000004.partial").symlink_to(folder / "gone")
+  assert log.size() == size
+
+
+def test_what_could_not_be_synced_is_synced_the_next_time(folder, monkeypatch):
+  """Else a checkpoint would count that stands on what is not on the disk."""
+  log, flushed = RecordLog(folder), []
+  log.open()
+
+  def fails(path):
+    raise OSError("input/output error")
+
+  with monkeypatch.context() as broken:
+    broken.setattr(log_lib, "_flush", fails)
+    with pytest.raises(OSError, match="input/output"):
+      log.sync(2)
+  monkeypatch.setattr(log_lib, "_flush", lambda path: flushed.append(path.name))
+  log.sync(2)
+  assert {"000000002.mean", "000000002.record", folder.name} <= {*flushed}
+  assert "000000003.record" not in flushed
 
 
 def test_trimming_deletes_means_and_keeps_records(folder):

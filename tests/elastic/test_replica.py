@@ -1,5 +1,9 @@
 """What becomes of x in an island's process, order by order."""
 
+import concurrent.futures
+import contextlib
+import threading
+
 import numpy as np
 from one_process import committed, freeze, host, move
 import pytest
@@ -76,3 +80,25 @@ def test_error_feedback_of_another_island_s_checkpoint_is_not_taken_over(
     kept = island == "ada"
     assert held.feedback.attempt == (b"attempt" if kept else b"")
     assert bool(held.feedback.values.any()) == kept
+
+
+def test_a_state_that_is_offered_twice_at_once_is_served_once(
+  tmp_path, monkeypatch
+):
+  """Else a whole copy of theta and b would never be withdrawn."""
+  with host(tmp_path, "float32") as made:
+    held, withdraw = made.held, made.held.store.withdraw
+    both = threading.Barrier(2)
+
+    def meet(blob_id: bytes) -> None:
+      with contextlib.suppress(threading.BrokenBarrierError):
+        both.wait(0.2)  # it must not come to that
+      withdraw(blob_id)
+
+    monkeypatch.setattr(held.store, "withdraw", meet)
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+      first, second = pool.map(lambda _: held.offer(), range(2))
+    assert first.state.id == second.state.id
+    held.outer.theta[0] += 1
+    held.offer()
+    assert held.store.manifest(first.state.id) is None
