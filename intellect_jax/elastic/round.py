@@ -381,7 +381,7 @@ class IslandRound:
     # Committed, not adopted.
     self._waiting: dict[int, tuple[pb.Record, pb.SealedRecord]] = {}
     self._stood_at = self._tip.number  # of no fragment is more known before
-    self._fetching = b""  # attempt of the committed record whose mean it is
+    self._fetching: bytes | None = None  # attempt of a committed record
 
   def _of(self, fragment: int) -> _Open:
     return self._open.setdefault(fragment, _Open(self._stood_at))
@@ -406,7 +406,7 @@ class IslandRound:
     """The island's own state is of no use: it waits for another."""
     self.record = None
     self._tip = _Tip(-1)
-    self._fetching = b""
+    self._fetching = None
     self._waiting.clear()
 
   def propose(self, proposal: pb.Proposal) -> list[Action]:
@@ -503,7 +503,7 @@ class IslandRound:
     record, _ = self._waiting.get(number, (pb.Record(), None))
     if self._fetching != attempt or record.step.attempt != attempt:
       return []
-    self._fetching = b""
+    self._fetching = None
     reason = f"the mean of record {number} is not to be had"
     want_state = pb.FromIsland(fetch_failed=pb.FetchFailed(reason=reason))
     return [ReadLog(number), Send(want_state)]
