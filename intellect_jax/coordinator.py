@@ -111,7 +111,7 @@ class _Relays:
       self._host = rpc.check_listen(LISTEN.value, credentials)
       before = workdir / _RELAY_FILE
       # At the port of before: islands have it in the addresses of their blobs.
-      self._port = int(before.read_text()) if before.exists() else 0
+      self._port = _port_in(before)
       self._start()
     elif RELAY.value != "none":
       self.told = rpc.split_list(RELAY.value)
@@ -161,6 +161,12 @@ class _Relays:
     if self._process is not None:
       self._process.terminate()
       self._process.wait()
+
+
+def _port_in(path: pathlib.Path) -> int:
+  """The port that was noted there; 0 if none was, or a power loss took it."""
+  text = path.read_text() if path.exists() else ""
+  return int(text) if text.isdecimal() else 0
 
 
 def _tell(log: MetricsLog, record: pb.Record, status: pb.Status) -> None:

@@ -93,6 +93,11 @@ class Manifest:
     """Of a blob whose parts, each whole chunks, were hashed apart."""
     return cls(length, chunk, b"".join(hashes))
 
+  def check_length(self, length: int) -> None:
+    """Raises ValueError unless the blob is as long as who named it has said."""
+    if self.length != length:
+      raise ValueError(f"the blob has {self.length} bytes, not {length}")
+
   def chunks(self, start: int, stop: int) -> range:
     """First bytes of the chunks that cover [start, stop)."""
     first = start - start % self.chunk

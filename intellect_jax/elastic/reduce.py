@@ -285,6 +285,11 @@ class Exchange:
     `on_manifest` hears the manifest if it comes from elsewhere.
     """
     chunk = blobs.chunk_bytes(blob.length, self.codec.block_bytes)
+
+    def heard(manifest: blobs.Manifest) -> None:
+      manifest.check_length(blob.length)  # its last chunk ends where it ends
+      on_manifest(manifest)
+
     for first, last, named in blobs.sources(blob, start, stop):
       here = self.store.get(blob.id, first, last)
       if here is None:
@@ -296,7 +301,7 @@ class Exchange:
           first,
           last,
           cancelled,
-          on_manifest,
+          heard,
         )
         continue
       for offset in range(first, last, chunk):
@@ -390,4 +395,6 @@ class Exchange:
         into[base + offset : base + offset + len(codes)] = codes
     except fetching.FetchError as error:
       raise MemberError(share.owner, error.reason) from error
-    return heard[0]
+    if heard:
+      return heard[0]
+    return self.store.manifest(share.mean.id)  # it came here meanwhile

@@ -66,6 +66,9 @@ class StateFetch:
       self._share_out(direct or ways, cancelled, failures)
     return self._data
 
+  def _check(self, manifest: blobs.Manifest) -> None:
+    manifest.check_length(len(self._data))
+
   def _share_out(
     self,
     donors: list[str],
@@ -103,7 +106,7 @@ class StateFetch:
       stop = min(start + _PIECE, self._stop)
       try:
         for offset, chunk in self._fetcher.fetch(
-          [address], self._id, start, stop, cancelled
+          [address], self._id, start, stop, cancelled, self._check
         ):
           values = np.frombuffer(chunk, np.uint8)
           self._data[offset : offset + len(values)] = values

@@ -6,6 +6,7 @@ done in the machine's order, so that a record is durable before it is told.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+import concurrent.futures
 import itertools
 import pathlib
 import queue
@@ -29,6 +30,7 @@ from intellect_jax.elastic.recovery import TERMS, Recovery
 _TICK = 0.1  # seconds
 _MAX_ISLANDS = 64  # control streams, a thread each
 _QUEUED = 10_000  # messages for one island before it counts as dead
+_PATIENCE = 30  # seconds for the machine's thread to answer
 _END = None  # ends an outgoing queue
 
 
@@ -133,7 +135,10 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
       self._carry_out(actions)
       return reply
 
-    reply = self._ask(change)
+    try:
+      reply = self._ask(change)
+    except Exception as error:
+      context.abort(grpc.StatusCode.UNAVAILABLE, f"it failed: {error}")
     if self.stopped:  # the change may not be on the disk
       context.abort(grpc.StatusCode.UNAVAILABLE, self.stopped)
     return reply
@@ -188,9 +193,21 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
 
   def _ask(self, question: Callable):
     """The answer to a question that the machine's thread is asked."""
-    answer: queue.Queue = queue.Queue()
-    self._inbox.put(lambda: answer.put(question(self._machine)))
-    return answer.get(timeout=30)
+    answer: concurrent.futures.Future = concurrent.futures.Future()
+
+    def work() -> None:
+      try:
+        answer.set_result(question(self._machine))
+      except Exception as error:
+        answer.set_exception(error)
+        raise
+
+    self._inbox.put(work)
+    for _ in range(_PATIENCE):
+      done, _ = concurrent.futures.wait([answer], timeout=1.0)
+      if done or self._closing.is_set():
+        break
+    return answer.result(timeout=0)
 
   def _work(self) -> None:
     next_tick = time.monotonic()

@@ -155,6 +155,38 @@ def test_a_share_that_is_not_what_was_fixed_is_fetched():
     np.testing.assert_array_equal(mean, expected_mean(islands))
 
 
+def test_a_share_that_is_longer_than_it_was_said_stays_out_of_the_others():
+  """Its last chunk would lie in the next share, which was verified."""
+  with contextlib.closing(Islands("int8", patience=0.2)) as islands:
+    for name in TOKENS:
+      islands.round.share_reduced(name, islands.reduce(name))
+    store, mean = islands.exchanges["a"].store, islands.plan.shares[0].mean
+    own = store.get(mean.id, 0, mean.length)
+    assert own is not None
+    longer = np.concatenate([own, np.full(len(own), 7, np.uint8)])
+    mean.id = store.publish(longer, len(longer)).id
+    with pytest.raises(reduce.MemberError, match="a: the blob has"):
+      islands.gather("c", islands.plan.shares)
+
+
+def test_a_share_that_comes_here_meanwhile_is_taken(monkeypatch):
+  """It was not here when its manifest was looked for."""
+  with contextlib.closing(Islands("int8")) as islands:
+    for name in TOKENS:
+      islands.round.share_reduced(name, islands.reduce(name))
+    store, asked = islands.exchanges["a"].store, set()
+    manifest = store.manifest
+
+    def late(blob_id: bytes):
+      before = blob_id in asked
+      asked.add(blob_id)
+      return manifest(blob_id) if before else None
+
+    monkeypatch.setattr(store, "manifest", late)
+    mean = islands.gather("a", islands.plan.shares)
+    np.testing.assert_array_equal(mean, expected_mean(islands))
+
+
 def test_nobody_waits_for_more_of_a_share_once_it_is_fixed():
   """Its owner died in between; others have it."""
   with contextlib.closing(Islands("int8", patience=0.3)) as islands:

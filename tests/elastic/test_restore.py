@@ -101,6 +101,15 @@ def test_wrong_bytes_never_become_the_state(data, donors, fetcher):
     )
 
 
+def test_a_state_that_is_too_long_is_refused(data, donors, fetcher):
+  """It would end a thread that reads, and its piece would be asked for ever."""
+  longer = donors(np.concatenate([data, data]))
+  with pytest.raises(fetching.FetchError, match="the blob has"):
+    StateFetch(fetcher, LENGTH).fetch(
+      longer.blob.id, [longer.address], threading.Event()
+    )
+
+
 def test_a_process_of_an_island_fetches_its_part(data, donors, fetcher):
   donor, part = donors(data), (9 << 20, 23 << 20)
   fetch = StateFetch(fetcher, LENGTH, part)

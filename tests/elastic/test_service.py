@@ -192,6 +192,19 @@ def test_what_is_not_durable_is_not_told(service, attend):
     stream.hear("record")
 
 
+def test_a_change_that_cannot_be_written_is_answered_at_once(service, attend):
+  """Nor does the process that ends linger until somebody is tired of asking."""
+  stream = attend()
+  stream.say(hello=hello())
+  stream.say(state_ready=state_ready())
+  stream.hear("record")
+  service._ledger.close()
+  pause = pb.ControlRequest(pause=pb.SetPause(paused=True))
+  with pytest.raises(grpc.RpcError, match="it failed"):
+    stream.stub.Control(pause, timeout=5)
+  assert service.done.wait(SECONDS)
+
+
 def test_a_port_in_use_is_said_and_holds_nothing(service, tmp_path):
   workdir = tmp_path / "other"
   with pytest.raises(UserError, match="port is in use"):
