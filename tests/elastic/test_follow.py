@@ -53,6 +53,7 @@ class Island:
     held: Any = self.held
     diary: Any = mock.Mock()
     self.crew: Any = mock.Mock(reach=lambda checkpoint: checkpoint)
+    self.crew.order.return_value = [ipb.Report()]
     self.follower = Follower(
       run_config(),
       "ada",
@@ -208,9 +209,10 @@ def test_who_was_about_to_leave_when_the_final_record_is_taken_back_says_so():
   news.annulled = 1, 0
   island.held.record = final
 
-  def restore(order: ipb.Order) -> None:
+  def restore(order: ipb.Order) -> list[ipb.Report]:
     if order.HasField("restore"):
       island.held.record = GENESIS
+    return [ipb.Report()]
 
   island.crew.order = restore
   with pytest.raises(UserError, match="start this island again"):
