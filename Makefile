@@ -43,6 +43,7 @@ instruct: setup  ## Fine-tune a small model on conversations, then preferences
 test: setup  ## Run the tests, under 8 minutes on two cores
 	# Three on two cores: tests that start processes mostly wait for them.
 	$(BIN)/python -m pytest -n 3 --dist=worksteal
+	$(BIN)/python -m pytest -m alone
 
 test-extras: setup  ## Install torch, lm-eval, openai, an S3 server …; test with them
 	$(BIN)/python -m pip install --quiet --constraint requirements.lock \

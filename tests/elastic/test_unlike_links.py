@@ -136,6 +136,7 @@ def predicted(weights: list[int], up: list[float], down: list[float]) -> float:
   return LENGTH * seconds(shares, np.array(up) / 8e-6, np.array(down) / 8e-6)
 
 
+@pytest.mark.alone
 def test_what_links_carry_is_measured_and_makes_rounds_faster(swarm):
   """One of four links at a quarter. The model says 1.5 times as fast.
 
