@@ -6,7 +6,7 @@ that nobody holds any more, after a power loss, is annulled in time
 """
 
 from intellect_jax.elastic.books import Books
-from intellect_jax.elastic.membership import Membership, State
+from intellect_jax.elastic.membership import Member, Membership, State
 from intellect_jax.elastic.outbox import Outbox
 from intellect_jax.elastic.quorum import Quorum
 from intellect_jax.elastic.transfers import Transfers
@@ -79,6 +79,11 @@ class Annulments:
         f"no island's checkpoints reach back to {to}, only to {min(reach)}"
       )
 
+  def _here(self) -> list[Member]:
+    """Who can be heard, with a state or without."""
+    members = self._members.members.values()
+    return [member for member in members if member.session is not None]
+
   def is_held(self) -> bool:
     """Whether some island has the run's newest state."""
     return bool(self._members.holding(self._books.chain.state))
@@ -86,7 +91,7 @@ class Annulments:
   def advance(self, now: float) -> None:
     """Who held the newest mean is lost: back to the newest that is here."""
     newest = self._books.chain.state
-    here = [m for m in self._members.members.values() if m.session is not None]
+    here = self._here()
     few = len(here) < self._quorum.needed(now)
     if few or not self._books.chain.records or self.is_held():
       self._held_at = now
@@ -112,7 +117,7 @@ class Annulments:
       return ""
     newest = self._books.chain.state
     missing = f"no island here has the state of record {newest}"
-    here = [m for m in self._members.members.values() if m.session is not None]
+    here = self._here()
     if here and newest and all(member.record < 0 for member in here):
       return (
         f"{missing}, or of one before it that is the run's: wait for one that"

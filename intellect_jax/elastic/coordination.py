@@ -97,11 +97,6 @@ class Coordinator:
     return self.books.term
 
   @property
-  def digest(self) -> str:
-    """Of the run half, as the run was started."""
-    return self.books.digest
-
-  @property
   def log(self) -> list[pb.SealedRecord]:
     return self.books.chain.log
 

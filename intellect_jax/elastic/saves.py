@@ -182,9 +182,8 @@ class Saves:
     annulled = self._annulled()
     newest = next((n for n in numbers if n not in annulled), None)
     if newest is not None:
-      self.forget_annulled()
       for number in self._here.numbers():
-        if to is not None and number > to:
+        if number in annulled or (to is not None and number > to):
           self._here.drop(number)
     return newest
 

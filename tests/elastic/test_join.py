@@ -69,14 +69,20 @@ def pool():
     yield made
 
 
-def test_another_island_is_told_to_make_the_initial_state_meanwhile(
-  coordinator, agent, pool
-):
-  """As this one's stream was broken when it had made it."""
+def initialising(coordinator, agent, pool) -> concurrent.futures.Future:
+  """It has made the initial state, and waits for what becomes of that."""
   crew: Any = Crew()
   coordinator.hear("hello")
   made = pool.submit(join.initialise, crew, agent, lambda: False)
   coordinator.hear("state_ready")
+  return made
+
+
+def test_another_island_is_told_to_make_the_initial_state_meanwhile(
+  coordinator, agent, pool
+):
+  """As this one's stream was broken when it had made it."""
+  made = initialising(coordinator, agent, pool)
   coordinator.says.put(BREAK)
   assert not coordinator.hear("hello").has_state
   coordinator.says.put(RESTORE)
@@ -86,10 +92,7 @@ def test_another_island_is_told_to_make_the_initial_state_meanwhile(
 def test_the_run_is_over_when_the_initial_state_is_made(
   coordinator, agent, pool
 ):
-  crew: Any = Crew()
-  coordinator.hear("hello")
-  made = pool.submit(join.initialise, crew, agent, lambda: False)
-  coordinator.hear("state_ready")
+  made = initialising(coordinator, agent, pool)
   coordinator.says.put(dict(finished=pb.Finished()))
   assert made.result(SECONDS) is False
 
